@@ -1,0 +1,1 @@
+//! Counting hashtags over streams of records.

@@ -1,0 +1,1 @@
+//! The order of an epoch, without a list of it.

@@ -1,0 +1,67 @@
+//! What can go wrong, sorted by who can mend it.
+//!
+//! The binding maps every variant to one Python exception and the command line to one exit code,
+//! so a caller can tell a wrong option from a corrupt file. Messages are one paragraph: what was
+//! attempted, on what, what was expected and found, and what to do.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of every fallible call of the engine.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call of the engine did not succeed.
+#[derive(Debug)]
+pub enum Error {
+    /// Options that make no sense, alone or with this input (exit code 2).
+    Usage(String),
+    /// Input that is corrupt, cut short, of another version or not what it says (exit code 3).
+    Data(String),
+    /// The operating system refused something on a file (exit code 1).
+    Io { path: PathBuf, source: io::Error },
+    /// The caller asked to stop (exit code 130).
+    Cancelled,
+}
+
+impl Error {
+    /// Wrong usage.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::Usage(message.into())
+    }
+
+    /// Bad data.
+    pub fn data(message: impl Into<String>) -> Self {
+        Self::Data(message.into())
+    }
+
+    /// A refusal of the operating system, with the path it concerned.
+    pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), source }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(message) | Self::Data(message) => f.write_str(message),
+            Self::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Cancelled => f.write_str("interrupted"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<arrow_schema::ArrowError> for Error {
+    fn from(error: arrow_schema::ArrowError) -> Self {
+        Self::Data(format!("Arrow data could not be read: {error}"))
+    }
+}

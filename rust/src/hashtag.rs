@@ -1,0 +1,1 @@
+//! Hashtags as people write them, brought into one form.

@@ -1,0 +1,33 @@
+//! The engine of `wsl`: everything that must be done a billion times.
+//!
+//! Hashtag records come in as Arrow record batches and leave as counts, a vocabulary and a
+//! memory-mapped index over tar shards; teacher scores come in as pairs or dense rows and leave as
+//! the K best images of every class. Nothing here knows of Python except the [`python`] folder,
+//! which is compiled only with the feature `python`.
+//!
+//! Three rules hold in every module:
+//!
+//! * **The result is a function of the input and the options alone.** Threads, memory limits and
+//!   the partition of the input never change a byte of it.
+//! * **Bytes from outside are hostile.** Lengths are capped, arithmetic is checked, and the answer
+//!   to bad input is an [`Error`] that says where, what was expected and what to do.
+//! * **A file becomes visible only when it is whole** ([`publish`]).
+
+pub mod count;
+pub mod epoch;
+mod error;
+pub mod hashtag;
+pub mod index;
+pub mod job;
+pub mod noise;
+pub mod publish;
+pub mod resample;
+pub mod selection;
+pub mod shard;
+pub mod vocabulary;
+pub mod zipf;
+
+#[cfg(feature = "python")]
+mod python;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Label noise, replaced as the 2018 study did it.

@@ -1,0 +1,1 @@
+//! Repeat factors: how often an image is seen in an epoch.

@@ -1,0 +1,1 @@
+//! Top-K/top-P selection.

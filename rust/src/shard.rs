@@ -1,0 +1,1 @@
+//! Tar shards, scanned by their headers alone.

@@ -1,0 +1,1 @@
+//! The vocabulary: which tag is which label.

@@ -1,0 +1,67 @@
+"""Weakly and semi-supervised training of image classifiers, from hashtags and tar shards to a model.
+
+The names below are the engine's verbs and need no torch; they are loaded when first used, so that
+``import wsl`` costs next to nothing. Training lives in `wsl.training`, commands in `wsl.cli`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsl._core import DataError, UsageError, WslError, __version__
+    from wsl.hashtags import HashtagCounts, Vocabulary, ZipfFit, count_hashtags, fit_zipf
+    from wsl.index import EpochOrder, Index, build_index, label_noise, pack_shards, repeat_factors
+    from wsl.selection import TopK
+
+_HOME = {
+    "DataError": "wsl._core",
+    "UsageError": "wsl._core",
+    "WslError": "wsl._core",
+    "__version__": "wsl._core",
+    "HashtagCounts": "wsl.hashtags",
+    "Vocabulary": "wsl.hashtags",
+    "ZipfFit": "wsl.hashtags",
+    "count_hashtags": "wsl.hashtags",
+    "fit_zipf": "wsl.hashtags",
+    "EpochOrder": "wsl.index",
+    "Index": "wsl.index",
+    "build_index": "wsl.index",
+    "label_noise": "wsl.index",
+    "pack_shards": "wsl.index",
+    "repeat_factors": "wsl.index",
+    "TopK": "wsl.selection",
+}
+
+__all__ = [
+    "DataError",
+    "EpochOrder",
+    "HashtagCounts",
+    "Index",
+    "TopK",
+    "UsageError",
+    "Vocabulary",
+    "WslError",
+    "ZipfFit",
+    "__version__",
+    "build_index",
+    "count_hashtags",
+    "fit_zipf",
+    "label_noise",
+    "pack_shards",
+    "repeat_factors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'wsl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

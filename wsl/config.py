@@ -1,0 +1,232 @@
+"""Every configuration of wsl: what `wsl.yaml` and `configs/stages/*.yaml` may say.
+
+YAML keys equal the field names below, unknown keys are refused with the nearest known one, and
+`--set a.b=c` reaches every field. This module knows no other of the package but the exceptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wsl._core import UsageError
+
+Stage = Literal["pretrain", "teacher", "student", "finetune"]
+STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "student", "finetune")
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Config(BaseModel):
+    """A group of settings; unknown keys and values of the wrong type are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class VocabularyConfig(Config):
+    """How a vocabulary is made when the index has none yet."""
+
+    min_count: Positive = 1
+    """Tags on fewer records are left out."""
+    max_labels: Positive | None = None
+    """At most this many labels, the most frequent first."""
+    file: Path | None = None
+    """Use this `vocabulary.parquet` and make none."""
+
+
+class IndexConfig(Config):
+    """One index of a workspace, built at `index/<name>/`."""
+
+    shards: str | list[str] | None = None
+    """Glob or globs of tar shards, relative to the workspace."""
+    records: str | list[str] | None = None
+    """Glob or globs of record tables (Parquet, CSV/TSV, NDJSON, Arrow IPC)."""
+    label_kind: Literal["hashtag", "class"] | None = None
+    """What the labels are; absent for unlabelled shards."""
+    key_column: str = "key"
+    hashtags_column: str = "hashtags"
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    class_names: Path | None = None
+    """A text file with the name of class i on line i."""
+    exclude: Path | None = None
+    """A text file of keys to leave out, one a line (takedowns, images of a test set)."""
+
+
+class StageSource(Config):
+    """Which config a stage starts from, and what it reads."""
+
+    config: Path
+    index: str
+    """Name of the index it trains on."""
+    evaluate: str | None = None
+    """Name of the held-out index it is evaluated on."""
+    init: Stage | None = None
+    """The stage whose weights it starts from."""
+
+
+class WorkspaceConfig(Config):
+    """The file `wsl.yaml`."""
+
+    indexes: dict[str, IndexConfig]
+    stages: dict[Stage, StageSource] = {}
+
+    @model_validator(mode="after")
+    def _stages_name_indexes(self) -> Self:
+        for stage, source in self.stages.items():
+            for field, name in (("index", source.index), ("evaluate", source.evaluate)):
+                if name is not None and name not in self.indexes:
+                    raise ValueError(f"stages.{stage}.{field}: there is no index named {name!r}")
+        return self
+
+
+class ModelConfig(Config):
+    """Which network, by torchvision's name or `narrow`, our own family for small images."""
+
+    name: str = "narrow"
+    widths: list[Positive] = [32, 64, 128]
+    """narrow: channels of each residual block; every block after the first halves the image."""
+    stem: Literal["conv", "patch"] = "conv"
+    """narrow: a 3x3 convolution of stride 2, or non-overlapping patches of 4x4."""
+    stem_width: Positive = 32
+    num_channels: Literal[1, 3] = 3
+    """Colour channels of the images; 1 turns them grey."""
+    image_size: Positive = 224
+    """Side of the square the network sees, in pixels."""
+
+
+class DataConfig(Config):
+    """What happens to an image on its way in."""
+
+    sampling: Literal["natural", "square-root", "uniform"] = "natural"
+    threshold: float | None = None
+    """The t of the repeat factors; absent, it is chosen so that the epoch keeps its length factor."""
+    label_noise: Share = 0.0
+    """The share of labels replaced by others (Mahajan et al. 2018, section 3.1.2)."""
+    target: Literal["pairs", "multilabel", "soft"] = "pairs"
+    """How pseudo-labels become targets."""
+    crop: bool = True
+    """Train on random resized crops; otherwise the whole image, shifted."""
+    shift: int = Field(default=0, ge=0)
+    """Random translation by up to this many pixels."""
+    flip: bool = True
+    """Mirror every other image."""
+    mean: list[float] = [0.485, 0.456, 0.406]
+    std: list[float] = [0.229, 0.224, 0.225]
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that decode images, per rank."""
+    max_corrupt_share: Share = 0.01
+    """Above this share of undecodable images the run fails."""
+    max_pixels: Positive = 50_000_000
+    """Images with more pixels count as corrupt."""
+
+
+class OptimizerConfig(Config):
+    """SGD with momentum and a cosine schedule, as both papers' reference recipes have it."""
+
+    lr: float = Field(default=0.1, gt=0)
+    """Peak learning rate for the global batch."""
+    momentum: Share = 0.9
+    nesterov: bool = True
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    gradient_clipping: float = Field(default=0.0, ge=0)
+    """Norm to clip gradients to; 0 is off."""
+
+
+class StageConfig(Config):
+    """One stage of training, the content of `configs/stages/*.yaml`."""
+
+    stage: Stage
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    deepspeed: Path = Path("configs/deepspeed/zero1.json")
+    """DeepSpeed's own settings: ZeRO, precision; batch size and optimizer come from here."""
+    batch_size: Positive = 256
+    """Global batch, over all ranks."""
+    num_steps: Positive = 1000
+    train: Literal["all", "last-layer"] = "all"
+    """Finetune the whole network, or the last layer alone (feature transfer)."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    checkpoint_every: Positive = 500
+    log_every: Positive = 10
+    evaluate_every: Positive | None = None
+    """Steps between evaluations; absent, once at the end."""
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
+    """Reads `path` as a `kind` and applies `a.b=c` overrides.
+
+    Raises FileNotFoundError, and UsageError that names the file, the key and the nearest known key.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: expected a YAML mapping, found {type(tree).__name__}")
+    for override in overrides or []:
+        _override(tree, override)
+    return check(kind, tree, str(path))
+
+
+def check(kind: type[C], tree: dict[str, Any], where: str) -> C:
+    """Makes a `kind` of a parsed YAML tree; UsageError tells every fault at once."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        faults = "; ".join(_fault(kind, dict(fault)) for fault in error.errors(include_url=False))
+        raise UsageError(f"{where}: {faults}") from None
+
+
+def dump(config: Config) -> str:
+    """The YAML text of `config`, every field resolved; `load` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: expected KEY=VALUE, for example --set optimizer.lr=0.05")
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"--set {override}: {parent!r} is a value, not a group of settings")
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: not a YAML value: {error}") from None
+
+
+def _fault(kind: type[Config], fault: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in fault["loc"]) or "(top)"
+    if fault["type"] != "extra_forbidden":
+        return f"{place}: {fault['msg']}"
+    known = _fields_at(kind, fault["loc"][:-1])
+    nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+    return f"unknown key {place!r}; {hint}"
+
+
+def _fields_at(kind: type[Config], location: tuple[Any, ...]) -> list[str]:
+    annotation: Any = kind
+    for part in location:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[part].annotation
+        else:
+            annotation = typing.get_args(annotation)[-1]
+        if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+            annotation = next(arm for arm in typing.get_args(annotation) if arm is not type(None))
+    return list(annotation.model_fields)

@@ -1,0 +1,1 @@
+"""Sweeps over noise, sampling and K."""
