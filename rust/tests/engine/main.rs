@@ -1,1 +1,7 @@
 //! The engine from outside, one module per part.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod count;
+mod hashtag;
+mod vocabulary;

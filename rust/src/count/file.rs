@@ -1,0 +1,220 @@
+//! Counts as a file, to be made apart and joined.
+//!
+//! Little-endian: the magic `WSLCOUNT`, the format version (u32); records, duplicates (u64) and the
+//! rejected tags by cause (number of causes as u32, then u64 each); the number of sizes (u64), then
+//! size and records (u64 each) by ascending size; the number of tags (u64), then length (u8), bytes
+//! and count (u64) of each by ascending bytes; last the XXH3 hash (128 bits) of all before it. Equal
+//! counts make equal files.
+//!
+//! A file is data from outside: no length in it is trusted, order and sums must be right, and what
+//! is wrong with it is said.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::HashtagCounts;
+use crate::hashtag::{MAX_BYTES, Rejection};
+use crate::publish::Unpublished;
+use crate::{Error, Result};
+
+const MAGIC: [u8; 8] = *b"WSLCOUNT";
+const FORMAT_VERSION: u32 = 1;
+
+impl HashtagCounts {
+    /// Writes the counts to `path`, whole or not at all.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let mut file = Unpublished::create(path)?;
+        self.write_to(&mut file).map_err(|error| Error::io(path, error))?;
+        file.publish()
+    }
+
+    fn write_to(&self, file: &mut impl Write) -> std::io::Result<()> {
+        let mut out = Hashed { file, hasher: Xxh3::new() };
+        out.write(&MAGIC)?;
+        out.write(&FORMAT_VERSION.to_le_bytes())?;
+        out.number(self.tally.num_records)?;
+        out.number(self.tally.num_duplicates)?;
+        out.write(&(self.tally.rejected.len() as u32).to_le_bytes())?;
+        for number in self.tally.rejected {
+            out.number(number)?;
+        }
+        out.number(self.sizes.iter().count() as u64)?;
+        for (size, records) in self.sizes.iter() {
+            out.number(size)?;
+            out.number(records)?;
+        }
+        let mut tags: Vec<_> = self.table.iter().collect();
+        tags.sort_unstable();
+        out.number(tags.len() as u64)?;
+        for (tag, count) in tags {
+            out.write(&[tag.len() as u8])?;
+            out.write(tag)?;
+            out.number(count)?;
+        }
+        let digest = out.hasher.digest128();
+        out.file.write_all(&digest.to_le_bytes())
+    }
+
+    /// Reads a file of [`save`](Self::save), and checks all of it.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|error| Error::io(path, error))?;
+        let mut input =
+            Input { file: BufReader::with_capacity(1 << 18, file), path, hasher: Xxh3::new() };
+        if input.bytes::<8>()? != MAGIC {
+            return Err(input.fault("it is no file of hashtag counts (the magic is missing)"));
+        }
+        let version = u32::from_le_bytes(input.bytes()?);
+        if version != FORMAT_VERSION {
+            return Err(input.fault(&format!(
+                "it is of format version {version}, and this wsl reads version {FORMAT_VERSION}"
+            )));
+        }
+        let mut counts = Self::default();
+        input.read_tally(&mut counts)?;
+        let num_sized = input.read_sizes(&mut counts)?;
+        input.read_tags(&mut counts)?;
+        if counts.tally.num_hashtags != num_sized {
+            return Err(input.fault(&format!(
+                "its counts add up to {} and its records hold {num_sized} hashtags",
+                counts.tally.num_hashtags
+            )));
+        }
+        input.check_end()?;
+        Ok(counts)
+    }
+}
+
+struct Hashed<'a, W: Write> {
+    file: &'a mut W,
+    hasher: Xxh3,
+}
+
+impl<W: Write> Hashed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.hasher.update(bytes);
+        self.file.write_all(bytes)
+    }
+
+    fn number(&mut self, number: u64) -> std::io::Result<()> {
+        self.write(&number.to_le_bytes())
+    }
+}
+
+struct Input<'a> {
+    file: BufReader<File>,
+    path: &'a Path,
+    hasher: Xxh3,
+}
+
+impl Input<'_> {
+    fn fault(&self, fault: &str) -> Error {
+        Error::data(format!(
+            "{}: the hashtag counts cannot be read: {fault}; count again or restore the file",
+            self.path.display()
+        ))
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<()> {
+        self.file.read_exact(buffer).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.fault("it is cut short"),
+            _ => Error::io(self.path, error),
+        })
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        self.hasher.update(&bytes);
+        Ok(bytes)
+    }
+
+    fn number(&mut self) -> Result<u64> {
+        self.bytes().map(u64::from_le_bytes)
+    }
+
+    fn sum(&self, a: u64, b: Option<u64>) -> Result<u64> {
+        b.and_then(|b| a.checked_add(b)).ok_or_else(|| self.fault("its numbers overflow 64 bits"))
+    }
+
+    fn read_tally(&mut self, counts: &mut HashtagCounts) -> Result<()> {
+        counts.tally.num_records = self.number()?;
+        counts.tally.num_duplicates = self.number()?;
+        let causes = u32::from_le_bytes(self.bytes()?);
+        if causes as usize != Rejection::ALL.len() {
+            return Err(self.fault(&format!("it knows {causes} causes of rejection")));
+        }
+        let mut all = counts.tally.num_duplicates;
+        for cause in 0..Rejection::ALL.len() {
+            counts.tally.rejected[cause] = self.number()?;
+            all = self.sum(all, Some(counts.tally.rejected[cause]))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the histogram and returns how many tags it stands for.
+    fn read_sizes(&mut self, counts: &mut HashtagCounts) -> Result<u64> {
+        let (mut num_records, mut num_hashtags, mut previous) = (0, 0, None);
+        for _ in 0..self.number()? {
+            let (size, records) = (self.number()?, self.number()?);
+            if records == 0 || previous.is_some_and(|previous| previous >= size) {
+                return Err(self.fault("its tags per record are not in order"));
+            }
+            previous = Some(size);
+            num_records = self.sum(num_records, Some(records))?;
+            num_hashtags = self.sum(num_hashtags, size.checked_mul(records))?;
+            counts.sizes.add(size, records);
+        }
+        if num_records != counts.tally.num_records {
+            return Err(self.fault(&format!(
+                "it tells of {} records and sorts {num_records} by their tags",
+                counts.tally.num_records
+            )));
+        }
+        Ok(num_hashtags)
+    }
+
+    fn read_tags(&mut self, counts: &mut HashtagCounts) -> Result<()> {
+        let mut previous = Vec::new();
+        for _ in 0..self.number()? {
+            let [length] = self.bytes()?;
+            let mut tag = [0; MAX_BYTES];
+            let Some(tag) = tag.get_mut(..usize::from(length)).filter(|tag| !tag.is_empty()) else {
+                return Err(self.fault(&format!("a tag is {length} bytes long")));
+            };
+            self.fill(tag)?;
+            self.hasher.update(tag);
+            if std::str::from_utf8(tag).is_err() {
+                return Err(self.fault("a tag is not UTF-8"));
+            }
+            if previous.as_slice() >= &*tag {
+                return Err(self.fault("its tags are not in order"));
+            }
+            previous.clear();
+            previous.extend_from_slice(tag);
+            let count = self.number()?;
+            if count == 0 || count > counts.tally.num_records {
+                return Err(self.fault(&format!("a tag is on {count} records")));
+            }
+            counts.tally.num_hashtags = self.sum(counts.tally.num_hashtags, Some(count))?;
+            counts.table.add(tag, xxh3_64(tag), count);
+        }
+        Ok(())
+    }
+
+    fn check_end(&mut self) -> Result<()> {
+        let expected = self.hasher.digest128();
+        if u128::from_le_bytes(self.bytes()?) != expected {
+            return Err(self.fault("its checksum is wrong"));
+        }
+        match self.file.read(&mut [0]) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(self.fault("something follows its end")),
+            Err(error) => Err(Error::io(self.path, error)),
+        }
+    }
+}

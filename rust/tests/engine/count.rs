@@ -1,0 +1,151 @@
+//! Counts: the same for every partition, and files that are refused when they are wrong.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use proptest::prelude::*;
+use wsl_core::Error;
+use wsl_core::count::{CountOptions, HashtagCounts};
+use wsl_core::job::Job;
+
+pub fn batch(records: &[&str]) -> RecordBatch {
+    let column: ArrayRef = Arc::new(StringArray::from(records.to_vec()));
+    RecordBatch::try_from_iter([("hashtags", column)]).unwrap()
+}
+
+pub fn options(num_threads: usize) -> CountOptions {
+    CountOptions { column: "hashtags".into(), separator: None, num_threads: Some(num_threads) }
+}
+
+pub fn counted(records: &[&str]) -> HashtagCounts {
+    let mut counts = HashtagCounts::new();
+    counts.update([Ok(batch(records))], &options(2), &Job::new()).unwrap();
+    counts
+}
+
+fn bytes_of(counts: &HashtagCounts) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("counts.bin");
+    counts.save(&path).unwrap();
+    fs::read(path).unwrap()
+}
+
+#[test]
+fn tags_are_ranked_by_count_and_ties_by_bytes() {
+    let counts = counted(&["dog cat", "cat a-tag-of-more-than-fifteen-bytes", "Cat cat", ""]);
+    let expected = [("cat", 3), ("a-tag-of-more-than-fifteen-bytes", 1), ("dog", 1)];
+    assert_eq!(counts.ranked(), expected);
+    assert_eq!(counts.tally().num_duplicates, 1);
+    assert_eq!(counts.tags_per_record(), BTreeMap::from([(0, 1), (1, 1), (2, 2)]));
+    assert_eq!(counts.multiplicities(), BTreeMap::from([(1, 2), (3, 1)]));
+    assert_eq!(counts.table().unwrap()[0].num_rows(), 3);
+}
+
+#[test]
+fn a_missing_column_is_told_with_the_columns_there_are() {
+    let mut counts = HashtagCounts::new();
+    let wrong = CountOptions { column: "tags".into(), ..options(1) };
+    let error = counts.update([Ok(batch(&["a"]))], &wrong, &Job::new()).unwrap_err();
+    assert!(error.to_string().contains("\"tags\"") && error.to_string().contains("hashtags"));
+    assert_eq!(counts.tally().num_records, 0);
+}
+
+#[test]
+fn a_cancelled_count_leaves_the_counts_as_they_were() {
+    let mut counts = counted(&["a b"]);
+    let before = bytes_of(&counts);
+    let job = Job::new();
+    job.cancel();
+    let result = counts.update([Ok(batch(&["c"]))], &options(1), &job);
+    assert!(matches!(result, Err(Error::Cancelled)));
+    assert_eq!(bytes_of(&counts), before);
+}
+
+/// Replaces the checksum by the right one, so that a test reaches what lies behind it.
+fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let body = bytes.len() - 16;
+    let digest = xxhash_rust::xxh3::xxh3_128(&bytes[..body]);
+    bytes[body..].copy_from_slice(&digest.to_le_bytes());
+    bytes
+}
+
+fn fault(bytes: &[u8]) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("counts.bin");
+    fs::write(&path, bytes).unwrap();
+    match HashtagCounts::load(&path) {
+        Ok(_) => None,
+        Err(Error::Data(message)) => Some(message),
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn files_that_are_wrong_are_refused_with_the_fault() {
+    let good = bytes_of(&counted(&["cat dog", "cat"]));
+    assert_eq!(fault(&good), None);
+    for length in 0..good.len() {
+        assert!(fault(&good[..length]).is_some(), "cut to {length} bytes");
+    }
+    for place in 0..good.len() {
+        let mut bad = good.clone();
+        bad[place] ^= 0x41;
+        assert!(fault(&bad).is_some(), "byte {place} changed");
+    }
+    let fault_with = |place: usize, byte: u8| {
+        let mut bad = good.clone();
+        bad[place] = byte;
+        fault(&resealed(bad)).unwrap_or_default()
+    };
+    assert!(fault_with(0, b'X').contains("magic"));
+    assert!(fault_with(8, 9).contains("version 9"));
+    assert!(fault_with(12, 7).contains("7 records"));
+    assert!(fault(&[&good[..], b"x"].concat()).unwrap().contains("follows its end"));
+    let cat = good.windows(3).position(|window| window == b"cat").unwrap();
+    assert!(fault_with(cat, b'x').contains("order"));
+    assert!(fault_with(cat, 0xff).contains("UTF-8"));
+    assert!(fault_with(cat - 1, 0).contains("0 bytes long"));
+    assert!(fault_with(cat + 3, 0).contains("0 records"));
+    assert!(fault_with(cat + 3, 1).contains("add up to"));
+}
+
+#[test]
+fn a_missing_file_is_the_systems_error() {
+    assert!(matches!(HashtagCounts::load("/nowhere/counts.bin"), Err(Error::Io { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(120))]
+
+    #[test]
+    fn threads_batches_and_merges_never_change_a_byte(
+        records in prop::collection::vec("([a-d]|[e-h]{16,18}| |#){0,9}", 0..40),
+        size in 1usize..12,
+        threads in 1usize..9,
+        cut in 0usize..40,
+    ) {
+        let texts: Vec<_> = records.iter().map(String::as_str).collect();
+        let whole = counted(&texts);
+        let tally = whole.tally();
+        prop_assert_eq!(tally.num_records, texts.len() as u64);
+        let sum: u64 = whole.ranked().iter().map(|(_, count)| count).sum();
+        prop_assert_eq!(sum, tally.num_hashtags);
+
+        let (left, right) = texts.split_at(cut.min(texts.len()));
+        let mut parts = [left, right].map(|part| {
+            let mut counts = HashtagCounts::new();
+            let batches = part.chunks(size).map(|chunk| Ok(batch(chunk)));
+            counts.update(batches, &options(threads), &Job::new()).unwrap();
+            counts
+        });
+        let mut backwards = parts[1].clone();
+        backwards.merge(&parts[0]);
+        let [first, second] = &mut parts;
+        first.merge(second);
+        prop_assert_eq!(bytes_of(first), bytes_of(&whole));
+        prop_assert_eq!(bytes_of(&backwards), bytes_of(&whole));
+        prop_assert_eq!(fault(&bytes_of(&whole)), None);
+    }
+}
