@@ -173,7 +173,7 @@ class Workspace:
             if not matches:
                 raise UsageError(f"{self.file}: no file matches {pattern!r} under {self.root}")
             found.update(Path(match) for match in matches)
-        return sorted(found, key=lambda path: os.fsencode(path))
+        return sorted(found, key=os.fsencode)
 
 
 def is_complete(run: Path) -> bool:
