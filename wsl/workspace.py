@@ -1,0 +1,193 @@
+"""A workspace: a folder with a `wsl.yaml`, and where everything made from it lies.
+
+Commands ask the workspace for their inputs, so that they need no paths; what is missing is a
+UsageError that names the command to run first. Nothing here reads data.
+
+    wsl.yaml
+    index/<name>/            the indexes
+    runs/<stage>/            the trained stages
+    predictions/<index>/     the teacher's predictions
+    pseudolabels.parquet     what the selection chose
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsl._core import DataError, UsageError
+from wsl.config import IndexConfig, Stage, StageSource, WorkspaceConfig, load
+
+WORKSPACE_FILE = "wsl.yaml"
+ENVIRONMENT = "WSL_WORKSPACE"
+PSEUDOLABELS = "pseudolabels.parquet"
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """What a stage reads and where it writes; every path is absolute."""
+
+    config: Path
+    """The stage's YAML."""
+    index: Path
+    """The index it trains on."""
+    out: Path
+    """Its run folder."""
+    evaluate: Path | None = None
+    """The held-out index."""
+    pseudolabels: Path | None = None
+    """D-hat, for the student."""
+    init: Path | None = None
+    """The run whose weights it starts from."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with a `wsl.yaml`."""
+
+    root: Path
+    config: WorkspaceConfig
+
+    @classmethod
+    def find(cls, folder: Path | None = None) -> Workspace:
+        """Opens `folder`, or $WSL_WORKSPACE, or the current folder; UsageError where none is there."""
+        root = (folder or Path(os.environ.get(ENVIRONMENT) or ".")).resolve()
+        file = root / WORKSPACE_FILE
+        if not file.is_file():
+            raise UsageError(
+                f"{root} is no workspace: it has no {WORKSPACE_FILE}. Make one with "
+                f"'wsl init {root} --dataset fashion-mnist', or name one with --workspace DIR."
+            )
+        return cls(root, load(WorkspaceConfig, file))
+
+    def index(self, name: str) -> IndexConfig:
+        """The settings of the index `name`."""
+        try:
+            return self.config.indexes[name]
+        except KeyError:
+            names = ", ".join(self.config.indexes)
+            raise UsageError(f"{self.file} names no index {name!r}; it names {names}") from None
+
+    @property
+    def file(self) -> Path:
+        """The path of `wsl.yaml`."""
+        return self.root / WORKSPACE_FILE
+
+    def index_path(self, name: str) -> Path:
+        """Where the index `name` lies or will lie."""
+        self.index(name)
+        return self.root / "index" / name
+
+    def built_index(self, name: str) -> Path:
+        """Where the index `name` lies; UsageError while it is not built."""
+        path = self.index_path(name)
+        if not (path / "manifest.json").is_file():
+            raise UsageError(f"the index {path} is not built yet; run 'wsl index build {name}' first")
+        return path
+
+    def run_path(self, stage: Stage) -> Path:
+        """Where the stage's run lies or will lie."""
+        return self.root / "runs" / stage
+
+    def complete_run(self, stage: Stage) -> Path:
+        """The newest complete run of `stage` (`runs/<stage>` or `runs/<stage>-*`)."""
+        runs = [self.run_path(stage), *self.root.glob(f"runs/{stage}-*")]
+        complete = [run for run in runs if is_complete(run)]
+        if not complete:
+            raise UsageError(
+                f"there is no complete {stage} run under {self.root / 'runs'}; "
+                f"run 'wsl train --stage {stage}' first"
+            )
+        return max(complete, key=lambda run: (run / "run.json").stat().st_mtime_ns)
+
+    def predictions_path(self, name: str) -> Path:
+        """Where the teacher's predictions of the index `name` lie or will lie."""
+        return self.root / "predictions" / name
+
+    @property
+    def pseudolabels(self) -> Path:
+        """Where the selection writes D-hat."""
+        return self.root / PSEUDOLABELS
+
+    def unlabelled(self) -> str:
+        """The name of the index that the teacher scores: the student's, else `unlabelled`."""
+        student = self.config.stages.get("student")
+        name = student.index if student else "unlabelled"
+        self.index(name)
+        return name
+
+    def stage(self, stage: Stage) -> StageSource:
+        """What `wsl.yaml` says of the stage."""
+        source = self.config.stages.get(stage)
+        if source is None:
+            known = ", ".join(self.config.stages) or "none"
+            raise UsageError(
+                f"{self.file} has no stage {stage!r} (it has: {known}); "
+                f"add 'stages.{stage}: {{config: ..., index: ...}}'"
+            )
+        return source
+
+    def stage_inputs(
+        self, stage: Stage, *, config: Path | None = None, init: Path | None = None, out: Path | None = None
+    ) -> StageInputs:
+        """Everything `stage` needs, each piece checked to be there.
+
+        `config`, `init` and `out` stand in for what the workspace would choose.
+        """
+        source = self.stage(stage)
+        file = config or self.path(source.config)
+        if not file.is_file():
+            raise UsageError(f"the config of stage {stage!r} is not there: {file}")
+        pseudolabels = None
+        if stage == "student":
+            pseudolabels = self.pseudolabels
+            if not pseudolabels.is_file():
+                raise UsageError(
+                    f"the student trains on pseudo-labels, and {pseudolabels} is not there; "
+                    "run 'wsl pseudolabel --k K --p P' first"
+                )
+        if init is None and source.init is not None:
+            init = self.complete_run(source.init)
+        return StageInputs(
+            config=file.resolve(),
+            index=self.built_index(source.index),
+            out=(out or self.run_path(stage)).resolve(),
+            evaluate=self.built_index(source.evaluate) if source.evaluate else None,
+            pseudolabels=pseudolabels,
+            init=init.resolve() if init else None,
+        )
+
+    def path(self, path: Path) -> Path:
+        """A path of `wsl.yaml`, which is relative to the workspace."""
+        return path if path.is_absolute() else self.root / path
+
+    def files(self, patterns: str | list[str]) -> list[Path]:
+        """The files of one or several globs of `wsl.yaml`, in the byte order of their paths."""
+        found: set[Path] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            matches = glob.glob(str(self.path(Path(pattern))), recursive=True)
+            if not matches:
+                raise UsageError(f"{self.file}: no file matches {pattern!r} under {self.root}")
+            found.update(Path(match) for match in matches)
+        return sorted(found, key=os.fsencode)
+
+
+def is_complete(run: Path) -> bool:
+    """Whether a run folder holds a finished run (its `run.json` says so and is written last)."""
+    return (run / "run.json").is_file() and read_run(run).get("state") == "complete"
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The content of a run's `run.json`; DataError where it is not JSON."""
+    file = run / "run.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: expected JSON as 'wsl train' writes it, found: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: expected a JSON object, found {type(content).__name__}")
+    return content
