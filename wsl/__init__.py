@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsl._core import DataError, UsageError, WslError, __version__
+    from wsl.epoch import EpochOrder, label_noise
     from wsl.hashtags import HashtagCounts, Vocabulary, ZipfFit, count_hashtags, fit_zipf
-    from wsl.index import EpochOrder, Index, build_index, label_noise, pack_shards, repeat_factors
+    from wsl.index import Index, build_index, repeat_factors
     from wsl.selection import TopK
+    from wsl.shards import pack_shards
 
 _HOME = {
     "DataError": "wsl._core",
@@ -25,11 +27,11 @@ _HOME = {
     "ZipfFit": "wsl.hashtags",
     "count_hashtags": "wsl.hashtags",
     "fit_zipf": "wsl.hashtags",
-    "EpochOrder": "wsl.index",
+    "EpochOrder": "wsl.epoch",
     "Index": "wsl.index",
     "build_index": "wsl.index",
-    "label_noise": "wsl.index",
-    "pack_shards": "wsl.index",
+    "label_noise": "wsl.epoch",
+    "pack_shards": "wsl.shards",
     "repeat_factors": "wsl.index",
     "TopK": "wsl.selection",
 }

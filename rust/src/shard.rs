@@ -1,1 +1,368 @@
 //! Tar shards, scanned by their headers alone.
+//!
+//! A shard is an uncompressed tar archive in WebDataset's layout: the members of a sample stand
+//! together and share the key, which is the name up to the first dot of its last part. A scan reads
+//! headers (and the small members that hold labels) through a window that grows while members are
+//! small and shrinks where content is skipped, so image bytes are hardly touched.
+//!
+//! Understood: POSIX ustar with its prefix field, GNU long names, PAX `path` and `size`, sizes in
+//! base 256. Refused with the offset: a wrong header checksum, a member that reaches past the end of
+//! the file, an archive without its end mark or with data after it, sparse members. Every header
+//! moves the scan forward by at least one block, so it ends on any input.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::job::Job;
+use crate::{Error, Result};
+
+/// Size of a tar block; a header takes one.
+pub const BLOCK: usize = 512;
+
+/// Longer member names are refused: no file system makes them.
+pub const MAX_NAME_BYTES: usize = 4096;
+
+const MAX_EXTENSION_BYTES: u64 = 1 << 20;
+const SMALL_WINDOW: usize = 8 << 10;
+const LARGE_WINDOW: usize = 1 << 20;
+
+/// Extensions (in lower case) of members that hold an image.
+pub const IMAGE_EXTENSIONS: [&str; 10] =
+    ["jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff"];
+
+/// One regular file of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The whole name, folder included.
+    pub name: Vec<u8>,
+    /// Where its content begins; its own header is the block before.
+    pub offset: u64,
+    /// Bytes of content.
+    pub size: u64,
+}
+
+/// What a whole scan found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of the file.
+    pub size: u64,
+    /// XXH3 of all headers and name extensions, in order.
+    pub header_checksum: u64,
+}
+
+/// A shard being scanned from its first header to its end mark.
+#[derive(Debug)]
+pub struct Scanner {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    position: u64,
+    window: Vec<u8>,
+    window_start: u64,
+    hasher: Xxh3,
+    finished: bool,
+}
+
+#[derive(Debug, Default)]
+struct Extension {
+    name: Option<Vec<u8>>,
+    size: Option<u64>,
+}
+
+impl Scanner {
+    /// Opens a shard; an empty file is refused by the first [`next`](Self::next_member).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
+        let metadata = file.metadata().map_err(|error| Error::io(&path, error))?;
+        if !metadata.is_file() {
+            return Err(Error::usage(format!("{}: a shard must be a file", path.display())));
+        }
+        let size = metadata.len();
+        let (window, hasher) = (Vec::new(), Xxh3::new());
+        Ok(Self { path, file, size, position: 0, window, window_start: 0, hasher, finished: false })
+    }
+
+    /// The next regular file, in tar order; `None` at the end mark.
+    pub fn next_member(&mut self) -> Result<Option<Member>> {
+        let mut extension = Extension::default();
+        while !self.finished {
+            let at = self.position;
+            let header = self.header(at)?;
+            let Some(header) = header else {
+                if extension.name.is_some() || extension.size.is_some() {
+                    return Err(self.bad(at, "the archive ends after a name without its member"));
+                }
+                self.finish(at)?;
+                break;
+            };
+            let kind = header[156];
+            let content = at + BLOCK as u64;
+            let stated = number(&header[124..136]).ok_or_else(|| self.bad(at, "no valid size"))?;
+            match kind {
+                b'L' | b'K' | b'x' | b'g' => {
+                    let bytes = self.extension(at, stated)?;
+                    match kind {
+                        b'L' => extension.name = Some(until_nul(&bytes).to_vec()),
+                        b'x' => self.read_pax(at, &bytes, &mut extension)?,
+                        _ => (),
+                    }
+                    self.position = self.end_of(at, stated)?;
+                }
+                0 | b'0' | b'7' => {
+                    let size = extension.size.unwrap_or(stated);
+                    self.position = self.end_of(at, size)?;
+                    let name = extension.name.take().unwrap_or_else(|| header_name(&header));
+                    extension = Extension::default();
+                    if name.len() > MAX_NAME_BYTES {
+                        return Err(self.bad(at, "the name of the member is over 4096 bytes"));
+                    }
+                    if name.last() != Some(&b'/') {
+                        return Ok(Some(Member { name, offset: content, size }));
+                    }
+                }
+                b'1'..=b'6' => {
+                    self.position = content;
+                    extension = Extension::default();
+                }
+                b'S' => return Err(self.bad(at, "sparse members are not read; repack the shard")),
+                _ => return Err(self.bad(at, "a member of a kind that is not known")),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The content of a small member; `limit` caps what is read.
+    pub fn content(&mut self, member: &Member, limit: u64) -> Result<Vec<u8>> {
+        if member.size > limit {
+            return Err(self.bad(
+                member.offset,
+                &format!("a label of {} bytes; at most {limit} are read", member.size),
+            ));
+        }
+        Ok(self.bytes(member.offset, member.size as usize)?.to_vec())
+    }
+
+    /// Size and header checksum; to be asked for after the end.
+    pub fn summary(&self) -> Summary {
+        Summary { size: self.size, header_checksum: self.hasher.digest() }
+    }
+
+    /// The header at `at`, checked and hashed; `None` for a block of zeros.
+    fn header(&mut self, at: u64) -> Result<Option<[u8; BLOCK]>> {
+        if self.size.saturating_sub(at) < BLOCK as u64 {
+            return Err(self.bad(
+                at,
+                "the file ends here without the end mark of an archive; the shard was cut short, \
+                 so copy or make it again",
+            ));
+        }
+        let mut header = [0; BLOCK];
+        header.copy_from_slice(self.bytes(at, BLOCK)?);
+        if header == [0; BLOCK] {
+            return Ok(None);
+        }
+        if !checksum_holds(&header) {
+            return Err(self.bad(
+                at,
+                "no tar header here (its checksum does not hold); the shard is damaged or is not \
+                 an uncompressed tar archive",
+            ));
+        }
+        self.hasher.update(&header);
+        Ok(Some(header))
+    }
+
+    fn extension(&mut self, at: u64, size: u64) -> Result<Vec<u8>> {
+        if size > MAX_EXTENSION_BYTES {
+            return Err(self.bad(at, "an extended header of more than a mebibyte"));
+        }
+        self.end_of(at, size)?;
+        let bytes = self.bytes(at + BLOCK as u64, size as usize)?.to_vec();
+        self.hasher.update(&bytes);
+        Ok(bytes)
+    }
+
+    /// Records `<length> <key>=<value>\n`, of which only names and sizes matter here.
+    fn read_pax(&self, at: u64, mut bytes: &[u8], extension: &mut Extension) -> Result<()> {
+        let wrong = || self.bad(at, "an extended (PAX) header that cannot be read");
+        while !until_nul(bytes).is_empty() {
+            let space = bytes.iter().position(|&byte| byte == b' ').ok_or_else(wrong)?;
+            let length = decimal(&bytes[..space]).ok_or_else(wrong)?;
+            let length = usize::try_from(length).map_err(|_| wrong())?;
+            let record = bytes.get(space + 1..length).ok_or_else(wrong)?;
+            let record = record.strip_suffix(b"\n").ok_or_else(wrong)?;
+            let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(wrong)?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            match key {
+                b"path" => extension.name = Some(value.to_vec()),
+                b"size" => extension.size = Some(decimal(value).ok_or_else(wrong)?),
+                _ if key.starts_with(b"GNU.sparse.") => {
+                    return Err(self.bad(at, "sparse members are not read; repack the shard"));
+                }
+                _ => (),
+            }
+            bytes = &bytes[length..];
+        }
+        Ok(())
+    }
+
+    /// Where the next header is, after a member whose header is at `at`.
+    fn end_of(&self, at: u64, size: u64) -> Result<u64> {
+        let content = at + BLOCK as u64;
+        let end = size
+            .checked_next_multiple_of(BLOCK as u64)
+            .and_then(|padded| content.checked_add(padded))
+            .filter(|&end| end <= self.size);
+        end.ok_or_else(|| {
+            self.bad(
+                at,
+                &format!(
+                    "a member of {size} bytes reaches past the end of the file at {}; the shard \
+                     was cut short, so copy or make it again",
+                    self.size
+                ),
+            )
+        })
+    }
+
+    /// After the end mark only zeros may follow: anything else would be lost without a word.
+    fn finish(&mut self, mut at: u64) -> Result<()> {
+        while at < self.size {
+            let length = (self.size - at).min(LARGE_WINDOW as u64) as usize;
+            if self.bytes(at, length)?.iter().any(|&byte| byte != 0) {
+                return Err(self.bad(
+                    at,
+                    "there is data after the end mark of the archive; joined archives are not \
+                     read past the first, so repack the shard",
+                ));
+            }
+            at += length as u64;
+        }
+        self.position = self.size;
+        self.finished = true;
+        Ok(())
+    }
+
+    fn bytes(&mut self, at: u64, length: usize) -> Result<&[u8]> {
+        let end = at + length as u64;
+        let window_end = self.window_start + self.window.len() as u64;
+        if at < self.window_start || end > window_end {
+            // A request that begins inside the window or at its end reads on; others skip.
+            let reads_on = at >= self.window_start && at <= window_end && !self.window.is_empty();
+            let next = if reads_on { (self.window.len() * 4).min(LARGE_WINDOW) } else { SMALL_WINDOW };
+            let left = self.size.saturating_sub(at);
+            let wanted = (next.max(length) as u64).min(left) as usize;
+            if wanted < length {
+                return Err(self.bad(at, "the file ends here; the shard was cut short"));
+            }
+            self.window.resize(wanted, 0);
+            self.window_start = at;
+            let read = self.file.read_exact_at(&mut self.window, at);
+            if let Err(error) = read {
+                self.window.clear();
+                return Err(match error.kind() {
+                    std::io::ErrorKind::UnexpectedEof => {
+                        self.bad(at, "the file became shorter while it was read")
+                    }
+                    _ => Error::io(&self.path, error),
+                });
+            }
+        }
+        let start = (at - self.window_start) as usize;
+        Ok(&self.window[start..start + length])
+    }
+
+    fn bad(&self, at: u64, what: &str) -> Error {
+        Error::data(format!("{}: at byte {at}: {what}", self.path.display()))
+    }
+}
+
+/// The key and the extension of a member's name; `None` for names that belong to no sample.
+///
+/// WebDataset's rule: the last part of the name is cut at its first dot; without a dot, or with
+/// nothing before it, the member is left out.
+pub fn split_name(name: &str) -> Option<(&str, &str)> {
+    let base = name.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = base + name[base..].find('.')?;
+    (dot > base).then(|| (&name[..dot], &name[dot + 1..]))
+}
+
+/// Scans the headers of a shard and returns its size and header checksum.
+pub fn summarize(path: &Path, job: &Job) -> Result<Summary> {
+    let mut scanner = Scanner::open(path)?;
+    let mut number = 0_u64;
+    while scanner.next_member()?.is_some() {
+        number += 1;
+        if number.is_multiple_of(4096) {
+            job.check()?;
+        }
+    }
+    Ok(scanner.summary())
+}
+
+/// Whether `header`, the block before the content of a member of sample `key`, states `size` and
+/// belongs to the sample. A name that does not fit the header stands outside it, in an extension,
+/// and only the size is compared then.
+pub fn header_matches(header: &[u8], key: &str, size: u32) -> bool {
+    let Some(header) = header.first_chunk::<BLOCK>() else { return false };
+    if !checksum_holds(header) || !matches!(header[156], 0 | b'0' | b'7') {
+        return false;
+    }
+    if number(&header[124..136]) != Some(u64::from(size)) {
+        return false;
+    }
+    let name = header_name(header);
+    let here = name.strip_prefix(key.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'.'));
+    here || key.len() > 90 || !key.is_ascii()
+}
+
+fn checksum_holds(header: &[u8; BLOCK]) -> bool {
+    let Some(stated) = number(&header[148..156]) else { return false };
+    let field: u64 = header[148..156].iter().map(|&byte| u64::from(byte)).sum();
+    let unsigned: u64 = header.iter().map(|&byte| u64::from(byte)).sum::<u64>() - field + 8 * 32;
+    // Some old writers summed signed bytes.
+    let high = header.iter().enumerate().filter(|&(at, &byte)| byte >= 128 && !(148..156).contains(&at));
+    let signed = unsigned as i64 - 256 * high.count() as i64;
+    stated == unsigned || i64::try_from(stated) == Ok(signed)
+}
+
+/// A number field: octal text, or base 256 where the first bit is set.
+fn number(field: &[u8]) -> Option<u64> {
+    if field[0] == 0x80 && field.len() > 8 {
+        let (high, low) = field[1..].split_at(field.len() - 9);
+        return high
+            .iter()
+            .all(|&byte| byte == 0)
+            .then(|| low.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)));
+    }
+    let text = until_nul(field).trim_ascii();
+    let mut value = 0_u64;
+    for &byte in text {
+        let digit = u64::from(byte.wrapping_sub(b'0'));
+        value = (digit < 8).then(|| value.checked_mul(8))?? + digit;
+    }
+    Some(value)
+}
+
+fn decimal(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn header_name(header: &[u8; BLOCK]) -> Vec<u8> {
+    let name = until_nul(&header[..100]);
+    let prefix = until_nul(&header[345..500]);
+    if &header[257..263] == b"ustar\0" && !prefix.is_empty() {
+        [prefix, b"/", name].concat()
+    } else {
+        name.to_vec()
+    }
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    &bytes[..end]
+}
