@@ -11,5 +11,5 @@ from fakes import StageMaker, install
 @pytest.fixture
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageMaker:
     """Makes tiny stages under a temporary folder."""
-    install(monkeypatch.setattr)
+    install(monkeypatch.setitem)
     return StageMaker(tmp_path)

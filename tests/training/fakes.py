@@ -23,7 +23,11 @@ class FileIndex:
 
     def __init__(self, path: Path) -> None:
         file = np.load(path / "index.npz")
-        self._images, self._labels, self._corrupt = file["images"], file["labels"], set(file["corrupt"].tolist())
+        self._images, self._labels, self._corrupt = (
+            file["images"],
+            file["labels"],
+            set(file["corrupt"].tolist()),
+        )
         self.num_labels = 4
         self.fingerprint = f"{self._images.sum()}"
 
@@ -58,10 +62,10 @@ def png(pixels: Any) -> bytes:
     return out.getvalue()
 
 
-def install(set_attribute: Callable[..., Any]) -> None:
+def install(set_item: Callable[..., Any]) -> None:
     """Puts the fakes in place of the engine's index and order."""
-    set_attribute(wsl, "Index", FileIndex, raising=False)
-    set_attribute(wsl, "EpochOrder", Order, raising=False)
+    set_item(vars(wsl), "Index", FileIndex)
+    set_item(vars(wsl), "EpochOrder", Order)
 
 
 def write_index(path: Path, num: int = 96, seed: int = 0, corrupt: tuple[int, ...] = ()) -> Path:

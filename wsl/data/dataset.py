@@ -69,7 +69,9 @@ class Images:
         """The images of `ordinals`; with `crops` (N x 4, `transforms.crop_boxes`) random crops of them."""
         missing = [i for i, o in enumerate(ordinals.tolist()) if crops is not None or o not in self._cache]
         contents = self.index.read(ordinals[missing]) if missing else []
-        jobs = [(bytes(c), None if crops is None else crops[i]) for c, i in zip(contents, missing, strict=True)]
+        jobs = [
+            (bytes(c), None if crops is None else crops[i]) for c, i in zip(contents, missing, strict=True)
+        ]
         run: Any = self._pool.map if self._pool else map
         decoded = dict(zip(missing, run(self._decode_job, jobs), strict=True))
         side, channels = self.model.image_size, self.model.num_channels
@@ -90,9 +92,7 @@ class Images:
             self._cache[ordinal] = image
             self._cached_bytes += image.nbytes
 
-    def _decode_job(
-        self, job: tuple[bytes, npt.NDArray[np.float64] | None]
-    ) -> npt.NDArray[np.uint8] | None:
+    def _decode_job(self, job: tuple[bytes, npt.NDArray[np.float64] | None]) -> npt.NDArray[np.uint8] | None:
         return decode(job[0], self.model, self.data, job[1])
 
 
@@ -191,7 +191,12 @@ class PseudolabelledExamples(Examples):
     def targets(self, examples: Ordinals) -> Targets:
         spans = [slice(self._starts[e], self._starts[e + 1]) for e in examples]
         sums = [float(self._weights[span].sum()) for span in spans]
-        rows = [self._weights[span] / total if total > 0 else np.full(span.stop - span.start, 1 / (span.stop - span.start)) for span, total in zip(spans, sums, strict=True)]
+        rows = [
+            self._weights[span] / total
+            if total > 0
+            else np.full(span.stop - span.start, 1 / (span.stop - span.start))
+            for span, total in zip(spans, sums, strict=True)
+        ]
         return pad([self._classes[span] for span in spans], rows)
 
 

@@ -59,17 +59,13 @@ def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torc
     return images.float().div_(255.0).sub_(centre).div_(scale)
 
 
-def crop_boxes(
-    seed: int, positions: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def crop_boxes(seed: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """For each position four numbers that `crop_box` turns into a crop: N x 4 in [0, 1)."""
     draws = (DRAW_AREA, DRAW_RATIO, DRAW_TOP, DRAW_LEFT)
     return np.stack([uniforms(seed, positions, draw) for draw in draws], axis=1)
 
 
-def crop_box(
-    width: int, height: int, numbers: npt.NDArray[np.float64]
-) -> tuple[float, float, float, float]:
+def crop_box(width: int, height: int, numbers: npt.NDArray[np.float64]) -> tuple[float, float, float, float]:
     """A random crop of 8 to 100 % of the area and sides of 3:4 to 4:3 (Szegedy et al. 2015), as Pillow's box."""
     area = width * height * (0.08 + 0.92 * float(numbers[0]))
     ratio = math.exp((2 * float(numbers[1]) - 1) * math.log(4 / 3))

@@ -94,7 +94,9 @@ def load(engine: Any, checkpoint: Path, rank: int, world_size: int) -> int:
         for key, value in own["buffers"].items():
             buffers[key].copy_(value)
     except (OSError, EOFError, KeyError, RuntimeError, ValueError) as error:
-        raise DataError(f"{checkpoint} is damaged, cannot resume from it: {error}; remove it and run again") from error
+        raise DataError(
+            f"{checkpoint} is damaged, cannot resume from it: {error}; remove it and run again"
+        ) from error
     if loaded is None:
         raise DataError(f"{checkpoint} lacks DeepSpeed's files; remove it and run again")
     return int(marker["step"])

@@ -43,7 +43,11 @@ def init_distributed() -> tuple[int, int, torch.device]:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
 
 
@@ -104,7 +108,9 @@ def read_settings(path: Path, beside: Path | None = None) -> dict[str, Any]:
     ours = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer"}
     doubled = sorted((ours | {"scheduler", "gradient_clipping"}) & set(tree))
     if doubled:
-        raise UsageError(f"{file}: {', '.join(doubled)} come from the stage's YAML; take them out of the JSON")
+        raise UsageError(
+            f"{file}: {', '.join(doubled)} come from the stage's YAML; take them out of the JSON"
+        )
     return tree
 
 

@@ -103,7 +103,9 @@ def predict(model_path: Path, images: list[Path], *, num_best: int = 5) -> list[
     for file in images:
         pixels = decode(file.read_bytes(), model_config, data)
         if pixels is None:
-            raise DataError(f"{file}: expected an image of at most {data.max_pixels} pixels that Pillow reads")
+            raise DataError(
+                f"{file}: expected an image of at most {data.max_pixels} pixels that Pillow reads"
+            )
         batch = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             logits = model(transforms.normalise(batch, data.mean, data.std)).float()

@@ -101,7 +101,9 @@ class StepResult:
     num_corrupt: int
 
 
-def train_step(engine: Any, batch: Batch, num_micro: int, lr: float, step: int, device: torch.device) -> StepResult:
+def train_step(
+    engine: Any, batch: Batch, num_micro: int, lr: float, step: int, device: torch.device
+) -> StepResult:
     """One step of the optimizer; WslError on every rank where the loss is not finite."""
     valid = float((batch.weights.sum(1) > 0).sum())
     num_valid, num_corrupt = deepspeed.total([valid, float(batch.num_corrupt)])

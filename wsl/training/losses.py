@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 
 
-def weighted_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+def weighted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The sum over images of -sum_l w_l log softmax(z)_l, a float32 scalar.
 
     `logits` N x C, `labels` int64 N x L, `weights` float32 N x L; an image whose weights are 0

@@ -62,7 +62,9 @@ class Accuracy:
         self.of_class[1] += torch.bincount(labels[correct], minlength=self.num_labels)
         if len(self.confusion):
             cells = labels * self.num_labels + best[:, :1]
-            self.confusion += torch.bincount(cells[real], minlength=self.num_labels**2).view_as(self.confusion)
+            self.confusion += torch.bincount(cells[real], minlength=self.num_labels**2).view_as(
+                self.confusion
+            )
 
     def finish(self) -> Evaluation:
         """The accuracies of everything added."""

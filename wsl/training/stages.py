@@ -213,7 +213,12 @@ class _Run:
         if log and (values or last or done % config.log_every == 0):
             speed = self.clock.images_per_second
             log.write(
-                done, loss=loss, lr=lr, images_per_second=speed, num_corrupt=self.corrupt.num_corrupt, **values
+                done,
+                loss=loss,
+                lr=lr,
+                images_per_second=speed,
+                num_corrupt=self.corrupt.num_corrupt,
+                **values,
             )
             if not self.console.is_terminal and (last or done % (10 * config.log_every) == 0):
                 line = f"{config.stage} {done}/{config.num_steps}  {note}"
@@ -252,7 +257,9 @@ def evaluate_run(run: Path, index: Path | ImageIndex, *, batch_size: int = 256) 
     opened: ImageIndex = wsl.Index.open(index) if isinstance(index, Path | str) else index
     made, found = loaded.info.get("vocabulary_fingerprint"), opened.vocabulary_fingerprint
     if made is not None and found is not None and made != found:
-        raise UsageError(f"{run} was trained on vocabulary {made}, the index has {found}; use an index of the same")
+        raise UsageError(
+            f"{run} was trained on vocabulary {made}, the index has {found}; use an index of the same"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = Images(opened, loaded.config.model, loaded.config.data)
     model = loaded.model.to(device)
@@ -293,7 +300,9 @@ def _prepare(config: StageConfig, inputs: StageInputs) -> _Task:
         num_labels = max(num_labels, held_out.num_labels)
         names = getattr(held_out, "class_names", None)
     if highest > num_labels:
-        raise DataError(f"{inputs.pseudolabels}: class {highest - 1} is beyond the {num_labels} classes it names")
+        raise DataError(
+            f"{inputs.pseudolabels}: class {highest - 1} is beyond the {num_labels} classes it names"
+        )
     examples = PseudolabelledExamples(table, config.data.target)
     return _Task(index, examples, num_labels, names, vocabulary, facts)
 
