@@ -12,6 +12,7 @@ up to date, an incomplete one goes on, and one of other options is refused unles
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -181,7 +182,10 @@ class _Run:
         self.engine.train()
         if config.train == "last-layer":
             _freeze_statistics(self.engine.module)
-        with progress:
+        with contextlib.ExitStack() as ending:
+            if log:
+                ending.callback(log.close)
+            ending.enter_context(progress)
             bar = progress.add_task(config.stage, total=config.num_steps, completed=start, note="")
             for step, batch in enumerate(self.batches.stream(start, config.num_steps), start):
                 lr = learning_rate(config.optimizer, step, config.num_steps)
@@ -192,8 +196,6 @@ class _Run:
                 progress.update(bar, advance=1, note=note)
                 self._after(step + 1, start, result.loss, lr, note, log)
         self.corrupt.check()
-        if log:
-            log.close()
 
     def _after(
         self, done: int, start: int, loss: float, lr: float, note: str, log: MetricsLog | None
