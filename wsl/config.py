@@ -95,6 +95,8 @@ class ModelConfig(Config):
     stem: Literal["conv", "patch"] = "conv"
     """narrow: a 3x3 convolution of stride 2, or non-overlapping patches of 4x4."""
     stem_width: Positive = 32
+    downsample_first: bool = False
+    """narrow: let the first block halve the image too."""
     num_channels: Literal[1, 3] = 3
     """Colour channels of the images; 1 turns them grey."""
     image_size: Positive = 224
@@ -120,7 +122,9 @@ class DataConfig(Config):
     mean: list[float] = [0.485, 0.456, 0.406]
     std: list[float] = [0.229, 0.224, 0.225]
     num_workers: int = Field(default=0, ge=0)
-    """Processes that decode images, per rank."""
+    """Threads that decode images ahead of the training, per rank; 0 decodes between steps."""
+    cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Decoded images kept in memory, per rank; only whole images (`crop: false`) are kept."""
     max_corrupt_share: Share = 0.01
     """Above this share of undecodable images the run fails."""
     max_pixels: Positive = 50_000_000
@@ -151,6 +155,8 @@ class StageConfig(Config):
     """DeepSpeed's own settings: ZeRO, precision; batch size and optimizer come from here."""
     batch_size: Positive = 256
     """Global batch, over all ranks."""
+    micro_batch_size: Positive | None = None
+    """Images of one rank's forward pass; absent, the rank's whole share of the batch."""
     num_steps: Positive = 1000
     train: Literal["all", "last-layer"] = "all"
     """Finetune the whole network, or the last layer alone (feature transfer)."""

@@ -1,0 +1,107 @@
+"""What the tests of training stand on: an index of small images kept in one .npz file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import wsl
+from wsl.config import StageConfig, check
+from wsl.workspace import StageInputs
+
+
+class FileIndex:
+    """An index with the interface of `wsl.Index` over images in memory."""
+
+    vocabulary_fingerprint = "ten classes"
+    label_kind = "class"
+
+    def __init__(self, path: Path) -> None:
+        file = np.load(path / "index.npz")
+        self._images, self._labels, self._corrupt = (
+            file["images"],
+            file["labels"],
+            set(file["corrupt"].tolist()),
+        )
+        self.num_labels = 4
+        self.fingerprint = f"{self._images.sum()}"
+
+    @classmethod
+    def open(cls, path: Path) -> FileIndex:
+        return cls(path)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def labels(self, ordinals: Any) -> list[list[int]]:
+        return [[int(self._labels[o])] for o in ordinals]
+
+    def read(self, ordinals: Any) -> list[bytes]:
+        return [b"no image" if int(o) in self._corrupt else png(self._images[o]) for o in ordinals]
+
+
+class Order:
+    """A stream of permutations, in memory."""
+
+    def __init__(self, num: int, factors: Any = None, *, seed: int) -> None:
+        self._epochs = [np.random.default_rng([seed, e]).permutation(num) for e in range(50)]
+
+    def __getitem__(self, span: slice) -> Any:
+        return np.concatenate(self._epochs)[span].astype(np.int64)
+
+
+def png(pixels: Any) -> bytes:
+    """An array as an encoded image."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def install(set_item: Callable[..., Any]) -> None:
+    """Puts the fakes in place of the engine's index and order."""
+    set_item(vars(wsl), "Index", FileIndex)
+    set_item(vars(wsl), "EpochOrder", Order)
+
+
+def write_index(path: Path, num: int = 96, seed: int = 0, corrupt: tuple[int, ...] = ()) -> Path:
+    """`num` grey 12 x 12 images of 4 classes: which quarter is bright."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, num)
+    images = rng.integers(0, 80, (num, 12, 12)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[(label // 2) * 6 :][:6, (label % 2) * 6 :][:, :6] += 120
+    path.mkdir(parents=True, exist_ok=True)
+    np.savez(path / "index.npz", images=images, labels=labels, corrupt=np.array(corrupt, dtype=np.int64))
+    return path
+
+
+class StageMaker:
+    """Configs and inputs of tiny stages in one folder."""
+
+    def __init__(self, root: Path, *, corrupt: tuple[int, ...] = ()) -> None:
+        self.root = root
+        self.index = write_index(root / "index", corrupt=corrupt)
+        self.held_out = write_index(root / "test", 50, seed=1)
+
+    def config(self, stage: str = "teacher", **options: Any) -> StageConfig:
+        tree: dict[str, Any] = {
+            "stage": stage,
+            "model": {"widths": [8, 8], "stem_width": 8, "num_channels": 1, "image_size": 12},
+            "data": {"crop": False, "shift": 1, "flip": False, "mean": [0.3], "std": [0.3]},
+            "optimizer": {"lr": 0.05},
+            "batch_size": 16,
+            "num_steps": 6,
+            "checkpoint_every": 2,
+        }
+        for key, value in options.items():
+            tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+        return check(StageConfig, tree, "test")
+
+    def inputs(self, out: str = "run", **paths: Any) -> StageInputs:
+        defaults = {"index": self.index, "evaluate": self.held_out, "config": self.root / "stage.yaml"}
+        return StageInputs(**{**defaults, **paths}, out=self.root / out)

@@ -1,0 +1,244 @@
+"""From ordinals of an index to batches of pixels and targets.
+
+`Images` reads, checks, decodes and caches; `Examples` says what is trained on: the samples of an
+index with their labels, or the rows of a pseudo-label file. An image that cannot be decoded is
+never replaced by another: it stays in its batch with weight 0 and is counted.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from PIL import Image
+
+import wsl
+from wsl._core import DataError, UsageError
+from wsl.config import DataConfig, ModelConfig
+from wsl.data import transforms
+
+Ordinals = npt.NDArray[np.int64]
+
+
+class ImageIndex(Protocol):
+    """What training asks of an index (`wsl.Index`)."""
+
+    num_labels: int
+    fingerprint: str
+    vocabulary_fingerprint: Any
+
+    def __len__(self) -> int: ...
+    def labels(self, ordinals: Ordinals) -> Any: ...
+    def read(self, ordinals: Ordinals) -> list[bytes]: ...
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels int64 N x L and their weights float32 N x L, padded with weight 0."""
+
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images uint8 N x C x S x S, and which of them could be decoded (bool N)."""
+
+    images: torch.Tensor
+    valid: torch.Tensor
+
+
+class Images:
+    """Decodes samples of an index to squares of the network's size."""
+
+    def __init__(self, index: ImageIndex, model: ModelConfig, data: DataConfig) -> None:
+        self.index, self.model, self.data = index, model, data
+        self._cache: dict[int, npt.NDArray[np.uint8]] = {}
+        self._cached_bytes = 0
+        self._pool = ThreadPoolExecutor(data.num_workers) if data.num_workers else None
+
+    def load(self, ordinals: Ordinals, crops: npt.NDArray[np.float64] | None = None) -> Pixels:
+        """The images of `ordinals`; with `crops` (N x 4, `transforms.crop_boxes`) random crops of them."""
+        missing = [i for i, o in enumerate(ordinals.tolist()) if crops is not None or o not in self._cache]
+        contents = self.index.read(ordinals[missing]) if missing else []
+        jobs = [
+            (bytes(c), None if crops is None else crops[i]) for c, i in zip(contents, missing, strict=True)
+        ]
+        run: Any = self._pool.map if self._pool else map
+        decoded = dict(zip(missing, run(self._decode_job, jobs), strict=True))
+        side, channels = self.model.image_size, self.model.num_channels
+        images = np.zeros((len(ordinals), side, side, channels), dtype=np.uint8)
+        valid = np.ones(len(ordinals), dtype=bool)
+        for i, ordinal in enumerate(ordinals.tolist()):
+            image = decoded[i] if i in decoded else self._cache[ordinal]
+            if image is None:
+                valid[i] = False
+                continue
+            images[i] = image
+            if crops is None:
+                self._remember(ordinal, image)
+        return Pixels(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(valid))
+
+    def _remember(self, ordinal: int, image: npt.NDArray[np.uint8]) -> None:
+        if ordinal not in self._cache and self._cached_bytes + image.nbytes <= self.data.cache_bytes:
+            self._cache[ordinal] = image
+            self._cached_bytes += image.nbytes
+
+    def _decode_job(self, job: tuple[bytes, npt.NDArray[np.float64] | None]) -> npt.NDArray[np.uint8] | None:
+        return decode(job[0], self.model, self.data, job[1])
+
+
+def decode(
+    content: bytes, model: ModelConfig, data: DataConfig, crop: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.uint8] | None:
+    """An encoded image as uint8 S x S x C, or None where it is not one or has too many pixels.
+
+    The size in the header is checked before a pixel is decoded; transparency is laid on white.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                if image.width * image.height > data.max_pixels:
+                    return None
+                flat = _flatten(image, "L" if model.num_channels == 1 else "RGB")
+    except Exception:  # decoders of hostile bytes raise nearly everything
+        return None
+    side = model.image_size
+    box: tuple[float, float, float, float] | None = None
+    if crop is not None:
+        box = transforms.crop_box(flat.width, flat.height, crop)
+    elif data.crop:
+        box = transforms.centre_box(flat.width, flat.height)
+    if box is not None or flat.size != (side, side):
+        flat = flat.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(flat, dtype=np.uint8).reshape(side, side, model.num_channels)
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
+    """`image` in `mode`, its transparent parts white."""
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)
+
+
+class Examples:
+    """What a stage trains on: for each example the ordinal of an image and its targets."""
+
+    num_examples: int
+
+    def ordinals(self, examples: Ordinals) -> Ordinals:
+        """The samples whose images the examples show."""
+        raise NotImplementedError
+
+    def targets(self, examples: Ordinals) -> Targets:
+        """Their labels and weights."""
+        raise NotImplementedError
+
+
+class LabelledExamples(Examples):
+    """The samples of an index with 1/k on each of their k labels."""
+
+    def __init__(self, index: ImageIndex, data: DataConfig, seed: int) -> None:
+        self.index, self.noise, self.seed = index, data.label_noise, seed
+        self.num_examples = len(index)
+        self._noise = wsl.label_noise if data.label_noise > 0 else None
+
+    def ordinals(self, examples: Ordinals) -> Ordinals:
+        return examples
+
+    def targets(self, examples: Ordinals) -> Targets:
+        if self._noise is None:
+            rows = [np.asarray(row, dtype=np.int64) for row in self.index.labels(examples)]
+        else:
+            noisy = self._noise(self.index, examples, share=self.noise, seed=self.seed)
+            rows = [np.asarray(row, dtype=np.int64) for row in noisy]
+        return pad(rows, [np.full(len(row), 1 / max(len(row), 1)) for row in rows])
+
+
+class PseudolabelledExamples(Examples):
+    """The rows of D-hat (`pairs`), or its images with several classes each (`multilabel`, `soft`)."""
+
+    def __init__(self, table: pl.DataFrame, target: str) -> None:
+        samples = table["sample"].to_numpy().astype(np.int64)
+        self._classes = table["class"].to_numpy().astype(np.int64)
+        weights = table["probability"].to_numpy().astype(np.float64) if target == "soft" else None
+        if target == "pairs":
+            self._samples = samples
+            self._starts = np.arange(len(samples) + 1)
+        else:
+            sort = np.lexsort((self._classes, samples))
+            self._classes = self._classes[sort]
+            self._samples, starts = np.unique(samples[sort], return_index=True)
+            self._starts = np.append(starts, len(samples))
+            weights = None if weights is None else weights[sort]
+        self._weights = np.ones(len(samples)) if weights is None else weights
+        self.num_examples = len(self._samples)
+
+    def ordinals(self, examples: Ordinals) -> Ordinals:
+        return self._samples[examples]
+
+    def targets(self, examples: Ordinals) -> Targets:
+        spans = [slice(self._starts[e], self._starts[e + 1]) for e in examples]
+        sums = [float(self._weights[span].sum()) for span in spans]
+        rows = [
+            self._weights[span] / total
+            if total > 0
+            else np.full(span.stop - span.start, 1 / (span.stop - span.start))
+            for span, total in zip(spans, sums, strict=True)
+        ]
+        return pad([self._classes[span] for span in spans], rows)
+
+
+def pad(labels: list[npt.NDArray[np.int64]], weights: list[npt.NDArray[np.float64]]) -> Targets:
+    """Ragged rows of labels and weights as two rectangles."""
+    width = max((len(row) for row in labels), default=1) or 1
+    out = np.zeros((len(labels), width), dtype=np.int64)
+    scale = np.zeros((len(labels), width), dtype=np.float32)
+    for i, (row, weight) in enumerate(zip(labels, weights, strict=True)):
+        out[i, : len(row)], scale[i, : len(row)] = row, weight
+    return Targets(torch.from_numpy(out), torch.from_numpy(scale))
+
+
+def read_pseudolabels(path: Path, index: ImageIndex) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """D-hat and its metadata; DataError for another layout, UsageError for another index's file."""
+    import json
+
+    try:
+        table = pl.read_parquet(path)
+        raw = pl.read_parquet_metadata(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path}: expected pseudo-labels as 'wsl pseudolabel' writes them: {error}") from None
+    lacking = [c for c in ("sample", "class", "probability") if c not in table.columns]
+    if lacking or not len(table):
+        found = f"no column {', '.join(lacking)}" if lacking else "no rows"
+        raise DataError(f"{path}: expected pseudo-labels as 'wsl pseudolabel' writes them, found {found}")
+    metadata: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key == "ARROW:schema":
+            continue
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        metadata.update(parsed if isinstance(parsed, dict) else {key: parsed})
+    made_for = metadata.get("index_fingerprint")
+    if made_for is not None and made_for != index.fingerprint:
+        raise UsageError(
+            f"{path} was selected from another index (fingerprint {made_for}, this one has "
+            f"{index.fingerprint}); run 'wsl pseudolabel' again on this index"
+        )
+    lowest, highest = int(table["sample"].min() or 0), int(table["sample"].max() or 0)  # type: ignore[arg-type]
+    if lowest < 0 or highest >= len(index) or int(table["class"].min() or 0) < 0:  # type: ignore[arg-type]
+        raise DataError(f"{path}: samples {lowest} to {highest}, but the index holds {len(index)} samples")
+    return table, metadata

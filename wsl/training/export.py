@@ -1,0 +1,132 @@
+"""Models that leave a run: loading, exporting, classes of single images.
+
+Only `model.safetensors` is read, never a pickle. Where the network is torchvision's its weights
+keep torchvision's names, so `torchvision.models.get_model(name).load_state_dict` takes them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from wsl._core import DataError, UsageError
+from wsl.config import DataConfig, ModelConfig, StageConfig, check, load
+from wsl.data import transforms
+from wsl.data.dataset import decode
+from wsl.models import build_model
+from wsl.training.checkpoint import publish_text, sync
+from wsl.workspace import read_run
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained network in evaluation mode with what is known of it."""
+
+    model: nn.Module
+    config: StageConfig
+    info: dict[str, Any]
+    """The content of `run.json`."""
+
+
+def load_run(run: Path) -> LoadedModel:
+    """The model of a complete run; UsageError where the folder is none, DataError where it is damaged."""
+    if not (run / "run.json").is_file() or not (run / WEIGHTS).is_file():
+        raise UsageError(
+            f"{run} is not a complete run: expected run.json and {WEIGHTS} in it; "
+            "finish it by running its stage again, for example 'wsl train --stage teacher'"
+        )
+    info = read_run(run)
+    config = load(StageConfig, run / "config.yaml")
+    if not isinstance(info.get("num_labels"), int):
+        raise DataError(f"{run / 'run.json'}: expected num_labels as a stage writes it, found none")
+    model = build_model(config.model, info["num_labels"])
+    load_weights(model, run / WEIGHTS)
+    return LoadedModel(model.eval(), config, info)
+
+
+def load_weights(model: nn.Module, file: Path, *, skip: str | None = None) -> None:
+    """Reads `file` into `model`, all but the layer `skip`; DataError where names or shapes differ."""
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file}: expected a safetensors file, found: {error}") from None
+    own = model.state_dict()
+    prefix = f"{skip}." if skip else None
+    if prefix:
+        state = {key: value for key, value in state.items() if not key.startswith(prefix)}
+        state |= {key: value for key, value in own.items() if key.startswith(prefix)}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{file} does not hold the weights of this network: {reason}") from None
+
+
+def export_run(run: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Writes `model.safetensors` and `config.json` of a run to the folder `out`."""
+    loaded = load_run(run)
+    if (out / "config.json").exists() and not overwrite:
+        raise UsageError(f"{out} holds an exported model already; pass --overwrite to replace it")
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{WEIGHTS}.tmp"
+    shutil.copyfile(run / WEIGHTS, temporary)
+    sync(temporary)
+    temporary.replace(out / WEIGHTS)
+    content = {
+        "format": "wsl-model",
+        "format_version": 1,
+        "num_labels": loaded.info["num_labels"],
+        "class_names": loaded.info.get("class_names"),
+        "vocabulary_fingerprint": loaded.info.get("vocabulary_fingerprint"),
+        "model": loaded.config.model.model_dump(mode="json"),
+        "data": loaded.config.data.model_dump(mode="json"),
+    }
+    publish_text(out / "config.json", json.dumps(content, indent=2) + "\n")
+    return out
+
+
+def predict(model_path: Path, images: list[Path], *, num_best: int = 5) -> list[list[tuple[str, float]]]:
+    """For each image its best classes with their probabilities; `model_path` is a run or an export."""
+    model, model_config, data, names = _open(model_path)
+    results: list[list[tuple[str, float]]] = []
+    for file in images:
+        pixels = decode(file.read_bytes(), model_config, data)
+        if pixels is None:
+            raise DataError(
+                f"{file}: expected an image of at most {data.max_pixels} pixels that Pillow reads"
+            )
+        batch = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            logits = model(transforms.normalise(batch, data.mean, data.std)).float()
+        best = torch.softmax(logits, 1)[0].topk(min(num_best, logits.shape[1]))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        results.append([(names[i] if names else str(i), p) for i, p in pairs])
+    return results
+
+
+def _open(path: Path) -> tuple[nn.Module, ModelConfig, DataConfig, list[str] | None]:
+    if not (path / "config.json").is_file():
+        loaded = load_run(path)
+        return loaded.model, loaded.config.model, loaded.config.data, loaded.info.get("class_names")
+    file = path / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        num_labels = int(content["num_labels"])
+        trees = content["model"], content["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: expected the config that 'wsl export' writes, found: {error!r}") from None
+    model_config, data = check(ModelConfig, trees[0], str(file)), check(DataConfig, trees[1], str(file))
+    model = build_model(model_config, num_labels)
+    load_weights(model, path / WEIGHTS)
+    return model.eval(), model_config, data, content.get("class_names")
