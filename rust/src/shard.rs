@@ -54,7 +54,6 @@ pub struct Summary {
 }
 
 /// A shard being scanned from its first header to its end mark.
-#[derive(Debug)]
 pub struct Scanner {
     path: PathBuf,
     file: File,
@@ -253,7 +252,8 @@ impl Scanner {
         if at < self.window_start || end > window_end {
             // A request that begins inside the window or at its end reads on; others skip.
             let reads_on = at >= self.window_start && at <= window_end && !self.window.is_empty();
-            let next = if reads_on { (self.window.len() * 4).min(LARGE_WINDOW) } else { SMALL_WINDOW };
+            let next =
+                if reads_on { (self.window.len() * 4).min(LARGE_WINDOW) } else { SMALL_WINDOW };
             let left = self.size.saturating_sub(at);
             let wanted = (next.max(length) as u64).min(left) as usize;
             if wanted < length {
@@ -325,7 +325,8 @@ fn checksum_holds(header: &[u8; BLOCK]) -> bool {
     let field: u64 = header[148..156].iter().map(|&byte| u64::from(byte)).sum();
     let unsigned: u64 = header.iter().map(|&byte| u64::from(byte)).sum::<u64>() - field + 8 * 32;
     // Some old writers summed signed bytes.
-    let high = header.iter().enumerate().filter(|&(at, &byte)| byte >= 128 && !(148..156).contains(&at));
+    let high =
+        header.iter().enumerate().filter(|&(at, &byte)| byte >= 128 && !(148..156).contains(&at));
     let signed = unsigned as i64 - 256 * high.count() as i64;
     stated == unsigned || i64::try_from(stated) == Ok(signed)
 }

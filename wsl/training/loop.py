@@ -147,8 +147,9 @@ class CorruptCount:
         """DataError where the share is above the limit."""
         if self.num_corrupt > self.limit * self.num_seen:
             raise DataError(
-                f"{self.num_corrupt:,} of {self.num_seen:,} images of {self.what} could not be decoded, more than "
-                f"data.max_corrupt_share {self.limit} allows; check the shards with 'wsl index verify', or raise the share"
+                f"{self.num_corrupt:,} of {self.num_seen:,} images of {self.what} could not be decoded, more "
+                f"than data.max_corrupt_share {self.limit} allows; check the shards with 'wsl index verify', "
+                "or raise the share"
             )
 
 

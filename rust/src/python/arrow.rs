@@ -4,7 +4,7 @@
 //! reader. What goes out is a [`Table`], which any of them reads the same way.
 //! <https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html>
 
-use arrow_array::ffi_stream::{ArrowArrayStreamReader, FFI_ArrowArrayStream};
+use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
 use arrow_array::{RecordBatch, RecordBatchIterator, RecordBatchReader};
 use arrow_schema::SchemaRef;
 use pyo3::exceptions::PyTypeError;
@@ -21,7 +21,7 @@ const STREAM: &CStr = c_str!("arrow_array_stream");
 /// The stream may call back into Python for its next batch; it does so by itself, from whatever
 /// thread reads it, so it can be read with the interpreter released.
 #[allow(unsafe_code)]
-pub(super) fn import_stream(source: &Bound<'_, PyAny>) -> PyResult<ArrowArrayStreamReader> {
+pub(super) fn import_stream(source: &Bound<'_, PyAny>) -> PyResult<RecordBatchStreamReader> {
     let method = source.getattr("__arrow_c_stream__").map_err(|_| {
         PyTypeError::new_err(format!(
             "expected an object with __arrow_c_stream__ (a Polars frame, a DuckDB relation, a \
@@ -36,7 +36,7 @@ pub(super) fn import_stream(source: &Bound<'_, PyAny>) -> PyResult<ArrowArrayStr
     // not null, and `from_raw` moves the stream out and leaves a released one behind, so that the
     // capsule's destructor does nothing.
     let stream = unsafe { FFI_ArrowArrayStream::from_raw(pointer.as_ptr()) };
-    ArrowArrayStreamReader::try_new(stream)
+    RecordBatchStreamReader::try_new(stream)
         .map_err(|error| PyTypeError::new_err(format!("the Arrow stream has no schema: {error}")))
 }
 
@@ -67,7 +67,7 @@ impl Table {
         let batches = self.batches.clone().into_iter().map(Ok);
         let reader: Box<dyn RecordBatchReader + Send> =
             Box::new(RecordBatchIterator::new(batches, self.schema.clone()));
-        PyCapsule::new(py, FFI_ArrowArrayStream::new(reader), Some(STREAM.to_owned()))
+        PyCapsule::new_with_value(py, FFI_ArrowArrayStream::new(reader), STREAM)
     }
 
     fn __len__(&self) -> usize {

@@ -4,4 +4,5 @@
 
 mod count;
 mod hashtag;
+mod shard;
 mod vocabulary;
