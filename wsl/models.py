@@ -17,7 +17,7 @@ from wsl.config import ModelConfig
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and ReLU beside a shortcut; N x in x H x W to N x out x H/s x W/s."""
+    """Two 3x3 convolutions with BatchNorm, ReLU and a shortcut; N x in x H x W to N x out x H/s x W/s."""
 
     def __init__(self, num_in: int, num_out: int, stride: int) -> None:
         super().__init__()

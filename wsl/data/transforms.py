@@ -66,7 +66,7 @@ def crop_boxes(seed: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.fl
 
 
 def crop_box(width: int, height: int, numbers: npt.NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """A random crop of 8 to 100 % of the area and sides of 3:4 to 4:3 (Szegedy et al. 2015), as Pillow's box."""
+    """A random crop of 8 to 100 % of the area, sides 3:4 to 4:3 (Szegedy et al. 2015), as Pillow's box."""
     area = width * height * (0.08 + 0.92 * float(numbers[0]))
     ratio = math.exp((2 * float(numbers[1]) - 1) * math.log(4 / 3))
     crop_width = min(math.sqrt(area * ratio), width)

@@ -73,7 +73,7 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         found = str(error)
     raise DataError(
-        f"{checkpoint} is not a complete checkpoint: expected {MARKER} in it as a stage writes it, found {found}; "
+        f"{checkpoint} is not a complete checkpoint: expected {MARKER} as a stage writes it, found {found}; "
         "name a folder such as runs/teacher/checkpoints/step-000500"
     )
 

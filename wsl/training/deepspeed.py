@@ -168,7 +168,7 @@ def full_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _find_ninja() -> None:
-    """Puts the interpreter's own folder on PATH where ninja is only there; UsageError without ninja or compiler."""
+    """Adds the interpreter's folder to PATH where only it has ninja; UsageError without ninja or compiler."""
     if torch.cuda.is_available():
         return
     if shutil.which("ninja") is None:
