@@ -200,7 +200,7 @@ impl HashtagCounts {
     }
 }
 
-fn tag_column(batch: &RecordBatch, options: &CountOptions) -> Result<TagColumn> {
+pub(crate) fn tag_column(batch: &RecordBatch, options: &CountOptions) -> Result<TagColumn> {
     let name = &options.column;
     let array = batch.column_by_name(name).ok_or_else(|| {
         let schema = batch.schema();

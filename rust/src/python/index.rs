@@ -1,8 +1,283 @@
-//! The binding of index.
+//! The binding of the index.
 
+use std::path::PathBuf;
+
+use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::arrow::import_stream;
+use super::buffer;
+use super::call::long_call;
+use super::counts::Vocabulary;
+use super::exceptions::UsageError;
+use crate::count::CountOptions;
+use crate::index::format::LabelKind;
+use crate::index::{BuildOptions, Builder, Index as Mapped, LabelSource};
+use crate::job::Job;
+use crate::resample::{RepeatFactors, Scheme};
+use crate::{Error, Result};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    let _ = module;
-    Ok(())
+    module.add_class::<IndexBuilder>()?;
+    module.add_class::<Index>()
+}
+
+/// An index being built; visible only after `publish`.
+#[pyclass(module = "wsl._core")]
+struct IndexBuilder {
+    inner: Option<Builder>,
+}
+
+impl IndexBuilder {
+    fn builder(&mut self) -> PyResult<&mut Builder> {
+        self.inner
+            .as_mut()
+            .ok_or_else(|| UsageError::new_err("this index builder is used up; start another"))
+    }
+}
+
+#[pymethods]
+impl IndexBuilder {
+    #[new]
+    #[pyo3(signature = (folder, labels, *, num_threads=None, exclude=vec![], max_doubled_share=0.0))]
+    fn new(
+        folder: PathBuf,
+        labels: &str,
+        num_threads: Option<usize>,
+        exclude: Vec<String>,
+        max_doubled_share: f64,
+    ) -> PyResult<Self> {
+        let labels = match labels {
+            "none" => LabelSource::None,
+            "members" => LabelSource::Members,
+            "records" => LabelSource::Records,
+            _ => {
+                return Err(UsageError::new_err(format!(
+                    "labels: expected none, members or records, got {labels:?}"
+                )));
+            }
+        };
+        let options = BuildOptions { labels, num_threads, exclude, max_doubled_share };
+        Ok(Self { inner: Some(Builder::new(folder, options)?) })
+    }
+
+    /// Takes records into memory, their hashtags as labels of `vocabulary`.
+    #[pyo3(signature = (stream, *, key_column, hashtags_column, vocabulary, separator=None, progress=None))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
+    fn add_records(
+        &mut self,
+        py: Python<'_>,
+        stream: &Bound<'_, PyAny>,
+        key_column: &str,
+        hashtags_column: String,
+        vocabulary: PyRef<'_, Vocabulary>,
+        separator: Option<String>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let batches = import_stream(stream)?;
+        let options = CountOptions { column: hashtags_column, separator, num_threads: None };
+        let (builder, labels) = (self.builder()?, &vocabulary.inner);
+        long_call(py, progress, |job| {
+            builder.add_records(batches, key_column, &options, labels, job)
+        })
+    }
+
+    /// Scans shards, pairs of where each lies and what the index calls it.
+    #[pyo3(signature = (paths, *, progress=None))]
+    fn add_shards(
+        &mut self,
+        py: Python<'_>,
+        paths: Vec<(PathBuf, String)>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let builder = self.builder()?;
+        long_call(py, progress, |job| builder.add_shards(&paths, job))
+    }
+
+    #[getter]
+    fn highest_class(&mut self) -> PyResult<Option<u32>> {
+        Ok(self.builder()?.highest_class())
+    }
+
+    #[getter]
+    fn num_samples(&mut self) -> PyResult<u64> {
+        Ok(self.builder()?.num_samples())
+    }
+
+    /// Writes what is left, the manifest last of all.
+    #[pyo3(signature = (vocabulary, *, label_kind, shard_root, provenance))]
+    fn publish(
+        &mut self,
+        py: Python<'_>,
+        vocabulary: Option<PyRef<'_, Vocabulary>>,
+        label_kind: Option<&str>,
+        shard_root: &str,
+        provenance: &str,
+    ) -> PyResult<()> {
+        let kind = match label_kind {
+            None => None,
+            Some("hashtag") => Some(LabelKind::Hashtag),
+            Some("class") => Some(LabelKind::Class),
+            Some(other) => {
+                return Err(UsageError::new_err(format!(
+                    "label_kind: expected hashtag or class, got {other:?}"
+                )));
+            }
+        };
+        let provenance = serde_json::from_str(provenance)
+            .map_err(|error| UsageError::new_err(format!("provenance: {error}")))?;
+        self.builder()?;
+        let Some(builder) = self.inner.take() else { return Ok(()) };
+        let labels = vocabulary.as_ref().map(|vocabulary| &vocabulary.inner);
+        long_call(py, None, |_| builder.publish(labels, kind, shard_root, provenance))?;
+        Ok(())
+    }
+}
+
+/// A mapped index.
+#[pyclass(module = "wsl._core", frozen)]
+struct Index {
+    inner: Mapped,
+}
+
+type Labels<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
+
+#[pymethods]
+impl Index {
+    /// Opens the index in `folder`.
+    #[staticmethod]
+    #[pyo3(signature = (folder, *, shard_root=None))]
+    fn open(py: Python<'_>, folder: PathBuf, shard_root: Option<PathBuf>) -> PyResult<Self> {
+        Ok(Self { inner: long_call(py, None, |_| Mapped::open(folder, shard_root.as_deref()))? })
+    }
+
+    fn __len__(&self) -> usize {
+        self.inner.num_samples() as usize
+    }
+
+    /// The manifest as JSON.
+    fn manifest(&self) -> PyResult<String> {
+        serde_json::to_string(self.inner.manifest())
+            .map_err(|error| UsageError::new_err(error.to_string()))
+    }
+
+    /// Path, size, first sample and number of samples of each shard.
+    fn shards(&self) -> Vec<(String, u64, u64, u64)> {
+        let row = |shard: &crate::index::read::Shard| {
+            (shard.path.clone(), shard.size, shard.first_sample, shard.num_samples)
+        };
+        self.inner.shards().iter().map(row).collect()
+    }
+
+    /// Key, path of the shard, offset and size of a sample.
+    fn row(&self, ordinal: u64) -> PyResult<(String, PathBuf, u64, u32)> {
+        let row = self.inner.row(ordinal)?;
+        Ok((row.key.to_owned(), self.inner.shard_path(row.shard)?, row.offset, row.size))
+    }
+
+    /// The keys of samples (int64 ordinals).
+    fn keys(&self, py: Python<'_>, ordinals: PyBuffer<i64>) -> PyResult<Vec<String>> {
+        let ordinals = buffer::ordinals(py, &ordinals)?;
+        let key = |&ordinal: &u64| Ok(self.inner.row(ordinal)?.key.to_owned());
+        Ok(py.detach(|| ordinals.iter().map(key).collect::<Result<_>>())?)
+    }
+
+    /// The labels of samples: uint32 labels one after another, and int64 offsets, one more than samples.
+    fn labels<'py>(&self, py: Python<'py>, ordinals: PyBuffer<i64>) -> PyResult<Labels<'py>> {
+        let ordinals = buffer::ordinals(py, &ordinals)?;
+        let (labels, offsets) = py.detach(|| self.gather(&ordinals))?;
+        Ok((buffer::bytes(py, &labels), buffer::bytes(py, &offsets)))
+    }
+
+    /// The encoded images of samples.
+    #[pyo3(signature = (ordinals, *, progress=None))]
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        ordinals: PyBuffer<i64>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let ordinals = buffer::ordinals(py, &ordinals)?;
+        // A batch takes well under a tenth of a second; a thread for it would cost more than the read.
+        let images = if progress.is_none() && ordinals.len() <= 4096 {
+            py.detach(|| self.inner.read_all(&ordinals, &Job::new()))?
+        } else {
+            long_call(py, progress, |job| self.inner.read_all(&ordinals, job))?
+        };
+        Ok(images.iter().map(|image| PyBytes::new(py, image)).collect())
+    }
+
+    /// The ordinal of the first sample with `key`, or None.
+    fn find(&self, key: &str) -> PyResult<Option<u64>> {
+        Ok(self.inner.find(key)?)
+    }
+
+    /// The number of samples with each label, uint64.
+    fn label_counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let counts = long_call(py, None, |job| self.inner.label_counts(job).map(<[u64]>::to_vec))?;
+        Ok(buffer::bytes(py, &counts))
+    }
+
+    /// Repeat factors, float32, and the threshold; `epoch_length` solves for it where it is given.
+    #[pyo3(signature = (scheme, *, threshold=None, epoch_length=None))]
+    fn repeat_factors<'py>(
+        &self,
+        py: Python<'py>,
+        scheme: &str,
+        threshold: Option<f64>,
+        epoch_length: Option<f64>,
+    ) -> PyResult<(Bound<'py, PyBytes>, Option<f64>)> {
+        let scheme = Scheme::parse(scheme)?;
+        let work = |job: &Job| repeat_factors(&self.inner, scheme, threshold, epoch_length, job);
+        let (factors, threshold) = long_call(py, None, work)?;
+        Ok((buffer::bytes(py, &factors), threshold))
+    }
+
+    /// Reads every byte and holds it against the checksums.
+    #[pyo3(signature = (*, progress=None))]
+    fn verify(&self, py: Python<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        long_call(py, progress, |job| self.inner.verify(job))
+    }
+}
+
+impl Index {
+    fn gather(&self, ordinals: &[u64]) -> Result<(Vec<u32>, Vec<i64>)> {
+        let mut labels = Vec::new();
+        let mut offsets = Vec::with_capacity(ordinals.len() + 1);
+        offsets.push(0);
+        for &ordinal in ordinals {
+            labels.extend(self.inner.labels(ordinal)?);
+            offsets.push(labels.len() as i64);
+        }
+        Ok((labels, offsets))
+    }
+}
+
+fn repeat_factors(
+    index: &Mapped,
+    scheme: Scheme,
+    threshold: Option<f64>,
+    epoch_length: Option<f64>,
+    job: &Job,
+) -> Result<(Vec<f32>, Option<f64>)> {
+    let counts = index.label_counts(job)?;
+    let num_samples = index.num_samples();
+    let factors = match (threshold, epoch_length) {
+        (Some(threshold), None) => RepeatFactors::new(scheme, counts, num_samples, threshold)?,
+        (None, Some(length)) => {
+            let mut rarest = std::collections::BTreeMap::new();
+            for ordinal in 0..num_samples {
+                let count = index.labels(ordinal)?.map(|label| counts[label as usize]).min();
+                if let Some(count) = count {
+                    *rarest.entry(count).or_insert(0) += 1;
+                }
+            }
+            RepeatFactors::with_length(scheme, counts, num_samples, &rarest, length)?
+        }
+        _ => return Err(Error::usage("give either threshold or epoch_length")),
+    };
+    let of_image = |ordinal| Ok(factors.of_image(index.labels(ordinal)?));
+    let all = (0..num_samples).map(of_image).collect::<Result<_>>()?;
+    Ok((all, factors.threshold))
 }

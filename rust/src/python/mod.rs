@@ -4,6 +4,7 @@
 //! through which every long call goes, `exceptions` the one mapping of errors.
 
 mod arrow;
+mod buffer;
 mod call;
 mod counts;
 mod epoch;

@@ -1,0 +1,222 @@
+//! The files of an index, and how their bytes are laid out.
+//!
+//! ```text
+//! manifest.json        format version, counts, parts with rows, sizes and checksums, fingerprint
+//! shards.arrow         one row a shard: path, size, header_checksum, first_sample, num_samples
+//! part-00000.arrow     one row a sample: key, shard, offset, size, labels
+//! keys.idx             sorted pairs (hash of key, ordinal)
+//! vocabulary.parquet   the labels; absent where the index has none
+//! ```
+//!
+//! Tables are uncompressed Arrow IPC files; parts have record batches of 65,536 rows (the last of a
+//! part may be shorter), so row r of a part stands in batch r / 65,536. They are mapped and read in
+//! place: opening parses the footer and the headers of the batches, lookups follow raw buffers with
+//! every offset checked. The manifest is written last, so an index exists whole or not at all.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+use crate::publish::Unpublished;
+use crate::{Error, Result};
+
+/// What `format` says in a manifest.
+pub const FORMAT: &str = "wsl-index";
+/// The version this engine writes and reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// Rows of a record batch.
+pub const BATCH_ROWS: usize = 65_536;
+/// Rows of a part; the last may have fewer.
+pub const PART_ROWS: usize = 16 * BATCH_ROWS;
+/// The name of the manifest.
+pub const MANIFEST: &str = "manifest.json";
+/// The name of the table of shards.
+pub const SHARDS: &str = "shards.arrow";
+/// The name of the file of keys.
+pub const KEYS: &str = "keys.idx";
+/// What `keys.idx` begins with; the number of entries follows as u64.
+pub const KEYS_MAGIC: &[u8; 8] = b"WSLKEYS1";
+
+/// A file of an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Name within the folder of the index.
+    pub file: String,
+    /// Rows, where it is a table; entries, where it is `keys.idx`.
+    pub num_rows: u64,
+    /// Bytes.
+    pub size: u64,
+    /// XXH3, 128 bits, in hexadecimal.
+    pub checksum: String,
+}
+
+/// What labels are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelKind {
+    /// Hashtags of records; an image has any number of them.
+    Hashtag,
+    /// The class numbers of a data set.
+    Class,
+}
+
+/// The content of `manifest.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: String,
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// A hash of format version, vocabulary and parts: equal for equal content, wherever it lies.
+    pub fingerprint: String,
+    /// Samples in all parts.
+    pub num_samples: u64,
+    /// Labels in the vocabulary.
+    pub num_labels: u64,
+    /// What labels are; `None` for an index without labels.
+    pub label_kind: Option<LabelKind>,
+    /// The fingerprint of the vocabulary; `None` without labels.
+    pub vocabulary_fingerprint: Option<String>,
+    /// The folder that paths of shards start from; relative to the index where it is not absolute.
+    pub shard_root: String,
+    /// The parts, in order.
+    pub parts: Vec<FileEntry>,
+    /// `shards.arrow`.
+    pub shards: FileEntry,
+    /// `keys.idx`.
+    pub keys: FileEntry,
+    /// What was counted while the index was built.
+    pub counts: BTreeMap<String, u64>,
+    /// Inputs and options the index was built from, as the builder recorded them.
+    pub provenance: serde_json::Value,
+}
+
+impl Manifest {
+    /// Reads the manifest of the index in `folder`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(MANIFEST);
+        let text = fs::read(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::usage(format!(
+                "{} is not an index: it has no {MANIFEST}; build one with 'wsl index build'",
+                folder.display()
+            )),
+            _ => Error::io(&path, error),
+        })?;
+        let bad = |what: String| Error::data(format!("{}: {what}", path.display()));
+        let tree: serde_json::Value = serde_json::from_slice(&text).map_err(|error| {
+            bad(format!("expected the manifest of an index as JSON, found: {error}"))
+        })?;
+        if tree.get("format").and_then(|format| format.as_str()) != Some(FORMAT) {
+            return Err(bad(format!("expected \"format\": \"{FORMAT}\"; this is no index of wsl")));
+        }
+        let version = tree.get("format_version").cloned().unwrap_or_default();
+        if version != FORMAT_VERSION {
+            return Err(bad(format!(
+                "the index is of format version {version}, and this wsl reads version \
+                 {FORMAT_VERSION}; build it again with 'wsl index build --overwrite'"
+            )));
+        }
+        let manifest: Self = serde_json::from_value(tree).map_err(|error| {
+            bad(format!("the manifest is damaged: {error}; build the index again"))
+        })?;
+        manifest.check().map_err(bad)?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        let names = self.parts.iter().chain([&self.shards, &self.keys]);
+        for entry in names {
+            if entry.file.contains(['/', '\\']) || entry.file.is_empty() {
+                return Err(format!("{:?} is no name of a file of an index", entry.file));
+            }
+        }
+        let total = self.parts.iter().try_fold(0_u64, |sum, part| sum.checked_add(part.num_rows));
+        if total != Some(self.num_samples) {
+            return Err("its parts do not hold num_samples rows; build the index again".to_owned());
+        }
+        if self.num_labels > u64::from(u32::MAX) {
+            return Err(format!("num_labels {} is more than labels can be", self.num_labels));
+        }
+        Ok(())
+    }
+
+    /// The fingerprint that the content of the other fields asks for.
+    pub fn computed_fingerprint(&self) -> String {
+        let mut hasher = Xxh3::new();
+        hasher.update(format!("wsl index {}\n", self.format_version).as_bytes());
+        hasher.update(self.vocabulary_fingerprint.as_deref().unwrap_or("none").as_bytes());
+        for part in &self.parts {
+            hasher.update(b"\n");
+            hasher.update(part.checksum.as_bytes());
+        }
+        format!("{:032x}", hasher.digest128())
+    }
+}
+
+/// The columns of a part.
+pub fn part_schema() -> SchemaRef {
+    let label = Field::new("item", DataType::UInt32, false);
+    Arc::new(Schema::new(vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("shard", DataType::UInt32, false),
+        Field::new("offset", DataType::UInt64, false),
+        Field::new("size", DataType::UInt32, false),
+        Field::new("labels", DataType::List(Arc::new(label)), false),
+    ]))
+}
+
+/// The columns of `shards.arrow`.
+pub fn shards_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("path", DataType::Utf8, false),
+        Field::new("size", DataType::UInt64, false),
+        Field::new("header_checksum", DataType::UInt64, false),
+        Field::new("first_sample", DataType::UInt64, false),
+        Field::new("num_samples", DataType::UInt64, false),
+    ]))
+}
+
+/// Writes `batches` as an Arrow IPC file named `name` in `folder`, whole or not at all.
+pub fn write_table(
+    folder: &Path,
+    name: &str,
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+) -> Result<FileEntry> {
+    let options = IpcWriteOptions::default();
+    let mut writer = FileWriter::try_new_with_options(Vec::new(), schema, options)?;
+    for batch in batches {
+        writer.write(batch)?;
+    }
+    let bytes = writer.into_inner()?;
+    let num_rows = batches.iter().map(|batch| batch.num_rows() as u64).sum();
+    write_bytes(folder, name, num_rows, &bytes)
+}
+
+/// Writes a file of an index, whole or not at all.
+pub fn write_bytes(folder: &Path, name: &str, num_rows: u64, bytes: &[u8]) -> Result<FileEntry> {
+    use std::io::Write;
+
+    let path = folder.join(name);
+    let mut file = Unpublished::create(&path)?;
+    file.write_all(bytes).map_err(|error| Error::io(&path, error))?;
+    file.publish()?;
+    Ok(FileEntry {
+        file: name.to_owned(),
+        num_rows,
+        size: bytes.len() as u64,
+        checksum: checksum(bytes),
+    })
+}
+
+/// XXH3, 128 bits, in hexadecimal.
+pub fn checksum(bytes: &[u8]) -> String {
+    format!("{:032x}", xxh3_128(bytes))
+}

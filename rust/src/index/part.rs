@@ -1,0 +1,229 @@
+//! One mapped part: rows looked up in the raw buffers of an Arrow IPC file.
+//!
+//! Opening parses the footer and the header of each record batch and keeps where the buffers of each
+//! column lie, after checking that they lie inside the file and are as long as the rows ask. What the
+//! buffers hold (offsets of keys and labels) is checked at each lookup: a damaged file gives an error,
+//! never a wrong slice.
+
+use std::ops::Range;
+use std::path::Path;
+
+use arrow_ipc::convert::try_fb_to_schema;
+use arrow_ipc::{MessageHeader, root_as_footer, root_as_message};
+
+use super::format::{BATCH_ROWS, FileEntry, part_schema};
+use super::map::Map;
+use crate::{Error, Result};
+
+const MAGIC: &[u8; 6] = b"ARROW1";
+const CONTINUATION: [u8; 4] = [0xff; 4];
+
+/// One row of a part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// The key of the sample.
+    pub key: &'a str,
+    /// The number of its shard.
+    pub shard: u32,
+    /// Where the content of its image begins in the shard.
+    pub offset: u64,
+    /// Bytes of its image.
+    pub size: u32,
+}
+
+/// A part of an index, mapped.
+#[derive(Debug)]
+pub struct Part {
+    map: Map,
+    batches: Vec<Batch>,
+    num_rows: usize,
+}
+
+/// Where the buffers of a record batch lie in the file.
+#[derive(Debug, Clone)]
+struct Batch {
+    num_rows: usize,
+    key_offsets: Range<usize>,
+    keys: Range<usize>,
+    shards: Range<usize>,
+    offsets: Range<usize>,
+    sizes: Range<usize>,
+    label_offsets: Range<usize>,
+    labels: Range<usize>,
+}
+
+impl Part {
+    /// Maps the part that `entry` of the manifest names.
+    pub fn open(folder: &Path, entry: &FileEntry) -> Result<Self> {
+        let map = Map::open(folder.join(&entry.file), Some(entry.size))?;
+        let batches = read_layout(&map).map_err(|what| damaged(&map, &what))?;
+        let num_rows: usize = batches.iter().map(|batch| batch.num_rows).sum();
+        let full = batches.iter().rev().skip(1).all(|batch| batch.num_rows == BATCH_ROWS);
+        if num_rows as u64 != entry.num_rows || !full {
+            let what =
+                format!("expected {} rows in batches of 65,536, found {num_rows}", entry.num_rows);
+            return Err(damaged(&map, &what));
+        }
+        Ok(Self { map, batches, num_rows })
+    }
+
+    /// Rows of the part.
+    pub fn num_rows(&self) -> usize {
+        self.num_rows
+    }
+
+    /// All bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        self.map.path()
+    }
+
+    /// The row numbered `row`, which is below [`num_rows`](Self::num_rows), without its labels.
+    pub fn row(&self, row: usize) -> Result<Row<'_>> {
+        let (batch, at) = self.locate(row)?;
+        let bytes = self.span(&batch.key_offsets, &batch.keys, at, 1, row)?;
+        let key =
+            std::str::from_utf8(bytes).map_err(|_| self.bad_row(row, "a key that is not UTF-8"))?;
+        Ok(Row {
+            key,
+            shard: u32_at(&self.map, &batch.shards, at).unwrap_or_default(),
+            offset: u64_at(&self.map, &batch.offsets, at).unwrap_or_default(),
+            size: u32_at(&self.map, &batch.sizes, at).unwrap_or_default(),
+        })
+    }
+
+    /// The labels of a row, ascending.
+    pub fn labels(&self, row: usize) -> Result<impl ExactSizeIterator<Item = u32> + '_> {
+        let (batch, at) = self.locate(row)?;
+        let bytes = self.span(&batch.label_offsets, &batch.labels, at, 4, row)?;
+        Ok(bytes.chunks_exact(4).map(|label| {
+            let mut number = [0; 4];
+            number.copy_from_slice(label);
+            u32::from_le_bytes(number)
+        }))
+    }
+
+    fn locate(&self, row: usize) -> Result<(&Batch, usize)> {
+        let batch = self.batches.get(row / BATCH_ROWS).filter(|_| row < self.num_rows);
+        batch.map(|batch| (batch, row % BATCH_ROWS)).ok_or_else(|| self.bad_row(row, "no such row"))
+    }
+
+    /// The bytes between two neighbouring offsets, which count items of `width` bytes.
+    fn span(
+        &self,
+        offsets: &Range<usize>,
+        values: &Range<usize>,
+        at: usize,
+        width: usize,
+        row: usize,
+    ) -> Result<&[u8]> {
+        let bound = |at| {
+            let offset = u32_at(&self.map, offsets, at).map(|offset| offset as i32)?;
+            usize::try_from(offset).ok()?.checked_mul(width)
+        };
+        let bytes = &self.map[values.clone()];
+        let found = bound(at).zip(bound(at + 1)).and_then(|(start, end)| bytes.get(start..end));
+        found.ok_or_else(|| self.bad_row(row, "offsets that point outside the file"))
+    }
+
+    fn bad_row(&self, row: usize, what: &str) -> Error {
+        damaged(&self.map, &format!("row {row}: {what}"))
+    }
+}
+
+fn damaged(map: &Map, what: &str) -> Error {
+    Error::data(format!(
+        "{}: the part is damaged: {what}; check the index with 'wsl index verify' and build it again",
+        map.path().display()
+    ))
+}
+
+fn u32_at(bytes: &[u8], range: &Range<usize>, at: usize) -> Option<u32> {
+    let start = range.start.checked_add(at.checked_mul(4)?)?;
+    let number = bytes.get(start..start + 4).filter(|_| start + 4 <= range.end)?;
+    Some(u32::from_le_bytes(number.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], range: &Range<usize>, at: usize) -> Option<u64> {
+    let start = range.start.checked_add(at.checked_mul(8)?)?;
+    let number = bytes.get(start..start + 8).filter(|_| start + 8 <= range.end)?;
+    Some(u64::from_le_bytes(number.try_into().ok()?))
+}
+
+type Parsed<T> = std::result::Result<T, String>;
+
+fn read_layout(bytes: &[u8]) -> Parsed<Vec<Batch>> {
+    let tail = bytes.len().checked_sub(10).filter(|&tail| tail >= 8).ok_or("it is too short")?;
+    if !bytes.starts_with(MAGIC) || &bytes[tail + 4..] != MAGIC {
+        return Err("it is not an Arrow IPC file".to_owned());
+    }
+    let length = u32_at(bytes, &(tail..tail + 4), 0).unwrap_or_default() as usize;
+    let start = tail.checked_sub(length).ok_or("its footer is longer than the file")?;
+    let footer = root_as_footer(&bytes[start..tail]).map_err(|error| format!("footer: {error}"))?;
+    let schema = footer.schema().ok_or("its footer has no schema")?;
+    let schema = try_fb_to_schema(schema).map_err(|error| format!("schema: {error}"))?;
+    if schema.fields() != part_schema().fields() {
+        return Err(format!("its columns are not those of a part: {schema}"));
+    }
+    let Some(blocks) = footer.recordBatches() else { return Ok(Vec::new()) };
+    blocks
+        .iter()
+        .map(|block| {
+            let at = usize::try_from(block.offset()).map_err(|_| "a negative offset")?;
+            let header =
+                usize::try_from(block.metaDataLength()).map_err(|_| "a negative length")?;
+            let body = usize::try_from(block.bodyLength()).map_err(|_| "a negative length")?;
+            read_batch(&bytes[..start], at, header, body)
+        })
+        .collect()
+}
+
+fn read_batch(bytes: &[u8], at: usize, header: usize, body: usize) -> Parsed<Batch> {
+    let body_start = at.checked_add(header).ok_or("a block outside the file")?;
+    let body_end = body_start.checked_add(body).filter(|&end| end <= bytes.len());
+    let body_end = body_end.ok_or("a block outside the file")?;
+    let prefix = if bytes.get(at..at + 4) == Some(&CONTINUATION[..]) { 8 } else { 4 };
+    let message = bytes.get(at + prefix..body_start).ok_or("a block without a header")?;
+    let message = root_as_message(message).map_err(|error| format!("message: {error}"))?;
+    if message.header_type() != MessageHeader::RecordBatch {
+        return Err("a block that is no record batch".to_owned());
+    }
+    let batch = message.header_as_record_batch().ok_or("a block that is no record batch")?;
+    if batch.compression().is_some() {
+        return Err("a compressed record batch".to_owned());
+    }
+    let num_rows = usize::try_from(batch.length()).map_err(|_| "a negative number of rows")?;
+    if num_rows > BATCH_ROWS {
+        return Err(format!("a record batch of {num_rows} rows"));
+    }
+    let buffers: Vec<Range<usize>> = batch
+        .buffers()
+        .ok_or("a record batch without buffers")?
+        .iter()
+        .map(|buffer| {
+            let start = usize::try_from(buffer.offset()).ok()?.checked_add(body_start)?;
+            let end = start.checked_add(usize::try_from(buffer.length()).ok()?)?;
+            (end <= body_end).then_some(start..end)
+        })
+        .collect::<Option<_>>()
+        .ok_or("a buffer outside its record batch")?;
+    // Each column brings a validity buffer first; nothing is ever null.
+    let [_, key_offsets, keys, _, shards, _, offsets, _, sizes, _, label_offsets, _, labels] =
+        <[Range<usize>; 13]>::try_from(buffers).map_err(|_| "a record batch of other buffers")?;
+    let long_enough =
+        |range: &Range<usize>, items: usize, width: usize| range.len() >= items * width;
+    let bounds = num_rows + usize::from(num_rows > 0);
+    let whole = long_enough(&key_offsets, bounds, 4)
+        && long_enough(&shards, num_rows, 4)
+        && long_enough(&offsets, num_rows, 8)
+        && long_enough(&sizes, num_rows, 4)
+        && long_enough(&label_offsets, bounds, 4);
+    if !whole {
+        return Err("a buffer that is too short for its rows".to_owned());
+    }
+    Ok(Batch { num_rows, key_offsets, keys, shards, offsets, sizes, label_offsets, labels })
+}

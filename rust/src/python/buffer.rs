@@ -1,0 +1,43 @@
+//! Arrays across the border: any C-contiguous buffer in, bytes out.
+
+use arrow_buffer::ToByteSlice;
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes};
+
+use super::exceptions::UsageError;
+
+/// Copies a C-contiguous buffer of `T`.
+pub(super) fn values<T: Element>(py: Python<'_>, buffer: &PyBuffer<T>) -> PyResult<Vec<T>> {
+    if !buffer.is_c_contiguous() {
+        return Err(UsageError::new_err(
+            "expected a C-contiguous array; numpy.ascontiguousarray makes one",
+        ));
+    }
+    buffer.to_vec(py)
+}
+
+/// Copies ordinals; a negative one is refused.
+pub(super) fn ordinals(py: Python<'_>, buffer: &PyBuffer<i64>) -> PyResult<Vec<u64>> {
+    let number = |ordinal: i64| {
+        u64::try_from(ordinal)
+            .map_err(|_| UsageError::new_err(format!("there is no sample {ordinal}")))
+    };
+    values(py, buffer)?.into_iter().map(number).collect()
+}
+
+/// The numbers of `values` as bytes, in the machine's order.
+pub(super) fn bytes<'py, T>(py: Python<'py>, values: &[T]) -> Bound<'py, PyBytes>
+where
+    [T]: ToByteSlice,
+{
+    PyBytes::new(py, values.to_byte_slice())
+}
+
+/// The same, writable.
+pub(super) fn writable<'py, T>(py: Python<'py>, values: &[T]) -> Bound<'py, PyByteArray>
+where
+    [T]: ToByteSlice,
+{
+    PyByteArray::new(py, values.to_byte_slice())
+}

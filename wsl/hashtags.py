@@ -1,0 +1,230 @@
+"""Hashtags: counting them, how Zipf-like they are, and the vocabulary made of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wsl import _core
+from wsl._core import DataError
+from wsl.source import open_stream
+
+HEADS = (1, 10, 100, 1000)
+COVERAGES = (0.5, 0.8, 0.9)
+
+
+class HashtagCounts:
+    """On how many records each hashtag was seen; made by `count_hashtags`, joined by `merge`."""
+
+    def __init__(self, core: _core.HashtagCounts | None = None) -> None:
+        self._core = core or _core.HashtagCounts()
+
+    @property
+    def core(self) -> _core.HashtagCounts:
+        """The engine's object."""
+        return self._core
+
+    @property
+    def num_records(self) -> int:
+        """Records read, those without tags included."""
+        return int(self._tally("records"))
+
+    @property
+    def num_hashtags(self) -> int:
+        """Hashtags kept, each once in its record."""
+        return int(self._tally("hashtags"))
+
+    @property
+    def num_duplicates(self) -> int:
+        """Hashtags dropped since their record has them already."""
+        return int(self._tally("duplicates"))
+
+    @property
+    def num_distinct(self) -> int:
+        """Different hashtags."""
+        return self._core.num_distinct
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Rejected hashtags by cause: not_utf8, empty, control_character, too_long, null."""
+        return dict(self._tally("rejected"))
+
+    def _tally(self, name: str) -> Any:
+        return self._core.tally()[name]
+
+    def tags_per_record(self) -> dict[int, int]:
+        """Number of records by how many tags they keep."""
+        return self._core.tags_per_record()
+
+    def count_of(self, tag: str) -> int:
+        """On how many records `tag` was seen, once normalized."""
+        normalized = _core.normalize_hashtag(tag)
+        return 0 if normalized is None else self._core.count_of(normalized)
+
+    def table(self) -> pl.DataFrame:
+        """Columns hashtag (text) and count (u64), most frequent first, ties by byte order."""
+        return pl.DataFrame(self._core.table())
+
+    def merge(self, other: HashtagCounts) -> None:
+        """Adds counts made over other records; associative and commutative."""
+        self._core.merge(other._core)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the counts, whole or not at all."""
+        self._core.save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HashtagCounts:
+        """Reads what `save` wrote; DataError where the file is damaged or another."""
+        return cls(_core.HashtagCounts.load(path))
+
+
+def count_hashtags(
+    source: object,
+    *,
+    hashtags_column: str = "hashtags",
+    separator: str | None = None,
+    num_threads: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> HashtagCounts:
+    """Counts the hashtags of records: for each tag the records that have it.
+
+    `source` is a path, a glob, a Polars frame or anything with ``__arrow_c_stream__``. The column
+    holds lists of tags, or one text split at `separator` (at white space where None). `progress`
+    is called with the number of records read. The result does not depend on threads, batches or
+    the order of the records.
+
+    Raises UsageError for an unknown column and DataError for files that cannot be read.
+    """
+    counts = HashtagCounts()
+    counts.core.update(
+        open_stream(source, [hashtags_column]),
+        hashtags_column=hashtags_column,
+        separator=separator,
+        num_threads=num_threads,
+        progress=progress,
+    )
+    return counts
+
+
+@dataclass(frozen=True)
+class ZipfFit:
+    """A power law fitted to the counts (Clauset, Shalizi and Newman 2009)."""
+
+    alpha: float
+    """Exponent of p(x) ~ x^-alpha for counts x >= x_min, by discrete maximum likelihood."""
+    standard_error: float
+    """Standard error of alpha."""
+    x_min: int
+    """The count from which on the law holds; it minimizes ks_distance."""
+    ks_distance: float
+    """Kolmogorov-Smirnov distance of data and law from x_min on."""
+    num_tail: int
+    """Hashtags with at least x_min."""
+    rank_exponent: float
+    """1 / (alpha - 1): the count of the tag of rank r falls as r^-rank_exponent."""
+    loglog_slope: float
+    """Least-squares slope of log count against log rank, over all tags."""
+    head_shares: dict[int, float]
+    """The share of all occurrences that the 1, 10, 100, 1000 most frequent tags hold."""
+    head_sizes: dict[float, int]
+    """How many of the most frequent tags hold 50, 80, 90 % of all occurrences."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+def fit_zipf(counts: HashtagCounts, *, x_min: int | None = None) -> ZipfFit:
+    """Fits a power law to the counts; x_min is chosen unless given.
+
+    Raises UsageError where fewer than two different counts are there to fit.
+    """
+    core = counts.core
+    alpha, error, least, distance, num_tail, exponent, slope = core.fit_zipf(x_min)
+    return ZipfFit(
+        alpha=alpha,
+        standard_error=error,
+        x_min=least,
+        ks_distance=distance,
+        num_tail=num_tail,
+        rank_exponent=exponent,
+        loglog_slope=slope,
+        head_shares=dict(zip(HEADS, core.head_shares(list(HEADS)), strict=True)),
+        head_sizes=dict(zip(COVERAGES, core.head_sizes(list(COVERAGES)), strict=True)),
+    )
+
+
+class Vocabulary:
+    """Which tag is which label; labels are ranks by count when it was made, and never change."""
+
+    def __init__(self, core: _core.Vocabulary) -> None:
+        self._core = core
+
+    @classmethod
+    def build(cls, counts: HashtagCounts, *, min_count: int = 1, max_labels: int | None = None) -> Vocabulary:
+        """The tags on at least `min_count` records, the most frequent first, `max_labels` at most."""
+        return cls(_core.Vocabulary.from_counts(counts.core, min_count=min_count, max_labels=max_labels))
+
+    @classmethod
+    def of_classes(cls, names: list[str]) -> Vocabulary:
+        """Class i is called `names[i]`; names are distinct and not empty."""
+        return cls(_core.Vocabulary.from_class_names(names))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Reads a `vocabulary.parquet`; DataError where it is damaged or another table."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(2, "no such vocabulary", str(path))
+        try:
+            table = pl.read_parquet(Path(path))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"{path}: expected a vocabulary as a Parquet file, found: {error}") from None
+        try:
+            return cls(_core.Vocabulary.from_table(table))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes `vocabulary.parquet`, whole or not at all."""
+        target = Path(path)
+        temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+        try:
+            self.table().write_parquet(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @property
+    def core(self) -> _core.Vocabulary:
+        """The engine's object."""
+        return self._core
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the ordered content."""
+        return self._core.fingerprint
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each label."""
+        return self._core.names()
+
+    def encode(self, tag: str) -> int | None:
+        """The label of `tag`, once normalized, or None."""
+        normalized = _core.normalize_hashtag(tag)
+        return None if normalized is None else self._core.encode(normalized)
+
+    def table(self) -> pl.DataFrame:
+        """Columns label (u32), name, synset (text), tag_count (u64), tags (list of text)."""
+        return pl.DataFrame(self._core.table())
+
+    def __len__(self) -> int:
+        return len(self._core)
