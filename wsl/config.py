@@ -37,6 +37,8 @@ class VocabularyConfig(Config):
     """Tags on fewer records are left out."""
     max_labels: Positive | None = None
     """At most this many labels, the most frequent first."""
+    exclude_tags: list[str] = []
+    """Hashtags left out, such as the names of the classes that the finetuned network is tested on."""
     file: Path | None = None
     """Use this `vocabulary.parquet` and make none."""
 
@@ -108,7 +110,7 @@ class DataConfig(Config):
 
     sampling: Literal["natural", "square-root", "uniform"] = "natural"
     threshold: float | None = None
-    """The t of the repeat factors; absent, it is chosen so that the epoch keeps its length factor."""
+    """The t of the repeat factors; absent, it is solved for an epoch twice as long as the labelled images."""
     label_noise: Share = 0.0
     """The share of labels replaced by others (Mahajan et al. 2018, section 3.1.2)."""
     target: Literal["pairs", "multilabel", "soft"] = "pairs"

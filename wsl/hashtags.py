@@ -171,6 +171,13 @@ class Vocabulary:
         """The tags on at least `min_count` records, the most frequent first, `max_labels` at most."""
         return cls(_core.Vocabulary.from_counts(counts.core, min_count=min_count, max_labels=max_labels))
 
+    def without(self, tags: list[str]) -> Vocabulary:
+        """The same without the labels of `tags`; the ranks of the others close up."""
+        dropped = {label for tag in tags if (label := self.encode(tag)) is not None}
+        kept = self.table().filter(~pl.col("label").is_in(list(dropped)))
+        labels = pl.Series("label", range(len(kept)), dtype=pl.UInt32)
+        return Vocabulary(_core.Vocabulary.from_table(kept.with_columns(labels)))
+
     @classmethod
     def of_classes(cls, names: list[str]) -> Vocabulary:
         """Class i is called `names[i]`; names are distinct and not empty."""

@@ -12,7 +12,9 @@ UsageError that names the command to run first. Nothing here reads data.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -43,6 +45,10 @@ class StageInputs:
     """D-hat, for the student."""
     init: Path | None = None
     """The run whose weights it starts from."""
+
+    def replace(self, **paths: Path | None) -> StageInputs:
+        """The same with other paths."""
+        return dataclasses.replace(self, **paths)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -132,19 +138,24 @@ class Workspace:
         return source
 
     def stage_inputs(
-        self, stage: Stage, *, config: Path | None = None, init: Path | None = None, out: Path | None = None
+        self,
+        stage: Stage,
+        *,
+        config: Path | None = None,
+        init: Path | None = None,
+        out: Path | None = None,
+        pseudolabels: Path | None = None,
     ) -> StageInputs:
         """Everything `stage` needs, each piece checked to be there.
 
-        `config`, `init` and `out` stand in for what the workspace would choose.
+        `config`, `init`, `out` and `pseudolabels` stand in for what the workspace would choose.
         """
         source = self.stage(stage)
         file = config or self.path(source.config)
         if not file.is_file():
             raise UsageError(f"the config of stage {stage!r} is not there: {file}")
-        pseudolabels = None
         if stage == "student":
-            pseudolabels = self.pseudolabels
+            pseudolabels = pseudolabels or self.pseudolabels
             if not pseudolabels.is_file():
                 raise UsageError(
                     f"the student trains on pseudo-labels, and {pseudolabels} is not there; "
@@ -165,15 +176,22 @@ class Workspace:
         """A path of `wsl.yaml`, which is relative to the workspace."""
         return path if path.is_absolute() else self.root / path
 
-    def files(self, patterns: str | list[str]) -> list[Path]:
-        """The files of one or several globs of `wsl.yaml`, in the byte order of their paths."""
-        found: set[Path] = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            matches = glob.glob(str(self.path(Path(pattern))), recursive=True)
-            if not matches:
-                raise UsageError(f"{self.file}: no file matches {pattern!r} under {self.root}")
-            found.update(Path(match) for match in matches)
-        return sorted(found, key=os.fsencode)
+
+def match_files(root: Path, patterns: str | list[str]) -> list[Path]:
+    """The files of one or several globs seen from `root`, in the byte order of their paths."""
+    found: set[Path] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matches = glob.glob(str(root / pattern), recursive=True)
+        if not matches:
+            raise UsageError(f"no file matches {pattern!r} under {root}")
+        found.update(Path(match) for match in matches)
+    return sorted(found, key=os.fsencode)
+
+
+def fingerprint(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def is_complete(run: Path) -> bool:

@@ -13,7 +13,6 @@ up to date, an incomplete one goes on, and one of other options is refused unles
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import platform
 import shutil
@@ -50,7 +49,7 @@ from wsl.training.loop import (
     train_step,
 )
 from wsl.training.metrics import Evaluation, MetricsLog
-from wsl.workspace import StageInputs, read_run
+from wsl.workspace import StageInputs, fingerprint, read_run
 
 Resume = Literal["auto", "never"] | Path
 
@@ -460,9 +459,3 @@ def _publish(
         checkpoint.publish_text(inputs.out / "run.json", json.dumps(info, indent=2) + "\n")
         shutil.rmtree(inputs.out / "checkpoints", ignore_errors=True)
     deepspeed.barrier()
-
-
-def fingerprint(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -4,5 +4,6 @@
 
 mod count;
 mod hashtag;
+mod selection;
 mod shard;
 mod vocabulary;

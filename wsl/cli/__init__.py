@@ -1,0 +1,84 @@
+"""The command line: one module per group of commands, each of which only parses and prints.
+
+Data goes to standard output, progress and messages to standard error. Exit codes: 0 ok, 1 failure
+at run time, 2 wrong usage, 3 bad or corrupt data, 130 interrupted. An error is one paragraph;
+`wsl --debug COMMAND` shows the traceback too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from wsl._core import __version__
+from wsl.cli import data, demo, doctor, index, report, selection, training
+from wsl.cli.console import print_error
+from wsl.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, exit_code, explain
+
+app = typer.Typer(
+    name="wsl",
+    help="Train image classifiers from billions of weakly labelled or unlabelled images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"wsl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    context.obj = {"debug": debug}
+
+
+for group in (demo, data, index, training, selection, report, doctor):
+    group.register(app)
+
+
+def main() -> None:
+    """Runs the command line and ends the process with the exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        result = app(args=arguments, prog_name="wsl", standalone_mode=False)
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print_error("interrupted; run the same command again to go on")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except Exception as error:
+        return _report(error, debug="--debug" in arguments)
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: Exception, debug: bool) -> int:
+    from typer import rich_utils
+    from typer.exceptions import TyperException
+
+    if isinstance(error, TyperException):
+        rich_utils.rich_format_error(error)
+        return int(getattr(error, "exit_code", EXIT_USAGE))
+    if debug:
+        raise error
+    print_error(explain(error))
+    return exit_code(error)

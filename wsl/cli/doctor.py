@@ -1,0 +1,118 @@
+"""`wsl doctor`: is this machine ready, and what to do where it is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsl.cli.console import print_json, print_table
+
+SHARED_MEMORY_PER_RANK = 69 << 20
+"""What DeepSpeed's shared-memory op takes of /dev/shm for each rank on CPU, in bytes (measured)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at; `remedy` is empty where all is well."""
+
+    name: str
+    found: str
+    remedy: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.remedy
+
+
+def register(app: typer.Typer) -> None:
+    app.command("doctor")(doctor)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
+    """Check compiler, ninja, torch, DeepSpeed, shared memory and carried data; say the remedy."""
+    checks = [_python(), _engine(), _compiler(), _ninja()]
+    checks += [_package(name) for name in ("torch", "torchvision", "deepspeed", "safetensors", "tensorboard")]
+    checks += [_accelerator(), _shared_memory(), _carried_data(), _disk()]
+    if as_json:
+        print_json({"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]})
+    else:
+        rows = [["ok" if check.ok else "MISSING", check.name, check.found, check.remedy] for check in checks]
+        print_table("", ["", "what", "found", "remedy"], [list(row) for row in rows])
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    return Check("Python", found, "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer")
+
+
+def _engine() -> Check:
+    from wsl import _core
+
+    return Check("engine", f"wsl {_core.__version__}")
+
+
+def _compiler() -> Check:
+    compiler = os.environ.get("CXX") or "c++"
+    path = shutil.which(compiler) or shutil.which("g++")
+    remedy = "DeepSpeed compiles its CPU communication at the first run: install a C++ compiler (Debian: g++)"
+    return Check("C++ compiler", path or "not on PATH", "" if path else remedy)
+
+
+def _ninja() -> Check:
+    path = shutil.which("ninja")
+    remedy = "pip install 'wsl[train]' (it brings ninja), and activate that environment so that it is on PATH"
+    return Check("ninja", path or "not on PATH", "" if path else remedy)
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "not installed", "pip install 'wsl[train]'")
+
+
+def _accelerator() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("accelerator", "unknown without torch", "pip install 'wsl[train]'")
+    import torch
+
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}
+        return Check("accelerator", f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
+    return Check("accelerator", f"none; training runs on {os.cpu_count()} CPU cores")
+
+
+def _shared_memory() -> Check:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Check("shared memory", "no /dev/shm", "mount a tmpfs at /dev/shm")
+    free = shutil.disk_usage(folder).free
+    remedy = (
+        ""
+        if free >= 2 * SHARED_MEMORY_PER_RANK
+        else ("two ranks on CPU need 138 MB: enlarge /dev/shm (docker run --shm-size=1g)")
+    )
+    return Check("shared memory", f"{free >> 20:,} MiB free in {folder}", remedy)
+
+
+def _carried_data() -> Check:
+    from wsl import carried
+
+    missing = [file.name for file in carried.data_files() if not file.is_file()]
+    found = "not there: " + ", ".join(missing) if missing else "fashion-mnist, openclipart"
+    return Check("carried data", found, "install the package again" if missing else "")
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    remedy = "" if free >= 1 << 30 else "the demo writes about 200 MB; checkpoints of large models need more"
+    return Check("disk", f"{free >> 30:,} GiB free here", remedy)

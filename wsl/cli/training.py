@@ -1,0 +1,147 @@
+"""`wsl train`, `score`, `evaluate`, `export` and `predict`: everything that runs a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsl.cli.console import note, print_json, print_table, progress
+from wsl.cli.options import JsonOption, OverwriteOption, WorkspaceOption
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train")(train)
+    app.command("score")(score)
+    app.command("evaluate")(evaluate)
+    app.command("export")(export)
+    app.command("predict")(predict)
+
+
+def train(
+    stage: Annotated[str, typer.Option("--stage", "-s", help="pretrain, teacher, student or finetune.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Stage YAML instead of the workspace's.")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set optimizer.lr=0.05")
+    ] = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
+    init: Annotated[Path | None, typer.Option(help="Run whose weights the stage starts from.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Index to train on, without a workspace.")] = None,
+    held_out: Annotated[Path | None, typer.Option("--evaluate", help="Held-out index.")] = None,
+    pseudolabels: Annotated[Path | None, typer.Option(help="Pseudo-labels, for the student.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/STAGE.")] = None,
+    num_accelerators: Annotated[
+        int | None, typer.Option(min=1, help="Ranks; default: one for each GPU, one on CPU.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    workspace: WorkspaceOption = None,
+) -> int:
+    """Train a stage: the same program as `deepspeed wsl/train.py`, started for you."""
+    from wsl import train as program
+
+    arguments = ["--stage", stage, "--resume", resume]
+    paths = {"-c": config, "--init": init, "--index": index, "--evaluate": held_out, "--out": out}
+    for flag, value in (paths | {"--pseudolabels": pseudolabels, "--workspace": workspace}).items():
+        if value is not None:
+            arguments += [flag, str(value)]
+    for setting in override or []:
+        arguments += ["--set", setting]
+    if overwrite:
+        arguments.append("--overwrite")
+    return program.launch(arguments, num_accelerators)
+
+
+def score(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Run folder of the teacher; default: the newest teacher.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Index to score; default: the workspace's unlabelled one.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the predictions.")] = None,
+    keep: Annotated[str, typer.Option(help="Classes kept of each image: a number, or all.")] = "all",
+    flip: Annotated[bool, typer.Option(help="Average over the image and its mirror image.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score every sample of an index with a trained network; a killed run goes on where it was."""
+    from wsl import pipeline
+
+    paths = pipeline.scoring_paths(checkpoint, index, out, workspace)
+    with progress("score", unit="images") as advance:
+        report = pipeline.score(
+            paths,
+            keep=pipeline.parse_keep(keep),
+            flip=flip,
+            batch_size=batch_size,
+            progress=advance,
+        )
+    if as_json:
+        print_json(report)
+    else:
+        note(f"{report['num_samples']:,} samples scored in {paths.out}")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    index: Annotated[Path, typer.Option(help="Held-out index with class labels.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
+    from wsl.training.stages import evaluate_run
+
+    result = evaluate_run(run, index)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    rows = [["top-1", result.top1], ["top-5", result.top5], ["macro-averaged recall", result.macro]]
+    rows += [["samples", result.num_samples], ["corrupt images skipped", result.num_corrupt]]
+    print_table(f"{run} on {index}", ["measure", "value"], rows)
+    names = result.class_names
+    print_table(
+        "recall by class",
+        ["class", "recall"],
+        [[n, r] for n, r in zip(names, result.per_class_recall, strict=True)],
+    )
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write model.safetensors and config.json to.")],
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a run's weights as safetensors with the configuration that loads them."""
+    from wsl.training.export import export_run
+
+    export_run(run, out, overwrite=overwrite)
+    note(f"exported to {out}")
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Run folder or exported model.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes shown of each image.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Say the most probable classes of images."""
+    from wsl.training.export import predict as predict_images
+
+    answers = predict_images(model, images, num_best=top)
+    if as_json:
+        print_json(
+            [
+                {"image": str(image), "classes": [{"class": name, "probability": p} for name, p in classes]}
+                for image, classes in zip(images, answers, strict=True)
+            ]
+        )
+        return
+    rows = [
+        [str(image), name, probability]
+        for image, classes in zip(images, answers, strict=True)
+        for name, probability in classes
+    ]
+    print_table("", ["image", "class", "probability"], rows)
