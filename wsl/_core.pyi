@@ -17,7 +17,23 @@ _Array = npt.NDArray[Any]
 class ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
-__all__: list[str]
+__all__ = [
+    "UNICODE_VERSION",
+    "DataError",
+    "EpochOrder",
+    "HashtagCounts",
+    "Index",
+    "IndexBuilder",
+    "LabelNoise",
+    "Table",
+    "TopK",
+    "UsageError",
+    "Vocabulary",
+    "WslError",
+    "__version__",
+    "log_odds",
+    "normalize_hashtag",
+]
 __version__: str
 UNICODE_VERSION: str
 
@@ -87,7 +103,7 @@ class IndexBuilder:
         labels: str,
         *,
         num_threads: int | None = None,
-        exclude: list[str] = [],
+        exclude: list[str] | None = None,
         max_doubled_share: float = 0.0,
     ) -> IndexBuilder: ...
     def add_records(

@@ -93,6 +93,7 @@ def evaluate(
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
     from wsl.training.stages import evaluate_run
+    from wsl.workspace import read_run
 
     result = evaluate_run(run, index)
     if as_json:
@@ -101,11 +102,12 @@ def evaluate(
     rows = [["top-1", result.top1], ["top-5", result.top5], ["macro-averaged recall", result.macro]]
     rows += [["samples", result.num_samples], ["corrupt images skipped", result.num_corrupt]]
     print_table(f"{run} on {index}", ["measure", "value"], rows)
-    names = result.class_names
+    recalls = result.per_class_recall
+    names = read_run(run).get("class_names") or [str(number) for number in range(len(recalls))]
     print_table(
         "recall by class",
         ["class", "recall"],
-        [[n, r] for n, r in zip(names, result.per_class_recall, strict=True)],
+        [list(row) for row in zip(names, recalls, strict=True)],
     )
 
 

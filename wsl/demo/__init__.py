@@ -1,1 +1,1 @@
-"""The whole pipeline on the carried data."""
+"""The whole pipeline on the carried data (`run`), and a workspace as one page (`page`)."""

@@ -40,12 +40,12 @@ impl IndexBuilder {
 #[pymethods]
 impl IndexBuilder {
     #[new]
-    #[pyo3(signature = (folder, labels, *, num_threads=None, exclude=vec![], max_doubled_share=0.0))]
+    #[pyo3(signature = (folder, labels, *, num_threads=None, exclude=None, max_doubled_share=0.0))]
     fn new(
         folder: PathBuf,
         labels: &str,
         num_threads: Option<usize>,
-        exclude: Vec<String>,
+        exclude: Option<Vec<String>>,
         max_doubled_share: f64,
     ) -> PyResult<Self> {
         let labels = match labels {
@@ -58,6 +58,7 @@ impl IndexBuilder {
                 )));
             }
         };
+        let exclude = exclude.unwrap_or_default();
         let options = BuildOptions { labels, num_threads, exclude, max_doubled_share };
         Ok(Self { inner: Some(Builder::new(folder, options)?) })
     }

@@ -1,0 +1,134 @@
+"""The data that the package carries, and workspaces made of them.
+
+Two small real sets, so that the demo and the tests run without a network: a part of Fashion-MNIST (MIT
+licence) and Open Clip Art (public domain) with the tags of its authors. `wsl.carried.make` made the
+files from Debian's packages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from wsl._core import UsageError
+from wsl.carried import fashion_mnist, openclipart
+
+HERE = Path(__file__).resolve().parent
+MARKER = "data/made.json"
+"""Written after all data of a workspace: says of which set and options they are."""
+
+EMPTY = """\
+# A workspace: name your shards and records here, then run 'wsl index build'.
+indexes: {}
+#  labelled: {shards: data/labelled-*.tar, label_kind: class, class_names: data/classes.txt}
+#  unlabelled: {shards: data/unlabelled-*.tar}
+#  test: {shards: data/test-*.tar, label_kind: class, class_names: data/classes.txt}
+#  hashtags: {shards: data/tagged-*.tar, records: data/tags.parquet, label_kind: hashtag}
+stages: {}
+#  pretrain: {config: configs/stages/pretrain.yaml, index: hashtags}
+#  teacher: {config: configs/stages/teacher.yaml, index: labelled, evaluate: test}
+#  student: {config: configs/stages/student.yaml, index: unlabelled, evaluate: test}
+#  finetune: {config: configs/stages/finetune.yaml, index: labelled, evaluate: test, init: student}
+"""
+
+
+def data_files() -> list[Path]:
+    """The compressed files of the package."""
+    return [HERE / fashion_mnist.FILE, HERE / openclipart.FILE]
+
+
+def configs_folder() -> Path:
+    """The stage and DeepSpeed configs that come with the package."""
+    for folder in (HERE.parent / "configs", HERE.parent.parent / "configs"):
+        if (folder / "stages").is_dir():
+            return folder
+    raise UsageError(f"{HERE.parent}: the package lacks its configs; install it again")
+
+
+def make_workspace(
+    folder: Path,
+    dataset: str,
+    *,
+    source: Path | None = None,
+    num_labelled: int = 500,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Lays a workspace out in `folder` and returns the files that are new.
+
+    `dataset` is "fashion-mnist" (with `num_labelled` labelled images), "openclipart" or "none". The
+    data are the carried ones, or the full set in its original files under `source`. Configs that are
+    there stay as they are; `wsl.yaml` comes last. UsageError where the folder is a workspace of another
+    set and `overwrite` is not given, or files of `source` are missing; DataError where they are damaged.
+    """
+    made_of = {"dataset": dataset, "source": str(source.resolve()) if source else None}
+    if dataset == "fashion-mnist":
+        made_of["num_labelled"] = str(num_labelled)
+    file = folder / "wsl.yaml"
+    known = _read_marker(folder)
+    new = known != made_of or not file.is_file()
+    if new and not overwrite and (known is not None or file.exists()):
+        raise UsageError(
+            f"{folder} is a workspace of other data already; choose another folder, or pass --overwrite to "
+            "replace its data and wsl.yaml"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    written = _copy_configs(folder)
+    if not new:
+        return written
+    text = EMPTY
+    if dataset != "none":
+        files, text = _write_data(folder / "data", dataset, source, num_labelled)
+        written += files
+    (folder / "data").mkdir(exist_ok=True)
+    _publish(folder / MARKER, json.dumps(made_of) + "\n")
+    _publish(file, text)
+    return [*written, file]
+
+
+def _write_data(data: Path, dataset: str, source: Path | None, num_labelled: int) -> tuple[list[Path], str]:
+    """Writes the data beside their place and moves them there, so that none is there by half."""
+    data.mkdir(exist_ok=True)
+    (data.parent / MARKER).unlink(missing_ok=True)
+    for old in [*data.glob("labelled-*.tar"), *data.glob("unlabelled-*.tar"), *data.glob("test-*.tar")]:
+        old.unlink()
+    for old in data.glob("tagged-*.tar"):
+        old.unlink()
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=data) as name:
+        made = Path(name)
+        if dataset == "fashion-mnist":
+            files = fashion_mnist.write_data(made, HERE / fashion_mnist.FILE, source, num_labelled)
+            text = fashion_mnist.WORKSPACE
+        else:
+            files, text = openclipart.write_data(made, HERE / openclipart.FILE, source)
+        return [path.replace(data / path.name) for path in files], text
+
+
+def _copy_configs(folder: Path) -> list[Path]:
+    source = configs_folder()
+    copied = []
+    for path in sorted(source.rglob("*")):
+        target = folder / "configs" / path.relative_to(source)
+        if path.suffix in (".yaml", ".json") and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            copied.append(target)
+    return copied
+
+
+def _read_marker(folder: Path) -> dict[str, str | None] | None:
+    try:
+        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _publish(path: Path, text: str) -> None:
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
