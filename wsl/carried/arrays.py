@@ -25,6 +25,7 @@ MAX_BYTES = 1 << 30
 
 def write_arrays(path: Path, about: dict[str, Any], arrays: Arrays) -> None:
     """Writes uint8 arrays and what is to be known about them; the same content makes the same bytes."""
+    arrays = dict(sorted(arrays.items()))
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     line = json.dumps({"arrays": shapes, "about": about}, ensure_ascii=False, sort_keys=True)
     content = line.encode() + b"\n" + b"".join(array.tobytes() for array in arrays.values())

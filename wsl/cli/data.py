@@ -48,7 +48,7 @@ def init(
     if dataset == "openclipart":
         note("next: wsl index build && wsl train --stage pretrain && wsl train --stage finetune")
     elif dataset == "fashion-mnist":
-        note("next: wsl index build && wsl train --stage teacher && wsl pseudolabel --k 1500 --p 10")
+        note("next: wsl index build && wsl train --stage teacher && wsl pseudolabel --k 2000 --p 10")
         note("then: deepspeed wsl/train.py --stage student   (or: wsl train --stage student)")
 
 
