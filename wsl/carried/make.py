@@ -74,7 +74,7 @@ def make_openclipart(source: Path, out: Path) -> None:
     }
     # Channel by channel, and with the five bits that are kept in front: both pack better.
     planes = np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
-    write_arrays(out / openclipart.FILE, about, {"images": planes >> 3})
+    write_arrays(out / openclipart.FILE, about, {"images": (planes >> 3).astype(np.uint8)})
 
 
 def small_image(path: Path) -> npt.NDArray[np.uint8] | None:

@@ -76,7 +76,7 @@ def _report(error: Exception, debug: bool) -> int:
     from typer.exceptions import TyperException
 
     if isinstance(error, TyperException):
-        rich_utils.rich_format_error(error)
+        rich_utils.rich_format_error(error)  # type: ignore[arg-type]
         return int(getattr(error, "exit_code", EXIT_USAGE))
     if debug:
         raise error

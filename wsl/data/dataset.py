@@ -152,7 +152,8 @@ class LabelledExamples(Examples):
     """The samples of an index with 1/k on each of their k labels."""
 
     def __init__(self, index: ImageIndex, data: DataConfig, seed: int) -> None:
-        self.index, self.noise, self.seed = index, data.label_noise, seed
+        self.index: Any = index
+        self.noise, self.seed = data.label_noise, seed
         self.num_examples = len(index)
         self._noise = wsl.label_noise if data.label_noise > 0 else None
 

@@ -200,7 +200,7 @@ def _pictures(root: Path) -> list[Any]:
     index = wsl.Index.open(workspace.built_index(workspace.unlabelled()))
     names = json.loads(pl.read_parquet_metadata(file)["wsl"]).get("class_names") or []
     table = pl.read_parquet(file)
-    groups = []
+    groups: list[tuple[str, list[Picture]]] = []
     for (label,), rows in table.group_by("class", maintain_order=True):
         if len(groups) == MAX_CLASSES_SHOWN:
             break
@@ -216,7 +216,8 @@ def _pictures(root: Path) -> list[Any]:
             for rank, probability in zip(shown["rank"], shown["probability"], strict=True)
         ]
         pictures = [Picture(image, caption) for image, caption in zip(images, captions, strict=True)]
-        heading = names[int(label)] if int(label) < len(names) else str(label)  # type: ignore[call-overload]
+        number = int(str(label))
+        heading = names[number] if number < len(names) else str(number)
         groups.append((heading, pictures))
     text = "Of every class the best images of the selection, and the last that were taken."
     return [GalleryBlock(groups, text)]
@@ -230,7 +231,7 @@ def _tagged(root: Path) -> list[Any]:
     index = wsl.Index.open(workspace.index_path(names[0]))
     labels, offsets = index.flat_labels(np.arange(len(index), dtype=np.int64))
     vocabulary = index.class_names or []
-    groups = []
+    groups: list[tuple[str, list[Picture]]] = []
     for label in range(min(MAX_CLASSES_SHOWN, len(vocabulary))):
         places = np.flatnonzero(labels == label)
         chosen = places[np.linspace(0, len(places) - 1, min(NUM_PICTURES, len(places))).astype(np.int64)]

@@ -22,6 +22,7 @@ from rich.console import Console
 from wsl import carried, pipeline
 from wsl.config import Stage, StageConfig, load
 from wsl.demo.page import demo_page
+from wsl.index import Index
 from wsl.report.page import write
 from wsl.training.stages import RunSummary, run_stage
 from wsl.workspace import Workspace
@@ -86,7 +87,7 @@ class _Demo:
         folder = self._workspace("fashion-mnist", num_labelled)
         workspace = Workspace.find(folder)
         teacher = self._train(workspace, "teacher")
-        built = pipeline.Index.open(workspace.built_index("unlabelled"))
+        built = Index.open(workspace.built_index("unlabelled"))
         k = len(built) // 10
         self.note(f"fashion-mnist: the teacher scores {len(built):,} images; the {k:,} best of each class")
         pipeline.select(pipeline.SelectionRequest(k=k, p=10), folder, warn=self.note)

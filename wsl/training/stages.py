@@ -18,7 +18,7 @@ import platform
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
@@ -156,7 +156,7 @@ class _Run:
         factors = None
         if config.data.sampling != "natural" and config.stage != "student":
             factors = wsl.repeat_factors(
-                task.index, scheme=config.data.sampling, threshold=config.data.threshold
+                cast("wsl.Index", task.index), scheme=config.data.sampling, threshold=config.data.threshold
             )
         order = wsl.EpochOrder(task.examples.num_examples, factors, seed=config.seed)
         images = Images(task.index, config.model, config.data)
@@ -233,9 +233,9 @@ class _Run:
         """Accuracy on the held-out index."""
         if self._held_out is None:
             assert self.inputs.evaluate is not None
-            index = wsl.Index.open(self.inputs.evaluate)
-            _same_vocabulary(self.task, index, self.inputs)
-            self._held_out = Images(index, self.config.model, self.config.data), index
+            opened = wsl.Index.open(self.inputs.evaluate)
+            _same_vocabulary(self.task, opened, self.inputs)
+            self._held_out = Images(opened, self.config.model, self.config.data), opened
         deepspeed.average_buffers(self.engine.module)
         images, index = self._held_out
         result = evaluate_model(

@@ -1,0 +1,231 @@
+"""A report as one HTML file that needs nothing else: style, plots and pictures are inside.
+
+Data classes say what stands on the page, `render` writes it, `write` publishes it. Every text is
+escaped; plots come from `wsl.report.plots` as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+CSS = """
+:root{color-scheme:light dark;--ink:#1d2733;--soft:#5f6b7a;--line:#e1e6ec;--ground:#f6f8fa;--card:#fff;--link:#0072b2}
+@media(prefers-color-scheme:dark){:root{--ink:#e6ebf1;--soft:#9aa7b6;--line:#2b3644;--ground:#10161d;--card:#18212b;--link:#6bb8ea}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+.frame{max-width:1180px;margin:0 auto;padding:48px 24px 96px;display:grid;grid-template-columns:minmax(0,1fr);gap:40px}
+@media(min-width:1000px){.frame{grid-template-columns:190px minmax(0,1fr)}nav{position:sticky;top:32px;align-self:start}}
+header{grid-column:1/-1}
+h1{font-size:2.2rem;line-height:1.15;margin:0 0 8px;letter-spacing:-.02em}
+.subtitle{color:var(--soft);font-size:1.1rem;margin:0 0 20px;max-width:48em}
+.facts{display:flex;flex-wrap:wrap;gap:8px 28px;margin:0}
+.facts dt{color:var(--soft);font-size:.75rem;text-transform:uppercase;letter-spacing:.06em}
+.facts dd{margin:0;font-variant-numeric:tabular-nums}
+nav ol{list-style:none;margin:0;padding:0;font-size:.86rem;line-height:1.35}
+nav li{margin:0 0 9px}
+nav a{color:var(--soft);text-decoration:none}
+nav a:hover{color:var(--link)}
+section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:28px 32px;margin:0 0 28px}
+h2{font-size:1.28rem;margin:0 0 12px;letter-spacing:-.01em}
+section p{max-width:46em;margin:0 0 16px}
+figure{margin:0 0 20px}
+figure>.plot{background:#fff;border-radius:8px;overflow-x:auto}
+figure svg{display:block;width:100%;height:auto}
+figcaption,.caption{color:var(--soft);font-size:.86rem;margin-top:6px}
+.scroll{overflow-x:auto;margin:0 0 20px}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.94rem}
+th{color:var(--soft);font-weight:600;font-size:.78rem;text-align:left;border-bottom:2px solid var(--line);padding:6px 14px 6px 0}
+td{border-bottom:1px solid var(--line);padding:8px 14px 8px 0;vertical-align:top}
+.number{text-align:right;white-space:nowrap}
+tbody tr:last-child td{border-bottom:0}
+.group{margin:0 0 18px}
+.group h3{font-size:.94rem;margin:0 0 6px}
+.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(72px,1fr));gap:10px}
+.pictures div{font-size:.68rem;line-height:1.25;color:var(--soft);overflow-wrap:anywhere}
+.pictures img{display:block;width:72px;height:72px;object-fit:contain;border-radius:6px;background:#fff;border:1px solid var(--line);image-rendering:pixelated;margin-bottom:3px}
+.nothing{color:var(--soft);font-style:italic;padding:12px}
+@media print{body{background:#fff}nav{display:none}section{break-inside:avoid;border:0;padding:0}}
+"""  # noqa: E501
+
+
+@dataclass(frozen=True)
+class TextBlock:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TableBlock:
+    """Rows of cells; columns whose cells are all numbers stand to the right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class SvgBlock:
+    """A plot of `wsl.report.plots`, taken as it is."""
+
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded image and the words beneath it."""
+
+    content: bytes
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class GalleryBlock:
+    """Groups of small pictures, each under a heading."""
+
+    groups: Sequence[tuple[str, Sequence[Picture]]]
+    caption: str = ""
+
+
+Block = TextBlock | TableBlock | SvgBlock | GalleryBlock
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading."""
+
+    title: str
+    text: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report."""
+
+    title: str
+    subtitle: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    sections: Sequence[Section] = field(default_factory=list)
+
+
+def render(page: Page) -> str:
+    """The page as HTML5."""
+    anchors = [f"s{number}" for number in range(1, len(page.sections) + 1)]
+    links = "".join(
+        f'<li><a href="#{anchor}">{escape(section.title)}</a></li>'
+        for anchor, section in zip(anchors, page.sections, strict=True)
+    )
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts
+    )
+    sections = "\n".join(
+        _section(anchor, section) for anchor, section in zip(anchors, page.sections, strict=True)
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(page.title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<div class="frame">
+<header>
+<h1>{escape(page.title)}</h1>
+<p class="subtitle">{escape(page.subtitle)}</p>
+<dl class="facts">{facts}</dl>
+</header>
+<nav aria-label="Contents"><ol>{links}</ol></nav>
+<main>
+{sections}
+</main>
+</div>
+</body>
+</html>
+"""
+
+
+def write(path: Path, page: Page) -> None:
+    """Writes the page, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        temporary.write_text(render(page), encoding="utf-8")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _section(anchor: str, section: Section) -> str:
+    text = f"<p>{escape(section.text)}</p>" if section.text else ""
+    blocks = "\n".join(_block(block) for block in section.blocks)
+    return f'<section id="{anchor}"><h2>{escape(section.title)}</h2>{text}\n{blocks}</section>'
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, TextBlock):
+        return f"<p>{escape(block.text)}</p>"
+    if isinstance(block, TableBlock):
+        return _table(block)
+    if isinstance(block, SvgBlock):
+        return f'<figure><div class="plot">{block.svg}</div>{_caption(block.caption, "figcaption")}</figure>'
+    return _gallery(block)
+
+
+def _caption(text: str, tag: str) -> str:
+    return f'<{tag} class="caption">{escape(text)}</{tag}>' if text else ""
+
+
+def _table(table: TableBlock) -> str:
+    if not table.rows:
+        return '<p class="nothing">The table has no rows.</p>'
+    numeric = [all(_is_number(row[place]) for row in table.rows) for place in range(len(table.columns))]
+    kinds = [' class="number"' if is_number else "" for is_number in numeric]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, table.columns, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{kind}>{escape(str(cell))}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "</tr>"
+        for row in table.rows
+    )
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{whole}</div>{_caption(table.caption, "p")}'
+
+
+def _is_number(cell: object) -> bool:
+    return bool(re.fullmatch(r"-|[-+]?[\d,]+(\.\d+)?\s?%?", str(cell)))
+
+
+def _gallery(gallery: GalleryBlock) -> str:
+    if not any(pictures for _, pictures in gallery.groups):
+        return '<p class="nothing">There are no pictures to show.</p>'
+    groups = "".join(
+        f'<div class="group"><h3>{escape(heading)}</h3><div class="pictures">'
+        + "".join(_picture(picture) for picture in pictures)
+        + "</div></div>"
+        for heading, pictures in gallery.groups
+    )
+    return f"{_caption(gallery.caption, 'p')}{groups}"
+
+
+def _picture(picture: Picture) -> str:
+    kind = "png"
+    if picture.content.startswith(b"\xff\xd8"):
+        kind = "jpeg"
+    elif picture.content[8:12] == b"WEBP":
+        kind = "webp"
+    data = base64.b64encode(picture.content).decode("ascii")
+    caption = escape(picture.caption)
+    return f'<div><img loading="lazy" alt="{caption}" src="data:image/{kind};base64,{data}">{caption}</div>'

@@ -1,0 +1,212 @@
+"""The plots of reports, as inline SVG: Matplotlib draws, nothing is fetched by a browser.
+
+Every figure has a white card of its own, so that it reads in light and dark pages, and colours that
+colour-blind people tell apart (Okabe and Ito 2008). Plain numbers in, text out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#5f6b7a"
+PALETTE = (BLUE, RED, GREEN, ORANGE, PURPLE, GREY)
+MAX_BARS = 40
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": "#c5ccd6",
+    "axes.labelcolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e8ecf1",
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "svg.fonttype": "path",
+    "legend.frameon": False,
+}
+
+
+def zipf(counts: Sequence[int], *, alpha: float, x_min: int, loglog_slope: float, title: str = "") -> str:
+    """Counts by rank on logarithmic axes, the fitted power law over its tail, the least-squares line.
+
+    `counts` is descending. The law p(x) ~ x^-alpha from x_min on makes the count of rank r fall as
+    r^(-1/(alpha-1)); its line ends where the counts fall to x_min.
+    """
+    if not len(counts):
+        return _nothing("there are no hashtags")
+    return _svg(_zipf_figure(counts, alpha, x_min, loglog_slope, title), "Hashtags by rank")
+
+
+def save_zipf(
+    path: Path, counts: Sequence[int], *, alpha: float, x_min: int, loglog_slope: float, title: str = ""
+) -> None:
+    """The same as a file; its suffix says of which kind (.svg, .png, .pdf). ValueError for another."""
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"{path}: expected a name that ends in .svg, .png or .pdf")
+    temporary = path.with_name(f".tmp-{path.name}")
+    with _style():
+        figure = _zipf_figure(counts, alpha, x_min, loglog_slope, title)
+        figure.savefig(temporary, format=path.suffix[1:], dpi=160, facecolor="white")
+    temporary.replace(path)
+
+
+def _zipf_figure(counts: Sequence[int], alpha: float, x_min: int, slope: float, title: str) -> Figure:
+    figure, axes = _figure(7.2, 4.4)
+    values = np.asarray(counts, dtype=np.float64)
+    ranks = np.arange(1, len(values) + 1)
+    axes.loglog(ranks, values, ".", color=BLUE, markersize=4, label="hashtags")
+    num_tail = int((values >= x_min).sum())
+    if num_tail:
+        tail = ranks[:num_tail]
+        law = x_min * (tail / num_tail) ** (-1.0 / (alpha - 1.0))
+        name = f"power law, alpha {alpha:.2f}: rank$^{{-{1 / (alpha - 1):.2f}}}$ for counts from {x_min:,}"
+        axes.loglog(tail, law, color=RED, linewidth=1.6, label=name)
+    if len(values) > 1:
+        logarithms = np.log(ranks)
+        offset = np.log(values).mean() - slope * logarithms.mean()
+        label = f"least squares over all, slope {slope:.2f}"
+        axes.loglog(ranks, np.exp(offset + slope * logarithms), "--", color=GREY, linewidth=1, label=label)
+    axes.set_ylim(bottom=0.7)
+    axes.set_xlabel("rank")
+    axes.set_ylabel("records with the hashtag")
+    axes.legend(loc="lower left", fontsize=9)
+    if title:
+        axes.set_title(title, loc="left", color="#1d2733")
+    return figure
+
+
+def selection_balance(names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> str:
+    """Images of every class before and after the P cut, one bar each; at most 40 classes are drawn."""
+    if not len(names):
+        return _nothing("nothing was selected")
+    shown = min(len(names), MAX_BARS)
+    figure, axes = _figure(7.2, 0.9 + 0.3 * shown)
+    places = np.arange(shown)
+    axes.barh(places, before[:shown], color="#c9dcea", height=0.72, label="before the P cut")
+    axes.barh(places, after[:shown], color=BLUE, height=0.42, label="after")
+    axes.set_yticks(places, [_plain(name) for name in names[:shown]])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    more = f" (first {shown} of {len(names):,} classes)" if len(names) > shown else ""
+    axes.set_xlabel(f"images{more}")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1 + 0.55 / (0.9 + 0.3 * shown)), ncols=2, fontsize=9)
+    return _svg(figure, "Selected images by class")
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str, title: str = "") -> str:
+    """Lines of (step, value), one for each run, as they were measured: nothing is smoothed."""
+    drawn = {name: points for name, points in lines.items() if len(points)}
+    if not drawn:
+        return _nothing("there are no measurements")
+    figure, axes = _figure(7.2, 3.8)
+    for number, (name, points) in enumerate(drawn.items()):
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=PALETTE[number % len(PALETTE)], linewidth=1.6, label=_plain(name))
+    axes.set_xlabel("step")
+    axes.set_ylabel(ylabel)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=9)
+    if title:
+        axes.set_title(title, loc="left", color="#1d2733")
+    return _svg(figure, title or ylabel)
+
+
+def accuracies(bars: Sequence[tuple[str, float, float | None]]) -> str:
+    """One bar for each (label, value from 0 to 1, seconds), with the value beside it."""
+    if not bars:
+        return _nothing("nothing was measured")
+    figure, axes = _figure(7.6, 0.7 + 0.42 * len(bars))
+    places = np.arange(len(bars))
+    colours = _by_group([label.split(":", 1)[0] for label, _, _ in bars])
+    axes.barh(places, [value for _, value, _ in bars], color=colours, height=0.62)
+    for place, (_, value, _) in enumerate(bars):
+        axes.text(value + 0.01, place, f"{value:.1%}", va="center", color="#1d2733", fontsize=10)
+    axes.set_yticks(places, [_plain(label) for label, _, _ in bars])
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return _svg(figure, "Accuracy")
+
+
+def confusion(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
+    """Shares of each true class (row) by predicted class (column), with the numbers in the cells."""
+    if not len(names):
+        return _nothing("there are no classes")
+    counts = np.asarray(matrix, dtype=np.float64)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 1.8 + 0.44 * len(names)
+    figure, axes = _figure(side + 0.8, side)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(shares.shape):
+        share = shares[row, column]
+        if share >= 0.005:
+            colour = "white" if share > 0.55 else "#1d2733"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    plain = [_plain(name) for name in names]
+    axes.set_xticks(range(len(names)), plain, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), plain)
+    axes.grid(visible=False)
+    axes.set_xlabel("predicted, % of the true class")
+    return _svg(figure, "Confusion of classes")
+
+
+def _by_group(groups: list[str]) -> list[str]:
+    order = list(dict.fromkeys(groups))
+    return [PALETTE[order.index(group) % len(PALETTE)] for group in groups]
+
+
+def _plain(text: str) -> str:
+    """A label as it is written: Matplotlib reads dollars as formulas."""
+    short = text if len(text) <= 60 else text[:57] + "..."
+    return short.replace("$", r"\$")
+
+
+def _style() -> Any:
+    import matplotlib as mpl
+
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an element of a page: no prolog, no metadata, identifiers of its own."""
+    out = io.StringIO()
+    with _style():
+        figure.savefig(out, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    mark = "g" + hashlib.sha256(text.encode()).hexdigest()[:10]
+    text = re.sub(r'\bid="', f'id="{mark}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}-", text)
+    text = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", text, count=1)
+    text = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1)
+    end = text.index(">") + 1
+    width = round(figure.get_figwidth() * 100)
+    head = text[: end - 1] + f' role="img" style="max-width:{width}px">'
+    return f"{head}<title>{title}</title>{text[end:]}"
+
+
+def _nothing(why: str) -> str:
+    return f'<p class="nothing">Nothing to draw: {why}.</p>'
