@@ -71,7 +71,9 @@ def launch(arguments: list[str], num_accelerators: int | None) -> int:
         return main(arguments)
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(number)]
     command += ["--master_port", str(free_port()), "--module", "wsl.train", *arguments]
-    process = subprocess.Popen(command, start_new_session=True)
+    alone = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    environment = {name: value for name, value in os.environ.items() if name not in alone}
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return process.wait()

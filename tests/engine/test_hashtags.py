@@ -30,7 +30,9 @@ TAGS = st.one_of(
 RECORDS = st.lists(st.lists(TAGS, max_size=5), max_size=30)
 
 
-SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 
 
 def slow_normalize(tag: str) -> str | None:

@@ -28,7 +28,7 @@ from wsl.workspace import Workspace, is_complete, read_run
 if TYPE_CHECKING:
     from wsl.demo.run import Outcome
 
-NUM_PICTURES = 12
+NUM_PICTURES = 10
 """Pictures shown of each class."""
 MAX_CLASSES_SHOWN = 12
 

@@ -82,7 +82,7 @@ def _zipf_figure(counts: Sequence[int], alpha: float, x_min: int, slope: float, 
     axes.set_ylim(bottom=0.7)
     axes.set_xlabel("rank")
     axes.set_ylabel("records with the hashtag")
-    axes.legend(loc="lower left", fontsize=9)
+    axes.legend(loc="lower left", fontsize=9, frameon=False)
     if title:
         axes.set_title(title, loc="left", color="#1d2733")
     return figure
@@ -102,7 +102,13 @@ def selection_balance(names: Sequence[str], before: Sequence[int], after: Sequen
     axes.grid(axis="y", visible=False)
     more = f" (first {shown} of {len(names):,} classes)" if len(names) > shown else ""
     axes.set_xlabel(f"images{more}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1 + 0.55 / (0.9 + 0.3 * shown)), ncols=2, fontsize=9)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1 + 0.55 / (0.9 + 0.3 * shown)),
+        ncols=2,
+        fontsize=9,
+        frameon=False,
+    )
     return _svg(figure, "Selected images by class")
 
 
@@ -118,7 +124,7 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str, t
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9, frameon=False)
     if title:
         axes.set_title(title, loc="left", color="#1d2733")
     return _svg(figure, title or ylabel)
@@ -186,7 +192,9 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
     with _style():
         figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots()
+        axes = figure.subplots()
+        axes.set_axisbelow(True)
+        return figure, axes
 
 
 def _svg(figure: Figure, title: str) -> str:

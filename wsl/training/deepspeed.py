@@ -38,6 +38,10 @@ def init_distributed() -> tuple[int, int, torch.device]:
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in alone.items()})
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
+    if ranks_here > 1 and not torch.cuda.is_available():
+        # Ranks that each take every core wait for one another most of the time.
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
     if not torch.distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():

@@ -1,0 +1,156 @@
+"""The repository as a whole: README, configs, names, the wheel, and the pipeline on two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from wsl.config import StageConfig, load
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """PATH with this interpreter's commands first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # What a stage trained in this process has left is for this process.
+    own = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    kept = {name: value for name, value in os.environ.items() if name not in own}
+    return {**kept, "PATH": path, **more}
+
+
+def fenced(mark: str) -> list[str]:
+    """The lines of the fenced block after a marker in the README."""
+    found = re.search(rf"<!-- {re.escape(mark)} -->\n```sh\n(.*?)```", README, re.DOTALL)
+    assert found, mark
+    return found.group(1).strip().splitlines()
+
+
+def test_every_stage_config_and_every_deepspeed_config_loads() -> None:
+    stages = sorted((ROOT / "configs" / "stages").glob("*.yaml"))
+    assert len(stages) >= 11
+    for path in stages:
+        config = load(StageConfig, path)
+        assert (ROOT / config.deepspeed).is_file()
+    for number in (1, 2, 3):
+        tree = json.loads((ROOT / "configs" / "deepspeed" / f"zero{number}.json").read_text())
+        assert tree["zero_optimization"]["stage"] == number
+
+
+def test_no_module_hides_one_of_the_standard_library() -> None:
+    names = {path.stem for path in (ROOT / "wsl").iterdir()}
+    assert not names & sys.stdlib_module_names
+
+
+def test_the_tree_in_the_readme_names_files_that_are_there() -> None:
+    block = re.search(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)
+    assert block
+    for line in block.group(1).splitlines():
+        name = line.split("  ")[0].strip()
+        if name:
+            assert (ROOT / name).exists(), name
+
+
+def test_the_set_up_commands_are_what_the_check_runs() -> None:
+    assert fenced("setup: demo")[-1].endswith("wsl demo")
+    assert fenced("setup: test")[-1].endswith("python -m pytest")
+    check = (ROOT / ".ci" / "run").read_text()
+    assert "run_readme_command demo" in check
+    assert "run_readme_command test" in check
+
+
+@pytest.mark.timeout(1200)
+def test_every_command_of_the_readme_runs_as_written(tmp_path: Path) -> None:
+    """The walk in a folder like the repository's root; the student trains on two ranks in it."""
+    for name in ("wsl", "configs", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for mark in ("walk: fashion-mnist", "walk: openclipart", "walk: more"):
+        for line in fenced(mark):
+            command = line.split("#")[0].strip()
+            if command:
+                done = subprocess.run(
+                    ["bash", "-c", command],
+                    cwd=tmp_path,
+                    env=environment(),
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    run = json.loads((tmp_path / "runs" / "finetune" / "run.json").read_text())
+    assert run["state"] == "complete"
+    assert run["evaluation"]["top1"] > 0.6
+
+
+@pytest.mark.timeout(900)
+def test_a_cut_down_pipeline_trains_on_two_ranks_under_every_zero_stage(tmp_path: Path) -> None:
+    def wsl(*arguments: str) -> None:
+        command = [sys.executable, "-c", "from wsl.cli import main; main()", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+
+    wsl("init", "--num-labelled", "100")
+    wsl("index", "build")
+    two = ["--num-accelerators", "2", "--set", "num_steps=6", "--set", "checkpoint_every=2"]
+    wsl("train", "--stage", "teacher", *two)
+    wsl("pseudolabel", "--k", "100", "--p", "1")
+    wsl("train", "--stage", "student", *two, "--set", "deepspeed=configs/deepspeed/zero2.json")
+    wsl("train", "--stage", "finetune", *two, "--set", "deepspeed=configs/deepspeed/zero3.json")
+    for stage in ("teacher", "student", "finetune"):
+        run = json.loads((tmp_path / "runs" / stage / "run.json").read_text())
+        assert run["state"] == "complete"
+        assert run["evaluation"]["num_samples"] == 5000
+        assert (tmp_path / "runs" / stage / "model.safetensors").is_file()
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_runs_cut_down_and_leaves_its_report(tmp_path: Path) -> None:
+    command = "from wsl.cli import main; main()"
+    arguments = ["demo", "--out", "demo", "--set", "num_steps=4", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout[done.stdout.index("{") :])
+    assert len(result["outcomes"]) == 6
+    text = (tmp_path / "demo" / "report.html").read_text()
+    assert "Hashtags by rank" in text
+    assert "pseudo-labelled images" in text
+
+
+@pytest.mark.timeout(600)
+def test_a_wheel_installed_elsewhere_lacks_nothing(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "maturin", "build", "--release", "--out", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    target = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    for name in ("_core.pyi", "py.typed", "carried/openclipart.xz", "configs/deepspeed/zero1.json"):
+        assert (target / "wsl" / name).is_file(), name
+    code = (
+        "import wsl; from wsl.cli import run; from pathlib import Path\n"
+        f"assert Path(wsl.__file__).is_relative_to(r'{target}')\n"
+        "assert run(['init', 'w']) == 0 and run(['index', 'build', '-w', 'w']) == 0\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=environment(PYTHONPATH=str(target)), check=True
+    )
