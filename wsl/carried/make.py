@@ -15,10 +15,8 @@ The same packages make the same bytes.
 from __future__ import annotations
 
 import argparse
-import re
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +27,6 @@ from wsl.carried import fashion_mnist, openclipart
 from wsl.carried.arrays import write_arrays
 
 MAX_PIXELS = 50_000_000
-SUBJECT = re.compile(r"<dc:subject\b[^>]*>(.*?)</dc:subject>", re.DOTALL)
-ITEM = re.compile(r"<rdf:li\b[^>]*?(?:/>|>(.*?)</rdf:li>)", re.DOTALL)
 DEBIAN = Path("/usr/share")
 
 
@@ -63,7 +59,7 @@ def make_openclipart(source: Path, out: Path) -> None:
     keys = openclipart.find_keys(source / "png")
     with ProcessPoolExecutor() as pool:
         images = list(pool.map(small_image, [source / "png" / f"{key}.png" for key in keys], chunksize=32))
-    tags = [read_tags(source / "svg" / f"{key}.svg") for key in keys]
+    tags = [openclipart.read_tags(source / "svg" / f"{key}.svg") for key in keys]
     there = [number for number, image in enumerate(images) if image is not None]
     stacked = np.stack([images[number] for number in there])  # type: ignore[misc]
     about = {
@@ -96,15 +92,6 @@ def small_image(path: Path) -> npt.NDArray[np.uint8] | None:
     white = Image.new("RGBA", (side, side), (255, 255, 255, 255))
     white.alpha_composite(drawn, ((side - size[0]) // 2, (side - size[1]) // 2))
     return np.asarray(white.convert("RGB"), dtype=np.uint8)
-
-
-def read_tags(path: Path) -> list[str]:
-    """The items of dc:subject in the metadata, empty ones too; nothing where there is no file."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    subjects = SUBJECT.findall(text)
-    return [unescape(item) for subject in subjects for item in ITEM.findall(subject)]
 
 
 def main() -> None:

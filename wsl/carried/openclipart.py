@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,8 @@ NUM_LABELLED = 20
 NUM_TEST = 150
 """At most this many test images of each class, and at most a third of it."""
 SHARD_SAMPLES = 2000
+SUBJECT = re.compile(r"<dc:subject\b[^>]*>(.*?)</dc:subject>", re.DOTALL)
+ITEM = re.compile(r"<rdf:li\b[^>]*?(?:/>|>(.*?)</rdf:li>)", re.DOTALL)
 
 WORKSPACE = """\
 # Open Clip Art: pretraining on the tags of its authors, then the folders as a task with few labels.
@@ -98,10 +102,17 @@ def read_carried(file: Path) -> Collection:
     return Collection(about["keys"], about["tags"], image)
 
 
+def read_tags(path: Path) -> list[str]:
+    """The items of dc:subject in the metadata, empty ones too; nothing where there is no file."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    subjects = SUBJECT.findall(text)
+    return [unescape(item) for subject in subjects for item in ITEM.findall(subject)]
+
+
 def read_source(source: Path) -> Collection:
     """All original files under `source`, as they are."""
-    from wsl.carried.make import read_tags
-
     keys = find_keys(source / "png")
     tags = [read_tags(source / "svg" / f"{key}.svg") for key in keys]
     return Collection(keys, tags, lambda number: (source / "png" / f"{keys[number]}.png").read_bytes())

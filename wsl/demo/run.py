@@ -21,27 +21,13 @@ from rich.console import Console
 
 from wsl import carried, pipeline
 from wsl.config import Stage, StageConfig, load
-from wsl.demo.page import demo_page
+from wsl.demo.page import Outcome, demo_page
 from wsl.index import Index
 from wsl.report.page import write
 from wsl.training.stages import RunSummary, run_stage
 from wsl.workspace import Workspace
 
 Note = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One trained network of the demo."""
-
-    data: str
-    what: str
-    num_parameters: int
-    num_steps: int
-    accuracy: float
-    """Top-1 on Fashion-MNIST, the mean of the classes' recalls on Open Clip Art."""
-    measure: str
-    seconds: float
 
 
 @dataclass(frozen=True)

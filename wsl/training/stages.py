@@ -359,8 +359,11 @@ def _find_checkpoint(
         path = Path(resume).resolve()
         checkpoint.read_marker(path)
         run = path.parents[1]
-        if not (run / "run.json").is_file():
-            raise DataError(f"{path} does not lie in the checkpoints folder of a run")
+        if run != inputs.out.resolve() or not (run / "run.json").is_file():
+            raise UsageError(
+                f"{path} is no checkpoint of the run {inputs.out}; a run goes on from its own checkpoints, "
+                "and takes the weights of another with --init RUN"
+            )
         changed = _differences(config, task, read_run(run))
         if changed:
             raise UsageError(f"{path} was made with other options: {', '.join(changed)} differ")

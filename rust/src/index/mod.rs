@@ -7,6 +7,7 @@ pub mod format;
 pub mod map;
 pub mod part;
 pub mod read;
+mod records;
 
 pub use build::{BuildOptions, Builder, LabelSource};
 pub use read::Index;

@@ -7,26 +7,13 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use rayon::prelude::*;
 
 use super::top_k::Entry;
-use super::top_p::{cut_samples, doubled};
+use super::top_p::{SelectedPair, cut_samples, doubled};
 use super::{Order, Selection};
 use crate::job::Job;
 use crate::{Error, Result};
 
 /// Rows of a record batch of [`Selected::table`].
 const ROWS_PER_BATCH: usize = 1 << 20;
-
-/// An image that was selected for a class.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SelectedPair {
-    /// The image.
-    pub sample: u64,
-    /// The class that it stands for.
-    pub class: u32,
-    /// Its place among the images that the class took, from 1, before the P cut.
-    pub rank: u32,
-    /// The score of the pair; never -0.
-    pub score: f32,
-}
 
 /// What a selection came to.
 #[derive(Debug, Clone, PartialEq)]

@@ -43,8 +43,9 @@ use arrow_array::RecordBatch;
 use arrow_schema::ArrowError;
 use rayon::prelude::*;
 
-pub use finish::{Selected, SelectedPair};
+pub use finish::Selected;
 pub use log_odds::{log_odds, log_odds_of};
+pub use top_p::SelectedPair;
 
 use crate::job::Job;
 use crate::{Error, Result};

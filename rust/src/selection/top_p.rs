@@ -2,12 +2,24 @@
 
 use rayon::prelude::*;
 
-use super::finish::SelectedPair;
 use super::top_k::{Entry, descending, score_of};
 use crate::{Error, Result};
 
 /// Rows that one thread takes at a time.
 const ROWS_PER_TASK: usize = 64;
+
+/// An image that was selected for a class.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SelectedPair {
+    /// The image.
+    pub sample: u64,
+    /// The class that it stands for.
+    pub class: u32,
+    /// Its place among the images that the class took, from 1, before the P cut.
+    pub rank: u32,
+    /// The score of the pair; never -0.
+    pub score: f32,
+}
 
 /// A class of a row; the smaller candidate is the better one: the higher score, then the smaller
 /// class.

@@ -1,3 +1,0 @@
-//! Timings of the engine's parts, printed as a table; see `tests/bench/` for those beside peers.
-
-fn main() {}
