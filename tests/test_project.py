@@ -126,7 +126,7 @@ def test_the_demo_runs_cut_down_and_leaves_its_report(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout[done.stdout.index("{") :])
+    result = json.loads(done.stdout)
     assert len(result["outcomes"]) == 6
     text = (tmp_path / "demo" / "report.html").read_text()
     assert "Hashtags by rank" in text

@@ -8,13 +8,13 @@ shared-memory operator is compiled at the first run and needs `ninja` and a C++ 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import socket
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from wsl.config import StageConfig
 def init_distributed() -> tuple[int, int, torch.device]:
     """Joins the group of processes (once): rank, number of ranks, device."""
     _find_ninja()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
+    # Standard output is for data; DeepSpeed writes its messages there.
+    with contextlib.redirect_stdout(sys.stderr):
+        import deepspeed
 
     if "RANK" not in os.environ:
         with socket.socket() as free:
@@ -37,7 +38,7 @@ def init_distributed() -> tuple[int, int, torch.device]:
             port = free.getsockname()[1]
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in alone.items()})
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
     if ranks_here > 1 and not torch.cuda.is_available():
         # Ranks that each take every core wait for one another most of the time.
@@ -46,7 +47,8 @@ def init_distributed() -> tuple[int, int, torch.device]:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        with contextlib.redirect_stdout(sys.stderr):
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     device = (
         torch.device("cuda", torch.cuda.current_device())
         if torch.cuda.is_available()
@@ -89,7 +91,10 @@ def initialize(
         nesterov=options.nesterov and options.momentum > 0,
         weight_decay=options.weight_decay,
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=tree, dist_init_required=False)
+    with contextlib.redirect_stdout(sys.stderr):
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=tree, dist_init_required=False
+        )
     return engine, share // micro
 
 
@@ -160,7 +165,7 @@ def full_state(model: nn.Module) -> dict[str, torch.Tensor]:
     import deepspeed
 
     sharded = [weight for weight in model.parameters() if hasattr(weight, "ds_id")]
-    gather: Any = deepspeed.zero.GatheredParameters(sharded) if sharded else nullcontext()
+    gather: Any = deepspeed.zero.GatheredParameters(sharded) if sharded else contextlib.nullcontext()
     with gather:
         return {
             name: (tensor.detach().float() if tensor.is_floating_point() else tensor.detach())
