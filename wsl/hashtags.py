@@ -12,6 +12,7 @@ import polars as pl
 
 from wsl import _core
 from wsl._core import DataError
+from wsl.publish import publishing
 from wsl.source import open_stream
 
 HEADS = (1, 10, 100, 1000)
@@ -199,15 +200,8 @@ class Vocabulary:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes `vocabulary.parquet`, whole or not at all."""
-        target = Path(path)
-        temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-        try:
+        with publishing(Path(path)) as temporary:
             self.table().write_parquet(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @property
     def core(self) -> _core.Vocabulary:

@@ -21,6 +21,7 @@ from wsl._core import DataError, UsageError
 from wsl.config import IndexConfig
 from wsl.hashtags import HashtagCounts, Vocabulary, count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index, build_index
+from wsl.publish import publishing
 from wsl.selection import Selection, TopK
 from wsl.source import find_files
 from wsl.workspace import Workspace, fingerprint, match_files
@@ -519,14 +520,8 @@ def _publish(
         keys = Index.open(index).keys(table["sample"].to_numpy().astype(np.int64))
         table = table.insert_column(1, pl.Series("key", keys, dtype=pl.String))
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
-    try:
+    with publishing(out) as temporary:
         table.write_parquet(temporary, metadata={"wsl": json.dumps(provenance | {"report": report})})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     options = {key: provenance[key] for key in ("k", "p", "order")}
     return report | options | {"state": "selected", "out": str(out), "warnings": warnings}
 

@@ -16,7 +16,6 @@ file appears whole, and a killed run goes on with the ranges that are missing.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from wsl._core import UsageError
 from wsl.data import transforms
 from wsl.data.dataset import Images
 from wsl.index import Index
+from wsl.publish import publishing
 from wsl.selection import log_odds
 from wsl.training.export import WEIGHTS, LoadedModel, load_run
 from wsl.training.loop import CorruptCount
@@ -161,14 +161,8 @@ def _table(scores: Scores, keep: int | None, num_classes: int) -> pl.DataFrame:
 
 
 def _write(table: pl.DataFrame, file: Path, metadata: dict[str, Any]) -> None:
-    temporary = file.with_name(f".tmp-{os.getpid()}-{file.name}")
-    try:
+    with publishing(file) as temporary:
         table.write_parquet(temporary, metadata={"wsl": json.dumps(metadata)})
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _same_origin(file: Path, made_by: dict[str, Any]) -> None:

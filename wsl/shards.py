@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from wsl._core import UsageError
+from wsl.publish import publish_text, sync
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff"})
 
@@ -62,7 +63,7 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self.path)
-        _sync_folder(self.path.parent)
+        sync(self.path.parent)
 
     def abandon(self) -> None:
         """Removes what was written."""
@@ -176,7 +177,7 @@ def pack_shards(
     )
     for leftover in set(old) - set(paths):
         leftover.unlink()
-    _write_text(target / "classes.txt", "".join(f"{class_name}\n" for class_name in classes))
+    publish_text(target / "classes.txt", "".join(f"{class_name}\n" for class_name in classes))
     return paths
 
 
@@ -208,21 +209,3 @@ def _samples(
 def _member_size(size: int) -> int:
     """Bytes a member takes in the archive: its header, and its content padded to 512."""
     return 512 + -(-size // 512) * 512
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

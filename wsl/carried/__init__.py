@@ -8,13 +8,13 @@ files from Debian's packages.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from wsl._core import UsageError
 from wsl.carried import fashion_mnist, openclipart
+from wsl.publish import publish_text
 
 HERE = Path(__file__).resolve().parent
 MARKER = "data/made.json"
@@ -83,8 +83,8 @@ def make_workspace(
         files, text = _write_data(folder / "data", dataset, source, num_labelled)
         written += files
     (folder / "data").mkdir(exist_ok=True)
-    _publish(folder / MARKER, json.dumps(made_of) + "\n")
-    _publish(file, text)
+    publish_text(folder / MARKER, json.dumps(made_of) + "\n")
+    publish_text(file, text)
     return [*written, file]
 
 
@@ -124,11 +124,3 @@ def _read_marker(folder: Path) -> dict[str, str | None] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _publish(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import lzma
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsl._core import DataError
+from wsl.publish import publishing
 
 Arrays = dict[str, npt.NDArray[np.uint8]]
 MAX_BYTES = 1 << 30
@@ -30,9 +30,8 @@ def write_arrays(path: Path, about: dict[str, Any], arrays: Arrays) -> None:
     line = json.dumps({"arrays": shapes, "about": about}, ensure_ascii=False, sort_keys=True)
     content = line.encode() + b"\n" + b"".join(array.tobytes() for array in arrays.values())
     packed = lzma.compress(content, preset=9 | lzma.PRESET_EXTREME, check=lzma.CHECK_CRC64)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_bytes(packed)
-    temporary.replace(path)
+    with publishing(path) as temporary:
+        temporary.write_bytes(packed)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Any], Arrays]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from wsl.cli.console import note, print_json, print_table, progress
 from wsl.cli.options import HashtagsColumnOption, JsonOption, OverwriteOption
 
 DATASETS = ("fashion-mnist", "openclipart", "none")
+
+if TYPE_CHECKING:
+    from wsl.hashtags import ZipfFit
 
 shards = typer.Typer(no_args_is_help=True, help="Make tar shards.")
 
@@ -106,10 +109,20 @@ def stats(
     if as_json:
         print_json(content)
         return
+    rows = _summary(content, fit)
+    print_table("hashtags", ["", ""], [[name, f"{v:,}" if isinstance(v, int) else v] for name, v in rows])
+    if top:
+        print_table(
+            "most frequent", ["hashtag", "records"], [list(row) for row in table.head(top).iter_rows()]
+        )
+
+
+def _summary(content: dict[str, Any], fit: ZipfFit) -> list[list[object]]:
+    """The rows of the table: what was counted, the fit, the head."""
     rows: list[list[object]] = [
         [name, content[name]] for name in ("records", "hashtags", "distinct", "duplicates")
     ]
-    rows += [[f"rejected: {cause}", number] for cause, number in counts.rejected.items() if number]
+    rows += [[f"rejected: {cause}", number] for cause, number in content["rejected"].items() if number]
     rows += [
         ["alpha", f"{fit.alpha:.4f} ± {fit.standard_error:.4f}"],
         ["x_min", fit.x_min],
@@ -119,11 +132,7 @@ def stats(
     ]
     rows += [[f"the {head:,} most frequent hold", f"{share:.1%}"] for head, share in fit.head_shares.items()]
     rows += [[f"{share:.0%} are held by", f"{size:,} hashtags"] for share, size in fit.head_sizes.items()]
-    print_table("hashtags", ["", ""], [[name, f"{v:,}" if isinstance(v, int) else v] for name, v in rows])
-    if top:
-        print_table(
-            "most frequent", ["hashtag", "records"], [list(row) for row in table.head(top).iter_rows()]
-        )
+    return rows
 
 
 @shards.command("pack")

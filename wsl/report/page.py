@@ -7,13 +7,14 @@ escaped; plots come from `wsl.report.plots` as they are.
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from wsl.publish import publish_text
 
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2733;--soft:#5f6b7a;--line:#e1e6ec;--ground:#f6f8fa;--card:#fff;--link:#0072b2}
@@ -158,14 +159,7 @@ def render(page: Page) -> str:
 def write(path: Path, page: Page) -> None:
     """Writes the page, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        temporary.write_text(render(page), encoding="utf-8")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    publish_text(path, render(page))
 
 
 def _section(anchor: str, section: Section) -> str:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsl.publish import publishing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -56,11 +58,9 @@ def save_zipf(
     """The same as a file; its suffix says of which kind (.svg, .png, .pdf). ValueError for another."""
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise ValueError(f"{path}: expected a name that ends in .svg, .png or .pdf")
-    temporary = path.with_name(f".tmp-{path.name}")
-    with _style():
+    with _style(), publishing(path) as temporary:
         figure = _zipf_figure(counts, alpha, x_min, loglog_slope, title)
         figure.savefig(temporary, format=path.suffix[1:], dpi=160, facecolor="white")
-    temporary.replace(path)
 
 
 def _zipf_figure(counts: Sequence[int], alpha: float, x_min: int, slope: float, title: str) -> Figure:

@@ -12,7 +12,6 @@ and only then the folder is renamed. Its files are pickles: only a run's own fol
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from wsl._core import DataError, UsageError
+from wsl.publish import publish_text, sync
 from wsl.training import deepspeed
 
 MARKER = "complete.json"
@@ -100,21 +100,3 @@ def load(engine: Any, checkpoint: Path, rank: int, world_size: int) -> int:
     if loaded is None:
         raise DataError(f"{checkpoint} lacks DeepSpeed's files; remove it and run again")
     return int(marker["step"])
-
-
-def publish_text(path: Path, text: str) -> None:
-    """Writes `path` by temporary file, fsync and rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

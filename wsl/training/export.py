@@ -23,7 +23,7 @@ from wsl.config import DataConfig, ModelConfig, StageConfig, check, load
 from wsl.data import transforms
 from wsl.data.dataset import decode
 from wsl.models import build_model
-from wsl.training.checkpoint import publish_text, sync
+from wsl.publish import publish_text, publishing
 from wsl.workspace import read_run
 
 WEIGHTS = "model.safetensors"
@@ -79,10 +79,8 @@ def export_run(run: Path, out: Path, *, overwrite: bool = False) -> Path:
     if (out / "config.json").exists() and not overwrite:
         raise UsageError(f"{out} holds an exported model already; pass --overwrite to replace it")
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{WEIGHTS}.tmp"
-    shutil.copyfile(run / WEIGHTS, temporary)
-    sync(temporary)
-    temporary.replace(out / WEIGHTS)
+    with publishing(out / WEIGHTS) as temporary:
+        shutil.copyfile(run / WEIGHTS, temporary)
     content = {
         "format": "wsl-model",
         "format_version": 1,

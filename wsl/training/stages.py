@@ -38,6 +38,7 @@ from wsl.data.dataset import (
 )
 from wsl.data.sampler import Sampler
 from wsl.models import build_model, last_layer, num_parameters
+from wsl.publish import publish_text, publishing
 from wsl.training import checkpoint, deepspeed
 from wsl.training.export import WEIGHTS, load_run, load_weights
 from wsl.training.loop import (
@@ -382,8 +383,8 @@ def _begin(config: StageConfig, inputs: StageInputs, task: _Task, *, keep: bool)
             (out / name).unlink(missing_ok=True)
         for name in ("checkpoints", "events"):
             shutil.rmtree(out / name, ignore_errors=True)
-    checkpoint.publish_text(out / "config.yaml", dump(config))
-    checkpoint.publish_text(out / "run.json", json.dumps(_info(config, task, "running"), indent=2) + "\n")
+    publish_text(out / "config.yaml", dump(config))
+    publish_text(out / "run.json", json.dumps(_info(config, task, "running"), indent=2) + "\n")
 
 
 def _info(config: StageConfig, task: _Task, state: str) -> dict[str, Any]:
@@ -451,14 +452,12 @@ def _publish(
     deepspeed.average_buffers(engine.module)
     weights = deepspeed.full_state(engine.module)
     if rank == 0:
-        temporary = inputs.out / f".{WEIGHTS}.tmp"
-        save_file(weights, temporary)
-        checkpoint.sync(temporary)
-        temporary.replace(inputs.out / WEIGHTS)
+        with publishing(inputs.out / WEIGHTS) as temporary:
+            save_file(weights, temporary)
         info = _info(config, task, "complete") | {
             "summary": {**asdict(summary), "run": str(summary.run)},
             "evaluation": evaluation.to_dict() if evaluation else None,
         }
-        checkpoint.publish_text(inputs.out / "run.json", json.dumps(info, indent=2) + "\n")
+        publish_text(inputs.out / "run.json", json.dumps(info, indent=2) + "\n")
         shutil.rmtree(inputs.out / "checkpoints", ignore_errors=True)
     deepspeed.barrier()

@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all: a temporary name, fsync, rename, fsync of the folder.
+
+The twin of the engine's `publish.rs`. A crash leaves at most a `.tmp-*` file behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """The path to write to; at the end it becomes `target`, and on an error it is removed."""
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(target)
+        sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish_text(target: Path, text: str) -> None:
+    """Writes `text` as UTF-8 to `target`."""
+    with publishing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
