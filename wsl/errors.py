@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from wsl._core import DataError, UsageError, WslError
@@ -22,6 +23,9 @@ def explain(error: BaseException) -> str:
     """The text that a user sees."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to go on"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        return f"{where}no space is left on the disk; free some and run the same command again"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "torchvision", "deepspeed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 
 import wsl
 from wsl.cli import run
+from wsl.errors import exit_code, explain
 from wsl.shards import write_shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -311,3 +313,9 @@ def test_doctor_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert {"Python", "engine", "C++ compiler", "ninja", "torch", "deepspeed", "carried data"} <= set(checks)
     assert checks["carried data"]["remedy"] == ""
+
+
+def test_a_full_disk_is_named_with_its_remedy() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert explain(error).startswith("no space is left on the disk; free some")
+    assert exit_code(error) == 1
