@@ -80,9 +80,15 @@ class HashtagCounts:
         self._core.save(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HashtagCounts:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        memory_bytes: int | None = None,
+        spill_dir: str | os.PathLike[str] | None = None,
+    ) -> HashtagCounts:
         """Reads what `save` wrote; DataError where the file is damaged or another."""
-        return cls(_core.HashtagCounts.load(path))
+        return cls(_core.HashtagCounts.load(path, memory_bytes=memory_bytes, spill_dir=spill_dir))
 
 
 def count_hashtags(
@@ -90,6 +96,8 @@ def count_hashtags(
     *,
     hashtags_column: str = "hashtags",
     separator: str | None = None,
+    memory_bytes: int | None = None,
+    spill_dir: str | os.PathLike[str] | None = None,
     num_threads: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> HashtagCounts:
@@ -97,12 +105,16 @@ def count_hashtags(
 
     `source` is a path, a glob, a Polars frame or anything with ``__arrow_c_stream__``. The column
     holds lists of tags, or one text split at `separator` (at white space where None). `progress`
-    is called with the number of records read. The result does not depend on threads, batches or
-    the order of the records.
+    is called with the number of records read. The result does not depend on threads, batches, memory
+    or the order of the records.
+
+    With `memory_bytes` (at least 1 MiB) the engine's tables take no more than that; what does not fit
+    is written to unnamed files in `spill_dir` (the system's folder for temporary files where None),
+    which vanish with the process. The reader of the source has its own buffers beside it.
 
     Raises UsageError for an unknown column and DataError for files that cannot be read.
     """
-    counts = HashtagCounts()
+    counts = HashtagCounts(_core.HashtagCounts(memory_bytes=memory_bytes, spill_dir=spill_dir))
     counts.core.update(
         open_stream(source, [hashtags_column]),
         hashtags_column=hashtags_column,

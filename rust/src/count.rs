@@ -1,36 +1,43 @@
 //! Counting hashtags over streams of records.
 //!
 //! A tag counts once for every record that has it. [`HashtagCounts::update`] reads record batches
-//! one after another; within a batch each thread takes a range of rows and counts into a table of
-//! its own, and the tables are added up when the stream ends. Sums do not depend on their order, so
-//! threads, batches and the partition of the input never change a result, and [`merge`] joins counts
-//! that were made apart.
+//! one after another. Within a batch each thread takes a range of rows: it counts the commonest tags
+//! in a small table of its own and lets the others wait ([`local`]); when enough wait, the threads
+//! take the partitions of one shared table and add up what waits for them ([`table`]). Sums do not
+//! depend on their order, so threads, batches and the partition of the input never change a result,
+//! and [`merge`] joins counts that were made apart.
 //!
-//! Hashtags are short and Zipf-distributed: up to 15 bytes lie in the table's entry itself (24
-//! bytes with the 64-bit count), longer ones in one arena, so a hot tag costs one cache line and a
-//! table of a million tags some 40 MB. Each thread holds what it has seen, so memory is at most
-//! `num_threads` times that while a stream is read.
+//! With a limit of [`Memory`] a table that is about to exceed it is written to disk as a sorted run
+//! ([`run`]) and begun again; runs are joined by a merge of bounded width. What is there in the end
+//! is the same, to the byte, as without a limit.
 //!
 //! [`merge`]: HashtagCounts::merge
 
 mod file;
+mod local;
+mod ranked;
+mod run;
+mod table;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow_array::builder::StringBuilder;
-use arrow_array::{RecordBatch, UInt64Array};
-use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
-use hashbrown::HashTable;
+use arrow_array::RecordBatch;
+use arrow_schema::ArrowError;
 use rayon::prelude::*;
-use xxhash_rust::xxh3::xxh3_64;
 
-use crate::hashtag::{RecordReader, TagColumn, Tally};
+use crate::hashtag::{Tag, TagColumn, Tally};
 use crate::job::Job;
+use crate::spill::Memory;
 use crate::{Error, Result};
+use local::Local;
+use ranked::{BYTES_PER_TAG, Ranker};
+pub use ranked::{Ranked, RankedIter};
+use run::{FAN_IN, Segment, SegmentReader, SegmentWriter, add_up};
+use table::{PARTITIONS, Partition, partition_of};
 
-/// Rows between two looks at the [`Job`].
-const ROWS_PER_CHECK: usize = 4096;
+/// The most a thread takes for tags that wait, in bytes.
+const LOCAL_MEMORY: usize = 48 << 20;
 
 /// How records are read.
 #[derive(Debug, Clone, Default)]
@@ -43,18 +50,48 @@ pub struct CountOptions {
     pub num_threads: Option<usize>,
 }
 
+impl CountOptions {
+    fn threads(&self) -> Result<usize> {
+        match self.num_threads {
+            Some(0) => Err(Error::usage("num_threads must be at least 1")),
+            Some(number) => Ok(number),
+            None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        }
+    }
+}
+
 /// How often each hashtag was seen, and what became of the rest.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct HashtagCounts {
-    table: Table,
+    memory: Memory,
+    table: Vec<Partition>,
+    runs: Vec<Run>,
     tally: Tally,
     sizes: Sizes,
+    /// Kept until something is added.
+    multiplicities: Option<Arc<BTreeMap<u64, u64>>>,
+}
+
+/// A segment for each partition.
+type Run = Vec<Segment>;
+
+impl Default for HashtagCounts {
+    fn default() -> Self {
+        Self::new(Memory::unlimited())
+    }
 }
 
 impl HashtagCounts {
-    /// Counts of nothing.
-    pub fn new() -> Self {
-        Self::default()
+    /// Counts of nothing, which will take no more than `memory`.
+    pub fn new(memory: Memory) -> Self {
+        Self {
+            memory,
+            table: vec![Partition::default(); PARTITIONS],
+            runs: Vec::new(),
+            tally: Tally::default(),
+            sizes: Sizes::default(),
+            multiplicities: None,
+        }
     }
 
     /// Adds the records of `batches`; `job` advances by records.
@@ -66,14 +103,35 @@ impl HashtagCounts {
         options: &CountOptions,
         job: &Job,
     ) -> Result<()> {
-        let num_threads = match options.num_threads {
-            Some(0) => return Err(Error::usage("num_threads must be at least 1")),
-            Some(number) => number,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        let separator = options.separator.as_deref();
-        let mut parts = (0..num_threads)
-            .map(|_| Ok((RecordReader::new(separator)?, Self::default())))
+        let mut memory = self.memory.clone();
+        if let Some(limit) = memory.limit {
+            if self.table_memory() > limit / 2 {
+                self.spill()?;
+                self.table = vec![Partition::default(); PARTITIONS];
+            }
+            memory.limit = Some(limit - self.table_memory());
+        }
+        let mut added = Self::new(memory);
+        added.count(batches, options, job)?;
+        if self.tally == Tally::default() {
+            added.memory = self.memory.clone();
+            *self = added;
+            return Ok(());
+        }
+        self.merge(&added)
+    }
+
+    fn count(
+        &mut self,
+        batches: impl IntoIterator<Item = std::result::Result<RecordBatch, ArrowError>>,
+        options: &CountOptions,
+        job: &Job,
+    ) -> Result<()> {
+        let num_threads = options.threads()?;
+        let local_memory = (self.memory.bytes() / 4 / num_threads).min(LOCAL_MEMORY);
+        let table_memory = self.memory.bytes().saturating_sub(local_memory * num_threads);
+        let mut locals = (0..num_threads)
+            .map(|_| Local::new(options.separator.as_deref(), local_memory))
             .collect::<Result<Vec<_>>>()?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(num_threads)
@@ -83,55 +141,165 @@ impl HashtagCounts {
             let batch = batch?;
             let column = tag_column(&batch, options)?;
             let share = column.len().div_ceil(num_threads).max(1);
-            pool.install(|| {
-                parts.par_iter_mut().enumerate().try_for_each(|(part, (reader, counts))| {
-                    let first = (part * share).min(column.len());
-                    let last = (first + share).min(column.len());
-                    counts.count_rows(reader, &column, first..last, job)
-                })
-            })?;
+            for (number, local) in locals.iter_mut().enumerate() {
+                let first = (number * share).min(column.len());
+                local.take(first..(first + share).min(column.len()));
+            }
+            loop {
+                pool.install(|| {
+                    locals.par_iter_mut().try_for_each(|local| local.count(&column, job))
+                })?;
+                if !locals.iter().any(Local::is_full) {
+                    break;
+                }
+                pool.install(|| self.take_in(&mut locals, table_memory))?;
+            }
         }
-        for (_, part) in parts {
-            self.merge_owned(part);
+        pool.install(|| self.take_in(&mut locals, table_memory))?;
+        for local in &locals {
+            self.tally.add(&local.tally);
+            local.sizes.iter().for_each(|(size, records)| self.sizes.add(size, records));
+        }
+        let num_in: u64 = locals.iter().map(Local::num_tags_in).sum();
+        if num_in != self.tally.num_tags_in() {
+            return Err(broken("the hashtags read", num_in, self.tally.num_tags_in()));
         }
         Ok(())
     }
 
-    fn count_rows(
-        &mut self,
-        reader: &mut RecordReader,
-        column: &TagColumn,
-        rows: std::ops::Range<usize>,
-        job: &Job,
-    ) -> Result<()> {
-        let Self { table, tally, sizes } = self;
-        for first in rows.clone().step_by(ROWS_PER_CHECK) {
-            job.check()?;
-            let last = (first + ROWS_PER_CHECK).min(rows.end);
-            for row in first..last {
-                let kept =
-                    reader.read(column, row, tally, |tag, hash| table.add(tag.as_bytes(), hash, 1));
-                sizes.add(kept as u64, 1);
+    /// Adds up what waits in the threads, the table written to disk first where it would not fit.
+    fn take_in(&mut self, locals: &mut [Local], memory: usize) -> Result<()> {
+        locals.par_iter_mut().for_each(Local::hand_over);
+        if self.memory.limit.is_some() {
+            let needed = |(number, partition): (usize, &Partition)| {
+                let waiting = locals.iter().map(|local| local.waiting(number));
+                let (tags, bytes) =
+                    waiting.fold((0, 0), |(a, b), w| (a + w.entries.len(), b + w.bytes.len()));
+                partition.memory_with(tags, bytes)
+            };
+            if self.table.iter().enumerate().map(needed).sum::<usize>() > memory {
+                self.spill()?;
             }
-            job.advance((last - first) as u64);
+        }
+        let others = &*locals;
+        self.table.par_iter_mut().enumerate().for_each(|(number, partition)| {
+            others.iter().for_each(|local| partition.take_in(local.waiting(number)));
+        });
+        locals.par_iter_mut().for_each(Local::clear);
+        Ok(())
+    }
+
+    fn table_memory(&self) -> usize {
+        self.table.iter().map(Partition::memory).sum()
+    }
+
+    fn num_in_table(&self) -> u64 {
+        self.table.iter().map(|partition| partition.len() as u64).sum()
+    }
+
+    /// Writes the table to disk as a run, and empties it.
+    fn spill(&mut self) -> Result<()> {
+        if self.num_in_table() == 0 {
+            return Ok(());
+        }
+        let file = Arc::new(self.memory.spill_file()?);
+        let write = |partition: &mut Partition| -> Result<Segment> {
+            let mut writer = SegmentWriter::new(file.clone());
+            for (tag, count) in partition.sorted() {
+                writer.push(tag.bytes(&mut [0; 16]), count)?;
+            }
+            writer.finish()
+        };
+        let run = self.table.par_iter_mut().map(write).collect::<Result<Run>>()?;
+        // Only now: what could not be written is still in the table.
+        self.table.par_iter_mut().for_each(Partition::clear);
+        self.runs.push(run);
+        if self.runs.len() >= FAN_IN { self.join_runs() } else { Ok(()) }
+    }
+
+    /// Spills a table that has no room to grow.
+    fn spill_above_limit(&mut self) -> Result<()> {
+        let memory = || self.table.iter().map(|partition| partition.memory_with(1 << 9, 1 << 13));
+        match self.memory.limit {
+            Some(limit) if memory().sum::<usize>() > limit => self.spill(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes one run of all.
+    fn join_runs(&mut self) -> Result<()> {
+        if self.runs.len() < 2 {
+            return Ok(());
+        }
+        let file = Arc::new(self.memory.spill_file()?);
+        let join = |number: usize| -> Result<Segment> {
+            let segments: Vec<_> = self.runs.iter().map(|run| run[number].clone()).collect();
+            let mut writer = SegmentWriter::new(file.clone());
+            add_up(&segments, |tag, count| writer.push(tag, count))?;
+            writer.finish()
+        };
+        let joined = (0..PARTITIONS).into_par_iter().map(join).collect::<Result<Run>>()?;
+        self.runs = vec![joined];
+        Ok(())
+    }
+
+    /// Brings everything together: all in the table, or all in one run.
+    fn settle(&mut self) -> Result<()> {
+        if !self.runs.is_empty() {
+            self.spill()?;
+            self.table = vec![Partition::default(); PARTITIONS];
+            self.join_runs()?;
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for every tag; by hash, ties by bytes, where `sorted` or where there is a run.
+    fn for_each(
+        &mut self,
+        sorted: bool,
+        mut each: impl FnMut(&Tag<'_>, u64) -> Result<()>,
+    ) -> Result<()> {
+        self.settle()?;
+        let Some(run) = self.runs.first() else {
+            for partition in &self.table {
+                if sorted {
+                    partition.sorted().iter().try_for_each(|(tag, count)| each(tag, *count))?;
+                } else {
+                    partition.iter().try_for_each(|(tag, count)| each(&tag, count))?;
+                }
+            }
+            return Ok(());
+        };
+        for segment in run {
+            let mut reader = SegmentReader::new(segment);
+            while reader.advance()? {
+                each(&Tag::of_bytes(reader.tag()), reader.count())?;
+            }
         }
         Ok(())
     }
 
     /// Adds what was counted elsewhere, over other records. Associative and commutative.
-    pub fn merge(&mut self, other: &Self) {
-        for (tag, count) in other.table.iter() {
-            self.table.add(tag, xxh3_64(tag), count);
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        self.multiplicities = None;
+        let needed = |(mine, theirs): (&Partition, &Partition)| {
+            mine.memory_with(theirs.len(), theirs.arena_len())
+        };
+        let needed: usize = self.table.iter().zip(&other.table).map(needed).sum();
+        if self.num_in_table() == 0 && self.memory.limit.is_none_or(|_| self.table_memory() == 0) {
+            self.table.clone_from(&other.table);
+        } else {
+            if self.memory.limit.is_some_and(|limit| needed > limit) {
+                self.spill()?;
+            }
+            self.table.par_iter_mut().zip(&other.table).for_each(|(mine, theirs)| {
+                theirs.iter().for_each(|(tag, count)| mine.add(&tag, count));
+            });
         }
+        self.runs.extend(other.runs.iter().cloned());
         self.tally.add(&other.tally);
         other.sizes.iter().for_each(|(size, records)| self.sizes.add(size, records));
-    }
-
-    fn merge_owned(&mut self, mut other: Self) {
-        if other.table.len() > self.table.len() {
-            std::mem::swap(self, &mut other);
-        }
-        self.merge(&other);
+        if self.runs.len() >= FAN_IN { self.join_runs() } else { Ok(()) }
     }
 
     /// What became of the tags: records, kept, duplicates, rejected by cause.
@@ -140,8 +308,12 @@ impl HashtagCounts {
     }
 
     /// Number of different tags.
-    pub fn num_distinct(&self) -> u64 {
-        self.table.len() as u64
+    pub fn num_distinct(&mut self) -> Result<u64> {
+        self.settle()?;
+        Ok(match self.runs.first() {
+            Some(run) => run.iter().map(|segment| segment.num_entries).sum(),
+            None => self.num_in_table(),
+        })
     }
 
     /// Number of records by how many tags they keep.
@@ -150,54 +322,81 @@ impl HashtagCounts {
     }
 
     /// On how many records `tag`, a normalized tag, was seen.
-    pub fn count_of(&self, tag: &str) -> u64 {
-        self.table.get(tag.as_bytes())
+    pub fn count_of(&self, tag: &str) -> Result<u64> {
+        let tag = Tag::new(tag);
+        let number = partition_of(tag.hash());
+        let mut count = self.table[number].get(&tag);
+        for run in &self.runs {
+            let mut reader = SegmentReader::new(&run[number]);
+            while reader.advance()? && reader.hash() <= tag.hash() {
+                if reader.hash() == tag.hash() && reader.tag() == tag.bytes(&mut [0; 16]) {
+                    count += reader.count();
+                }
+            }
+        }
+        Ok(count)
     }
 
     /// All tags by descending count, ties by byte order.
-    pub fn ranked(&self) -> Vec<(&str, u64)> {
-        let mut ranked: Vec<(&str, u64)> = self.texts().collect();
-        ranked.par_sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
-        ranked
+    pub fn ranked(&mut self, job: &Job) -> Result<Ranked> {
+        let wanted = self.num_in_table() as usize * BYTES_PER_TAG;
+        if self.runs.is_empty()
+            && self.memory.limit.is_some_and(|limit| self.table_memory() + wanted > limit)
+        {
+            self.spill()?;
+            self.table = vec![Partition::default(); PARTITIONS];
+        }
+        self.settle()?;
+        let memory = self.memory.clone();
+        let mut ranker = Ranker::new(&memory, self.num_in_table() as usize);
+        let (mut number, mut sum) = (0_u64, 0_u64);
+        self.for_each(false, |tag, count| {
+            number += 1;
+            sum += count;
+            if number.is_multiple_of(1 << 16) {
+                job.check()?;
+            }
+            ranker.push(tag, count)
+        })?;
+        self.check_sum(sum)?;
+        ranker.finish(job)
     }
 
     /// How many tags have each count, by ascending count.
-    pub fn multiplicities(&self) -> BTreeMap<u64, u64> {
-        let mut multiplicities = BTreeMap::new();
-        for (_, count) in self.table.iter() {
-            *multiplicities.entry(count).or_insert(0) += 1;
+    pub fn multiplicities(&mut self) -> Result<Arc<BTreeMap<u64, u64>>> {
+        if let Some(known) = &self.multiplicities {
+            return Ok(known.clone());
         }
-        multiplicities
+        let mut small = vec![0_u64; 1 << 12];
+        let mut all = BTreeMap::new();
+        let mut sum = 0_u64;
+        self.for_each(false, |_, count| {
+            sum += count;
+            match small.get_mut(usize::try_from(count).unwrap_or(usize::MAX)) {
+                Some(number) => *number += 1,
+                None => *all.entry(count).or_insert(0) += 1,
+            }
+            Ok(())
+        })?;
+        self.check_sum(sum)?;
+        all.extend((0u64..).zip(small).filter(|&(_, number)| number > 0));
+        let all = Arc::new(all);
+        self.multiplicities = Some(all.clone());
+        Ok(all)
     }
 
-    /// The columns of [`table`](Self::table).
-    pub fn schema() -> SchemaRef {
-        Arc::new(Schema::new(vec![
-            Field::new("hashtag", DataType::Utf8, false),
-            Field::new("count", DataType::UInt64, false),
-        ]))
+    /// Nothing is lost on the way: the counts add up to what was read.
+    fn check_sum(&self, sum: u64) -> Result<()> {
+        let expected = self.tally.num_hashtags;
+        if sum == expected { Ok(()) } else { Err(broken("the hashtags kept", expected, sum)) }
     }
+}
 
-    /// All tags and their counts, in the order of [`ranked`](Self::ranked).
-    pub fn table(&self) -> Result<Vec<RecordBatch>> {
-        // A million tags of at most 128 bytes stay far below the 2 GiB of a column of 32-bit offsets.
-        let make = |rows: &[(&str, u64)]| {
-            let mut tags = StringBuilder::with_capacity(rows.len(), rows.len() * 12);
-            rows.iter().for_each(|(tag, _)| tags.append_value(tag));
-            let counts = UInt64Array::from_iter_values(rows.iter().map(|row| row.1));
-            let columns: Vec<arrow_array::ArrayRef> =
-                vec![Arc::new(tags.finish()), Arc::new(counts)];
-            Ok(RecordBatch::try_new(Self::schema(), columns)?)
-        };
-        self.ranked().chunks(1 << 20).map(make).collect()
-    }
-
-    fn texts(&self) -> impl Iterator<Item = (&str, u64)> {
-        // Everything in the table was a `str` when it went in, so nothing is ever left out here.
-        self.table
-            .iter()
-            .filter_map(|(tag, count)| std::str::from_utf8(tag).ok().map(|tag| (tag, count)))
-    }
+fn broken(what: &str, expected: u64, found: u64) -> Error {
+    Error::data(format!(
+        "the engine failed an internal check: {what} are {expected}, and its books say {found}; \
+         please report this as a bug"
+    ))
 }
 
 pub(crate) fn tag_column(batch: &RecordBatch, options: &CountOptions) -> Result<TagColumn> {
@@ -245,88 +444,5 @@ impl Sizes {
     fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         let small = (0u64..).zip(self.small).filter(|&(_, records)| records > 0);
         small.chain(self.large.iter().map(|(&size, &records)| (size, records)))
-    }
-}
-
-/// Bytes of a tag that lie in the entry itself.
-const INLINE: usize = 15;
-/// What the last byte of a key says when the tag lies in the arena.
-const IN_ARENA: u8 = u8::MAX;
-
-/// A tag of up to 15 bytes, padded with zeros, with its length as the last byte; or the offset (8
-/// bytes) and length (4 bytes) of a longer one in the arena, with [`IN_ARENA`] as the last byte.
-type Key = [u8; INLINE + 1];
-
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    key: Key,
-    count: u64,
-}
-
-/// From tags to counts.
-#[derive(Debug, Clone, Default)]
-struct Table {
-    slots: HashTable<Slot>,
-    arena: Vec<u8>,
-}
-
-fn inline_key(tag: &[u8]) -> Option<Key> {
-    let mut key = [0; INLINE + 1];
-    key.get_mut(..tag.len()).filter(|_| tag.len() <= INLINE)?.copy_from_slice(tag);
-    key[INLINE] = tag.len() as u8;
-    Some(key)
-}
-
-fn arena_key(offset: usize, length: usize) -> Key {
-    let mut key = [0; INLINE + 1];
-    key[..8].copy_from_slice(&(offset as u64).to_le_bytes());
-    key[8..12].copy_from_slice(&(length as u32).to_le_bytes());
-    key[INLINE] = IN_ARENA;
-    key
-}
-
-fn text_of<'a>(key: &'a Key, arena: &'a [u8]) -> &'a [u8] {
-    if key[INLINE] != IN_ARENA {
-        return &key[..usize::from(key[INLINE])];
-    }
-    let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = *key;
-    let offset = u64::from_le_bytes([a, b, c, d, e, f, g, h]) as usize;
-    let length = u32::from_le_bytes([i, j, k, l]) as usize;
-    &arena[offset..offset + length]
-}
-
-impl Table {
-    fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    #[inline]
-    fn add(&mut self, tag: &[u8], hash: u64, count: u64) {
-        let Self { slots, arena } = self;
-        let short = inline_key(tag);
-        let found = match short {
-            Some(key) => slots.find_mut(hash, |slot| slot.key == key),
-            None => slots.find_mut(hash, |slot| {
-                slot.key[INLINE] == IN_ARENA && text_of(&slot.key, arena) == tag
-            }),
-        };
-        if let Some(slot) = found {
-            slot.count += count;
-            return;
-        }
-        let key = short.unwrap_or_else(|| {
-            arena.extend_from_slice(tag);
-            arena_key(arena.len() - tag.len(), tag.len())
-        });
-        slots.insert_unique(hash, Slot { key, count }, |slot| xxh3_64(text_of(&slot.key, arena)));
-    }
-
-    fn get(&self, tag: &[u8]) -> u64 {
-        let same = |slot: &Slot| text_of(&slot.key, &self.arena) == tag;
-        self.slots.find(xxh3_64(tag), same).map_or(0, |slot| slot.count)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        self.slots.iter().map(|slot| (text_of(&slot.key, &self.arena), slot.count))
     }
 }

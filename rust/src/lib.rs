@@ -24,6 +24,7 @@ pub mod publish;
 pub mod resample;
 pub mod selection;
 pub mod shard;
+pub mod spill;
 pub mod vocabulary;
 pub mod zipf;
 

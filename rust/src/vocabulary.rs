@@ -23,7 +23,8 @@ use hashbrown::HashTable;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::count::HashtagCounts;
-use crate::hashtag::hash_of;
+use crate::hashtag::{Tag, hash_of};
+use crate::job::Job;
 use crate::{Error, Result};
 
 /// The most labels a vocabulary can have: labels are 32-bit, and the last number stays free.
@@ -52,7 +53,7 @@ pub struct Entry {
 impl Vocabulary {
     /// The tags counted at least `min_count` times, the most frequent first, `max_labels` at most.
     pub fn from_counts(
-        counts: &HashtagCounts,
+        counts: &mut HashtagCounts,
         min_count: u64,
         max_labels: Option<usize>,
     ) -> Result<Self> {
@@ -62,15 +63,15 @@ impl Vocabulary {
                  for no limit",
             ));
         }
-        let ranked = counts.ranked();
-        let kept = ranked.iter().take_while(|(_, count)| *count >= min_count);
-        let entries = kept.take(max_labels.unwrap_or(MAX_LABELS)).map(|&(tag, count)| Entry {
-            name: tag.to_owned(),
-            synset: None,
-            tag_count: count,
-            tags: vec![tag.to_owned()],
-        });
-        Self::from_entries(entries.collect())
+        let mut entries = Vec::new();
+        for ranked in counts.ranked(&Job::new())?.iter().take(max_labels.unwrap_or(MAX_LABELS)) {
+            let (name, tag_count) = ranked?;
+            if tag_count < min_count {
+                break;
+            }
+            entries.push(Entry { tags: vec![name.clone()], name, synset: None, tag_count });
+        }
+        Self::from_entries(entries)
     }
 
     /// Class `i` is called `names[i]`; the names must be distinct and not empty.
@@ -139,13 +140,15 @@ impl Vocabulary {
 
     /// The label of a normalized tag.
     pub fn encode(&self, tag: &str) -> Option<u32> {
-        self.encode_hashed(tag, hash_of(tag))
+        self.encode_tag(&Tag::new(tag))
     }
 
-    /// The label of a normalized tag whose [`hash_of`] is known.
-    pub fn encode_hashed(&self, tag: &str, hash: u64) -> Option<u32> {
+    /// The same for a tag that was read.
+    pub fn encode_tag(&self, tag: &Tag<'_>) -> Option<u32> {
+        let (hash, mut buffer) = (tag.hash(), [0; 16]);
+        let text = tag.bytes(&mut buffer);
         let found = self.by_tag.find(hash, |&(its_hash, label, place)| {
-            its_hash == hash && self.entries[label as usize].tags[place as usize] == tag
+            its_hash == hash && self.entries[label as usize].tags[place as usize].as_bytes() == text
         });
         found.map(|&(_, label, _)| label)
     }

@@ -3,8 +3,8 @@
 //! Little-endian: the magic `WSLCOUNT`, the format version (u32); records, duplicates (u64) and the
 //! rejected tags by cause (number of causes as u32, then u64 each); the number of sizes (u64), then
 //! size and records (u64 each) by ascending size; the number of tags (u64), then length (u8), bytes
-//! and count (u64) of each by ascending bytes; last the XXH3 hash (128 bits) of all before it. Equal
-//! counts make equal files.
+//! and count (LEB128) of each, in the order of their [hashes](crate::hashtag::hash_of), ties by
+//! bytes; last the XXH3 hash (128 bits) of all before it. Equal counts make equal files.
 //!
 //! A file is data from outside: no length in it is trusted, order and sums must be right, and what
 //! is wrong with it is said.
@@ -13,27 +13,51 @@ use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::HashtagCounts;
-use crate::hashtag::{MAX_BYTES, Rejection};
+use super::run::encode;
+use super::table::partition_of;
+use crate::hashtag::{MAX_BYTES, Rejection, Tag};
+use crate::job::Job;
 use crate::publish::Unpublished;
+use crate::spill::Memory;
 use crate::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"WSLCOUNT";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+
+/// Tags read between two looks at the [`Job`] and the memory.
+const TAGS_PER_CHECK: u64 = 1 << 14;
 
 impl HashtagCounts {
     /// Writes the counts to `path`, whole or not at all.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+    pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
+        let num_distinct = self.num_distinct()?;
         let mut file = Unpublished::create(path)?;
-        self.write_to(&mut file).map_err(|error| Error::io(path, error))?;
+        let mut out = Hashed { file: &mut file, hasher: Xxh3::new() };
+        let fault = |error| Error::io(path, error);
+        self.write_head(&mut out, num_distinct).map_err(fault)?;
+        let mut entry = Vec::new();
+        let mut sum = 0;
+        self.for_each(true, |tag, count| {
+            sum += count;
+            entry.clear();
+            encode(&mut entry, tag.bytes(&mut [0; 16]), count);
+            out.write(&entry).map_err(fault)
+        })?;
+        self.check_sum(sum)?;
+        let digest = out.hasher.digest128();
+        out.file.write_all(&digest.to_le_bytes()).map_err(fault)?;
         file.publish()
     }
 
-    fn write_to(&self, file: &mut impl Write) -> std::io::Result<()> {
-        let mut out = Hashed { file, hasher: Xxh3::new() };
+    fn write_head(
+        &self,
+        out: &mut Hashed<'_, impl Write>,
+        num_distinct: u64,
+    ) -> std::io::Result<()> {
         out.write(&MAGIC)?;
         out.write(&FORMAT_VERSION.to_le_bytes())?;
         out.number(self.tally.num_records)?;
@@ -47,20 +71,11 @@ impl HashtagCounts {
             out.number(size)?;
             out.number(records)?;
         }
-        let mut tags: Vec<_> = self.table.iter().collect();
-        tags.sort_unstable();
-        out.number(tags.len() as u64)?;
-        for (tag, count) in tags {
-            out.write(&[tag.len() as u8])?;
-            out.write(tag)?;
-            out.number(count)?;
-        }
-        let digest = out.hasher.digest128();
-        out.file.write_all(&digest.to_le_bytes())
+        out.number(num_distinct)
     }
 
     /// Reads a file of [`save`](Self::save), and checks all of it.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>, memory: Memory, job: &Job) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|error| Error::io(path, error))?;
         let mut input =
@@ -74,10 +89,10 @@ impl HashtagCounts {
                 "it is of format version {version}, and this wsl reads version {FORMAT_VERSION}"
             )));
         }
-        let mut counts = Self::default();
+        let mut counts = Self::new(memory);
         input.read_tally(&mut counts)?;
         let num_sized = input.read_sizes(&mut counts)?;
-        input.read_tags(&mut counts)?;
+        input.read_tags(&mut counts, job)?;
         if counts.tally.num_hashtags != num_sized {
             return Err(input.fault(&format!(
                 "its counts add up to {} and its records hold {num_sized} hashtags",
@@ -178,9 +193,13 @@ impl Input<'_> {
         Ok(num_hashtags)
     }
 
-    fn read_tags(&mut self, counts: &mut HashtagCounts) -> Result<()> {
-        let mut previous = Vec::new();
-        for _ in 0..self.number()? {
+    fn read_tags(&mut self, counts: &mut HashtagCounts, job: &Job) -> Result<()> {
+        let mut previous = (0, Vec::new());
+        for number in 0..self.number()? {
+            if number.is_multiple_of(TAGS_PER_CHECK) {
+                job.check()?;
+                counts.spill_above_limit()?;
+            }
             let [length] = self.bytes()?;
             let mut tag = [0; MAX_BYTES];
             let Some(tag) = tag.get_mut(..usize::from(length)).filter(|tag| !tag.is_empty()) else {
@@ -191,19 +210,38 @@ impl Input<'_> {
             if std::str::from_utf8(tag).is_err() {
                 return Err(self.fault("a tag is not UTF-8"));
             }
-            if previous.as_slice() >= &*tag {
+            let key = Tag::of_bytes(tag);
+            if (previous.0, previous.1.as_slice()) >= (key.hash(), &*tag) && number > 0 {
                 return Err(self.fault("its tags are not in order"));
             }
-            previous.clear();
-            previous.extend_from_slice(tag);
-            let count = self.number()?;
+            previous.0 = key.hash();
+            previous.1.clear();
+            previous.1.extend_from_slice(tag);
+            let count = self.count()?;
             if count == 0 || count > counts.tally.num_records {
                 return Err(self.fault(&format!("a tag is on {count} records")));
             }
             counts.tally.num_hashtags = self.sum(counts.tally.num_hashtags, Some(count))?;
-            counts.table.add(tag, xxh3_64(tag), count);
+            counts.table[partition_of(key.hash())].add(&key, count);
         }
         Ok(())
+    }
+
+    /// A number as LEB128.
+    fn count(&mut self) -> Result<u64> {
+        let mut count = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let [byte] = self.bytes()?;
+            let part = u64::from(byte & 0x7f);
+            if (part << shift) >> shift != part {
+                break;
+            }
+            count |= part << shift;
+            if byte < 0x80 {
+                return Ok(count);
+            }
+        }
+        Err(self.fault("a count has more than 64 bits"))
     }
 
     fn check_end(&mut self) -> Result<()> {

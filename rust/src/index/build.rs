@@ -119,8 +119,8 @@ impl Builder {
                 }
                 labels.clear();
                 let mut unknown = 0;
-                reader.read(&tags, row, &mut Tally::default(), |tag, hash| {
-                    match vocabulary.encode_hashed(tag, hash) {
+                reader.read(&tags, row, &mut Tally::default(), |tag| {
+                    match vocabulary.encode_tag(tag) {
                         Some(label) => labels.push(label),
                         None => unknown += 1,
                     }

@@ -6,13 +6,15 @@
 
 use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
 use arrow_array::{RecordBatch, RecordBatchIterator, RecordBatchReader};
-use arrow_schema::SchemaRef;
+use arrow_schema::{ArrowError, SchemaRef};
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::c_str;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
 use std::ffi::CStr;
+
+use crate::Result;
 
 const STREAM: &CStr = c_str!("arrow_array_stream");
 
@@ -40,17 +42,32 @@ pub(super) fn import_stream(source: &Bound<'_, PyAny>) -> PyResult<RecordBatchSt
         .map_err(|error| PyTypeError::new_err(format!("the Arrow stream has no schema: {error}")))
 }
 
+/// Batches, as they are made.
+pub(super) type Batches = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
+
 /// A table made by the engine; read it with `polars.DataFrame(table)`, `pyarrow.table(table)` or
 /// any other reader of `__arrow_c_stream__`.
 #[pyclass(module = "wsl._core", frozen)]
 pub(super) struct Table {
     schema: SchemaRef,
-    batches: Vec<RecordBatch>,
+    len: usize,
+    open: Box<dyn Fn() -> Batches + Send + Sync>,
 }
 
 impl Table {
+    /// A table in memory.
     pub(super) fn new(schema: SchemaRef, batches: Vec<RecordBatch>) -> Self {
-        Self { schema, batches }
+        let len = batches.iter().map(RecordBatch::num_rows).sum();
+        Self::streamed(schema, len, move || Box::new(batches.clone().into_iter().map(Ok)))
+    }
+
+    /// A table of `len` rows whose batches are made when they are read.
+    pub(super) fn streamed(
+        schema: SchemaRef,
+        len: usize,
+        open: impl Fn() -> Batches + Send + Sync + 'static,
+    ) -> Self {
+        Self { schema, len, open: Box::new(open) }
     }
 }
 
@@ -64,19 +81,20 @@ impl Table {
         requested_schema: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
         let _ = requested_schema; // a hint, which the protocol allows to ignore
-        let batches = self.batches.clone().into_iter().map(Ok);
+        let batches = (self.open)()
+            .map(|batch| batch.map_err(|e| ArrowError::from_external_error(Box::new(e))));
         let reader: Box<dyn RecordBatchReader + Send> =
             Box::new(RecordBatchIterator::new(batches, self.schema.clone()));
         PyCapsule::new_with_value(py, FFI_ArrowArrayStream::new(reader), STREAM)
     }
 
     fn __len__(&self) -> usize {
-        self.batches.iter().map(RecordBatch::num_rows).sum()
+        self.len
     }
 
     fn __repr__(&self) -> String {
         let names: Vec<_> =
             self.schema.fields().iter().map(|field| field.name().as_str()).collect();
-        format!("Table({} rows: {})", self.__len__(), names.join(", "))
+        format!("Table({} rows: {})", self.len, names.join(", "))
     }
 }

@@ -7,8 +7,9 @@ use pyo3::types::PyDict;
 
 use super::arrow::{Table, import_stream};
 use super::call::long_call;
-use crate::count::{CountOptions, HashtagCounts as Counts};
+use crate::count::{CountOptions, HashtagCounts as Counts, Ranked};
 use crate::hashtag::{Rejection, Scratch, normalize};
+use crate::spill::Memory;
 use crate::vocabulary::Vocabulary as Labels;
 use crate::zipf;
 
@@ -35,8 +36,9 @@ pub(super) struct HashtagCounts {
 #[pymethods]
 impl HashtagCounts {
     #[new]
-    fn new() -> Self {
-        Self { inner: Counts::new() }
+    #[pyo3(signature = (*, memory_bytes=None, spill_dir=None))]
+    fn new(memory_bytes: Option<usize>, spill_dir: Option<PathBuf>) -> PyResult<Self> {
+        Ok(Self { inner: Counts::new(Memory::limited(memory_bytes, spill_dir)?) })
     }
 
     /// Adds the records of a stream.
@@ -57,24 +59,36 @@ impl HashtagCounts {
     }
 
     /// Adds counts made apart.
-    fn merge(&mut self, other: PyRef<'_, Self>) {
-        self.inner.merge(&other.inner);
+    fn merge(&mut self, py: Python<'_>, other: PyRef<'_, Self>) -> PyResult<()> {
+        let (inner, other) = (&mut self.inner, &other.inner);
+        long_call(py, None, |_| inner.merge(other))
     }
 
     /// Writes the counts to a file, whole or not at all.
-    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        long_call(py, None, |_| self.inner.save(path))
+    fn save(&mut self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        let inner = &mut self.inner;
+        long_call(py, None, |_| inner.save(path))
     }
 
     /// Reads counts that `save` wrote.
     #[staticmethod]
-    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        Ok(Self { inner: long_call(py, None, |_| Counts::load(path))? })
+    #[pyo3(signature = (path, *, memory_bytes=None, spill_dir=None))]
+    fn load(
+        py: Python<'_>,
+        path: PathBuf,
+        memory_bytes: Option<usize>,
+        spill_dir: Option<PathBuf>,
+    ) -> PyResult<Self> {
+        let memory = Memory::limited(memory_bytes, spill_dir)?;
+        Ok(Self { inner: long_call(py, None, |job| Counts::load(path, memory, job))? })
     }
 
-    /// All tags and their counts, most frequent first.
-    fn table(&self, py: Python<'_>) -> PyResult<Table> {
-        Ok(Table::new(Counts::schema(), long_call(py, None, |_| self.inner.table())?))
+    /// All tags and their counts, most frequent first; streamed from disk where they lie there.
+    fn table(&mut self, py: Python<'_>) -> PyResult<Table> {
+        let inner = &mut self.inner;
+        let ranked = long_call(py, None, |job| inner.ranked(job))?;
+        let len = ranked.len() as usize;
+        Ok(Table::streamed(Ranked::schema(), len, move || Box::new(ranked.batches())))
     }
 
     /// Records, kept tags, duplicates, and rejected tags by cause.
@@ -93,8 +107,9 @@ impl HashtagCounts {
     }
 
     #[getter]
-    fn num_distinct(&self) -> u64 {
-        self.inner.num_distinct()
+    fn num_distinct(&mut self, py: Python<'_>) -> PyResult<u64> {
+        let inner = &mut self.inner;
+        long_call(py, None, |_| inner.num_distinct())
     }
 
     /// Number of records by how many tags they keep.
@@ -107,18 +122,19 @@ impl HashtagCounts {
     }
 
     /// On how many records a normalized tag was seen.
-    fn count_of(&self, tag: &str) -> u64 {
-        self.inner.count_of(tag)
+    fn count_of(&self, tag: &str) -> PyResult<u64> {
+        Ok(self.inner.count_of(tag)?)
     }
 
     /// alpha, standard_error, x_min, ks_distance, num_tail, rank_exponent, loglog_slope.
     #[pyo3(signature = (x_min=None))]
     fn fit_zipf(
-        &self,
+        &mut self,
         py: Python<'_>,
         x_min: Option<u64>,
     ) -> PyResult<(f64, f64, u64, f64, u64, f64, f64)> {
-        let fit = long_call(py, None, |job| zipf::fit(&self.inner.multiplicities(), x_min, job))?;
+        let inner = &mut self.inner;
+        let fit = long_call(py, None, |job| zipf::fit(&*inner.multiplicities()?, x_min, job))?;
         Ok((
             fit.alpha,
             fit.standard_error,
@@ -131,13 +147,13 @@ impl HashtagCounts {
     }
 
     /// The share of all occurrences held by the most frequent tags.
-    fn head_shares(&self, heads: Vec<u64>) -> Vec<f64> {
-        zipf::head_shares(&self.inner.multiplicities(), &heads)
+    fn head_shares(&mut self, heads: Vec<u64>) -> PyResult<Vec<f64>> {
+        Ok(zipf::head_shares(&*self.inner.multiplicities()?, &heads))
     }
 
     /// How many of the most frequent tags hold at least each share of all occurrences.
-    fn head_sizes(&self, shares: Vec<f64>) -> Vec<u64> {
-        zipf::head_sizes(&self.inner.multiplicities(), &shares)
+    fn head_sizes(&mut self, shares: Vec<f64>) -> PyResult<Vec<u64>> {
+        Ok(zipf::head_sizes(&*self.inner.multiplicities()?, &shares))
     }
 }
 
@@ -153,11 +169,11 @@ impl Vocabulary {
     #[staticmethod]
     #[pyo3(signature = (counts, *, min_count=1, max_labels=None))]
     fn from_counts(
-        counts: PyRef<'_, HashtagCounts>,
+        mut counts: PyRefMut<'_, HashtagCounts>,
         min_count: u64,
         max_labels: Option<usize>,
     ) -> PyResult<Self> {
-        Ok(Self { inner: Labels::from_counts(&counts.inner, min_count, max_labels)? })
+        Ok(Self { inner: Labels::from_counts(&mut counts.inner, min_count, max_labels)? })
     }
 
     /// Class i is called `names[i]`.

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use wsl_core::Error;
 use wsl_core::count::{CountOptions, HashtagCounts};
 use wsl_core::job::Job;
+use wsl_core::spill::Memory;
 
 pub fn batch(records: &[&str]) -> RecordBatch {
     let column: ArrayRef = Arc::new(StringArray::from(records.to_vec()));
@@ -20,32 +21,37 @@ pub fn options(num_threads: usize) -> CountOptions {
 }
 
 pub fn counted(records: &[&str]) -> HashtagCounts {
-    let mut counts = HashtagCounts::new();
+    let mut counts = HashtagCounts::default();
     counts.update([Ok(batch(records))], &options(2), &Job::new()).unwrap();
     counts
+}
+
+pub fn ranked(counts: &mut HashtagCounts) -> Vec<(String, u64)> {
+    counts.ranked(&Job::new()).unwrap().iter().collect::<Result<_, _>>().unwrap()
 }
 
 fn bytes_of(counts: &HashtagCounts) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("counts.bin");
-    counts.save(&path).unwrap();
+    counts.clone().save(&path).unwrap();
     fs::read(path).unwrap()
 }
 
 #[test]
 fn tags_are_ranked_by_count_and_ties_by_bytes() {
-    let counts = counted(&["dog cat", "cat a-tag-of-more-than-fifteen-bytes", "Cat cat", ""]);
+    let mut counts = counted(&["dog cat", "cat a-tag-of-more-than-fifteen-bytes", "Cat cat", ""]);
     let expected = [("cat", 3), ("a-tag-of-more-than-fifteen-bytes", 1), ("dog", 1)];
-    assert_eq!(counts.ranked(), expected);
+    assert_eq!(ranked(&mut counts), expected.map(|(tag, count)| (tag.to_owned(), count)));
     assert_eq!(counts.tally().num_duplicates, 1);
     assert_eq!(counts.tags_per_record(), BTreeMap::from([(0, 1), (1, 1), (2, 2)]));
-    assert_eq!(counts.multiplicities(), BTreeMap::from([(1, 2), (3, 1)]));
-    assert_eq!(counts.table().unwrap()[0].num_rows(), 3);
+    assert_eq!(*counts.multiplicities().unwrap(), BTreeMap::from([(1, 2), (3, 1)]));
+    let batches = counts.ranked(&Job::new()).unwrap().batches();
+    assert_eq!(batches.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 3);
 }
 
 #[test]
 fn a_missing_column_is_told_with_the_columns_there_are() {
-    let mut counts = HashtagCounts::new();
+    let mut counts = HashtagCounts::default();
     let wrong = CountOptions { column: "tags".into(), ..options(1) };
     let error = counts.update([Ok(batch(&["a"]))], &wrong, &Job::new()).unwrap_err();
     assert!(error.to_string().contains("\"tags\"") && error.to_string().contains("hashtags"));
@@ -75,7 +81,7 @@ fn fault(bytes: &[u8]) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("counts.bin");
     fs::write(&path, bytes).unwrap();
-    match HashtagCounts::load(&path) {
+    match HashtagCounts::load(&path, Memory::unlimited(), &Job::new()) {
         Ok(_) => None,
         Err(Error::Data(message)) => Some(message),
         Err(other) => panic!("{other:?}"),
@@ -104,7 +110,11 @@ fn files_that_are_wrong_are_refused_with_the_fault() {
     assert!(fault_with(12, 7).contains("7 records"));
     assert!(fault(&[&good[..], b"x"].concat()).unwrap().contains("follows its end"));
     let cat = good.windows(3).position(|window| window == b"cat").unwrap();
-    assert!(fault_with(cat, b'x').contains("order"));
+    let dog = good.windows(3).position(|window| window == b"dog").unwrap();
+    let mut swapped = good.clone();
+    let (first, second) = (cat.min(dog) - 1, cat.max(dog) - 1);
+    (0..5).for_each(|place| swapped.swap(first + place, second + place));
+    assert!(fault(&resealed(swapped)).unwrap().contains("order"));
     assert!(fault_with(cat, 0xff).contains("UTF-8"));
     assert!(fault_with(cat - 1, 0).contains("0 bytes long"));
     assert!(fault_with(cat + 3, 0).contains("0 records"));
@@ -113,7 +123,10 @@ fn files_that_are_wrong_are_refused_with_the_fault() {
 
 #[test]
 fn a_missing_file_is_the_systems_error() {
-    assert!(matches!(HashtagCounts::load("/nowhere/counts.bin"), Err(Error::Io { .. })));
+    assert!(matches!(
+        HashtagCounts::load("/nowhere/counts.bin", Memory::unlimited(), &Job::new()),
+        Err(Error::Io { .. })
+    ));
 }
 
 proptest! {
@@ -127,25 +140,63 @@ proptest! {
         cut in 0usize..40,
     ) {
         let texts: Vec<_> = records.iter().map(String::as_str).collect();
-        let whole = counted(&texts);
-        let tally = whole.tally();
+        let mut whole = counted(&texts);
+        let tally = whole.tally().clone();
         prop_assert_eq!(tally.num_records, texts.len() as u64);
-        let sum: u64 = whole.ranked().iter().map(|(_, count)| count).sum();
+        let sum: u64 = ranked(&mut whole).iter().map(|(_, count)| count).sum();
         prop_assert_eq!(sum, tally.num_hashtags);
 
         let (left, right) = texts.split_at(cut.min(texts.len()));
         let mut parts = [left, right].map(|part| {
-            let mut counts = HashtagCounts::new();
+            let mut counts = HashtagCounts::default();
             let batches = part.chunks(size).map(|chunk| Ok(batch(chunk)));
             counts.update(batches, &options(threads), &Job::new()).unwrap();
             counts
         });
         let mut backwards = parts[1].clone();
-        backwards.merge(&parts[0]);
+        backwards.merge(&parts[0]).unwrap();
         let [first, second] = &mut parts;
-        first.merge(second);
+        first.merge(second).unwrap();
         prop_assert_eq!(bytes_of(first), bytes_of(&whole));
         prop_assert_eq!(bytes_of(&backwards), bytes_of(&whole));
         prop_assert_eq!(fault(&bytes_of(&whole)), None);
+    }
+
+    #[test]
+    fn a_limit_of_memory_never_changes_a_byte(
+        records in prop::collection::vec("([a-k]{1,2}|[a-e]{16,17}| |#){0,12}", 0..200),
+        limit in 1usize..400_000,
+        threads in 1usize..5,
+        cut in 0usize..200,
+    ) {
+        let texts: Vec<_> = records.iter().map(String::as_str).collect();
+        let mut whole = counted(&texts);
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory { limit: Some(limit), spill_dir: Some(folder.path().to_owned()) };
+        let (left, right) = texts.split_at(cut.min(texts.len()));
+        let count = |counts: &mut HashtagCounts, part: &[&str]| {
+            let batches = part.chunks(7).map(|chunk| Ok(batch(chunk)));
+            counts.update(batches, &options(threads), &Job::new()).unwrap();
+        };
+        let mut updated = HashtagCounts::new(memory.clone());
+        count(&mut updated, left);
+        count(&mut updated, right);
+        let mut merged = HashtagCounts::new(memory.clone());
+        count(&mut merged, right);
+        let path = folder.path().join("part.bin");
+        let mut part = counted(left);
+        part.save(&path).unwrap();
+        merged.merge(&HashtagCounts::load(&path, memory, &Job::new()).unwrap()).unwrap();
+
+        for mut counts in [updated, merged] {
+            prop_assert_eq!(bytes_of(&counts), bytes_of(&whole));
+            prop_assert_eq!(ranked(&mut counts), ranked(&mut whole));
+            prop_assert_eq!(counts.multiplicities().unwrap(), whole.multiplicities().unwrap());
+            prop_assert_eq!(counts.num_distinct().unwrap(), whole.num_distinct().unwrap());
+            for (tag, number) in ranked(&mut whole).into_iter().take(5) {
+                prop_assert_eq!(counts.count_of(&tag).unwrap(), number);
+            }
+        }
+        prop_assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

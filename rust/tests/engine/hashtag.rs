@@ -108,7 +108,8 @@ fn read(array: ArrayRef, separator: Option<&str>) -> (Vec<Vec<String>>, Tally) {
     let mut tally = Tally::default();
     let records = (0..column.len()).map(|row| {
         let mut tags = Vec::new();
-        let kept = reader.read(&column, row, &mut tally, |tag, _| tags.push(tag.to_owned()));
+        let kept = reader
+            .read(&column, row, &mut tally, |tag| tags.push(tag.text(&mut [0; 16]).to_owned()));
         assert_eq!(kept, tags.len());
         tags
     });

@@ -1,0 +1,235 @@
+//! A normalized hashtag as two words and a hash.
+//!
+//! Most hashtags have at most 15 bytes. Such a tag *is* its [`Key`]: the bytes, padded with zeros,
+//! and the length as the last byte, so that comparing and hashing it takes a few instructions and no
+//! look anywhere else. A longer tag's key says where its bytes lie.
+//!
+//! The hash of a short tag is two folded multiplications of the key's words, that of a long one the
+//! XXH3 hash (64 bits) of its bytes. Files of counts are in the order of this hash, so it is part of
+//! their format.
+//!
+//! Tags of plain characters, what nearly all are, are brought into their normal form here as well,
+//! 16 bytes at a time: [`Tag::plain`].
+
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Bytes of a tag that a key holds itself.
+pub(crate) const INLINE: usize = 15;
+
+/// What the last byte of a long tag's key says.
+const LONG: u64 = 0xff << 56;
+
+const SEEDS: [u64; 4] =
+    [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93];
+
+/// A short tag itself, or where a long one lies: its place, and as the second word the mark of a
+/// long tag, its length (one byte) and 32 bits of its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Key([u64; 2]);
+
+impl Key {
+    fn short(bits: u128, length: usize) -> Self {
+        Self([bits as u64, (bits >> 64) as u64 | (length as u64) << 56])
+    }
+
+    #[inline]
+    pub(crate) fn is_long(self) -> bool {
+        self.0[1] >= LONG
+    }
+
+    /// Whether this is the key of `tag`; long tags lie in `arena`.
+    #[inline]
+    pub(crate) fn is(self, tag: &Tag<'_>, arena: &[u8]) -> bool {
+        if self.0[1] != tag.key.0[1] {
+            return false;
+        }
+        if self.is_long() { self.long_bytes(arena) == tag.long } else { self.0[0] == tag.key.0[0] }
+    }
+
+    fn long_bytes(self, arena: &[u8]) -> &[u8] {
+        let start = self.0[0] as usize;
+        let length = (self.0[1] >> 48) as u8;
+        arena.get(start..start + usize::from(length)).unwrap_or_default()
+    }
+
+    /// The tag of this key, whose hash is known.
+    #[inline]
+    pub(crate) fn hashed_tag(self, hash: u64, arena: &[u8]) -> Tag<'_> {
+        let long = if self.is_long() { self.long_bytes(arena) } else { &[] };
+        Tag { hash, key: self, long }
+    }
+
+    /// The tag of this key; long tags lie in `arena`.
+    #[inline]
+    pub(crate) fn tag(self, arena: &[u8]) -> Tag<'_> {
+        if self.is_long() {
+            Tag::of_bytes(self.long_bytes(arena))
+        } else {
+            Tag { hash: hash_short(self), key: self, long: &[] }
+        }
+    }
+}
+
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+#[inline]
+fn hash_short(Key([low, high]): Key) -> u64 {
+    fold(fold(low ^ SEEDS[0], high ^ SEEDS[1]) ^ SEEDS[2], SEEDS[3])
+}
+
+/// The hash by which tags are looked up, and by which files of counts are sorted.
+#[inline]
+pub fn hash_of(tag: &str) -> u64 {
+    Tag::new(tag).hash
+}
+
+/// A normalized tag.
+#[derive(Debug, Clone, Copy)]
+pub struct Tag<'a> {
+    hash: u64,
+    key: Key,
+    long: &'a [u8],
+}
+
+impl<'a> Tag<'a> {
+    /// A tag whose text is in normal form already.
+    #[inline]
+    pub fn new(text: &'a str) -> Self {
+        Self::of_bytes(text.as_bytes())
+    }
+
+    #[inline]
+    pub(crate) fn of_bytes(text: &'a [u8]) -> Self {
+        if text.len() <= INLINE {
+            let mut bytes = [0; 16];
+            bytes[..text.len()].copy_from_slice(text);
+            let key = Key::short(u128::from_le_bytes(bytes), text.len());
+            return Self { hash: hash_short(key), key, long: &[] };
+        }
+        let hash = xxh3_64(text);
+        let words = [0, LONG | (text.len() as u64 & 0xff) << 48 | u64::from(hash as u32)];
+        Self { hash, key: Key(words), long: text }
+    }
+
+    /// The normal form of the tag in the lowest `length` bytes of `bits`, 15 at most, where it needs
+    /// no more than lower case: ASCII from `$` on without DEL. `None` asks for the full way.
+    #[inline]
+    pub(crate) fn plain(bits: u128, length: usize) -> Option<Self> {
+        const ONES: u128 = u128::from_ne_bytes([1; 16]);
+        const HIGH: u128 = ONES << 7;
+        if length == 0 || length > INLINE {
+            return None;
+        }
+        let mask = (1 << (8 * length)) - 1;
+        // Any plain character outside the tag, so that what lies there never matters.
+        let text = bits & mask | (ONES * b'a' as u128) & !mask;
+        let from = |least: u8| text.wrapping_add(ONES * (0x80 - least as u128));
+        // The top bit of a byte: not ASCII; below '$' (control, space, '#'); DEL.
+        if (text | !from(b'$') | from(0x7f)) & HIGH != 0 {
+            return None;
+        }
+        let upper = from(b'A') & !from(b'Z' + 1) & HIGH;
+        let key = Key::short((text | upper >> 2) & mask, length);
+        Some(Self { hash: hash_short(key), key, long: &[] })
+    }
+
+    /// Its hash.
+    #[inline]
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    #[inline]
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+
+    #[inline]
+    pub(crate) fn is_long(&self) -> bool {
+        self.key.is_long()
+    }
+
+    /// The bytes of a long tag; none of a short one.
+    pub(crate) fn long(&self) -> &'a [u8] {
+        self.long
+    }
+
+    /// The key by which the tag is kept; the bytes of a long one are added to `arena`.
+    #[inline]
+    pub(crate) fn stored(&self, arena: &mut Vec<u8>) -> Key {
+        if !self.is_long() {
+            return self.key;
+        }
+        let place = arena.len() as u64;
+        arena.extend_from_slice(self.long);
+        Key([place, self.key.0[1]])
+    }
+
+    /// Its bytes, which are UTF-8; those of a short tag are laid into `buffer`.
+    #[inline]
+    pub fn bytes<'b>(&self, buffer: &'b mut [u8; 16]) -> &'b [u8]
+    where
+        'a: 'b,
+    {
+        if self.is_long() {
+            return self.long;
+        }
+        buffer[..8].copy_from_slice(&self.key.0[0].to_le_bytes());
+        buffer[8..].copy_from_slice(&self.key.0[1].to_le_bytes());
+        let length = usize::from(buffer[INLINE]);
+        buffer.get(..length).unwrap_or_default()
+    }
+
+    /// Its text; that of a short tag is laid into `buffer`.
+    pub fn text<'b>(&self, buffer: &'b mut [u8; 16]) -> &'b str
+    where
+        'a: 'b,
+    {
+        // Every tag was text before it was a key.
+        std::str::from_utf8(self.bytes(buffer)).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Scratch, normalize};
+    use super::*;
+
+    #[test]
+    fn plain_tags_agree_with_the_full_normalization() {
+        let mut scratch = Scratch::default();
+        for first in 0..=255_u8 {
+            for second in [b'a', b'Z', b'#', b' ', b'~', first] {
+                for length in 0..=16_usize {
+                    let mut bytes = [second; 16];
+                    bytes[0] = first;
+                    let Some(tag) = Tag::plain(u128::from_le_bytes(bytes), length) else {
+                        continue;
+                    };
+                    let full = normalize(&bytes[..length], &mut scratch);
+                    assert_eq!(Ok(tag.text(&mut [0; 16])), full);
+                    assert_eq!(tag.hash(), hash_of(full.unwrap()));
+                }
+            }
+        }
+        assert!(Tag::plain(u128::from_le_bytes(*b"Cat............."), 3).is_some());
+    }
+
+    #[test]
+    fn keys_find_their_tags_again() {
+        let mut arena = Vec::new();
+        let texts = ["", "a", "fifteen-bytes-o", "sixteen-bytes-of", &"x".repeat(128)];
+        let keys: Vec<_> = texts.iter().map(|text| Tag::new(text).stored(&mut arena)).collect();
+        for (key, text) in keys.iter().zip(texts) {
+            assert_eq!(key.tag(&arena).text(&mut [0; 16]), text);
+            assert_eq!(key.tag(&arena).hash(), hash_of(text));
+            for other in texts {
+                assert_eq!(key.is(&Tag::new(other), &arena), text == other);
+            }
+        }
+    }
+}
