@@ -37,7 +37,7 @@ use run::{FAN_IN, Segment, SegmentReader, SegmentWriter, add_up};
 use table::{PARTITIONS, Partition, partition_of};
 
 /// The most a thread takes for tags that wait, in bytes.
-const LOCAL_MEMORY: usize = 48 << 20;
+const LOCAL_MEMORY: usize = 24 << 20;
 
 /// How records are read.
 #[derive(Debug, Clone, Default)]
@@ -173,8 +173,9 @@ impl HashtagCounts {
         if self.memory.limit.is_some() {
             let needed = |(number, partition): (usize, &Partition)| {
                 let waiting = locals.iter().map(|local| local.waiting(number));
-                let (tags, bytes) =
-                    waiting.fold((0, 0), |(a, b), w| (a + w.entries.len(), b + w.bytes.len()));
+                let (tags, bytes) = waiting.fold((0, 0), |(tags, bytes), more| {
+                    (tags + more.single.len() + more.counted.len(), bytes + more.bytes.len())
+                });
                 partition.memory_with(tags, bytes)
             };
             if self.table.iter().enumerate().map(needed).sum::<usize>() > memory {

@@ -21,7 +21,7 @@ mod column;
 mod key;
 mod record;
 
-use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::{IsNormalized, UnicodeNormalization};
 
 pub use column::TagColumn;
 pub(crate) use key::{INLINE, Key};
@@ -139,6 +139,11 @@ pub fn normalize<'a>(
 
 fn normalize_unicode(raw: &str, scratch: &mut Scratch) {
     let Scratch { text, folded, next } = scratch;
+    if is_normal(raw) {
+        text.clear();
+        text.push_str(trim(raw));
+        return;
+    }
     one_round(raw, folded, text);
     for _ in 1..MAX_ROUNDS {
         one_round(text, folded, next);
@@ -147,6 +152,17 @@ fn normalize_unicode(raw: &str, scratch: &mut Scratch) {
         }
         std::mem::swap(text, next);
     }
+}
+
+/// Whether nothing but the ends can change: what most tags outside ASCII are, found without writing.
+fn is_normal(raw: &str) -> bool {
+    use caseless::Caseless;
+    let folded = |character: char| {
+        character.is_ascii() && !character.is_ascii_uppercase()
+            || std::iter::once(character).default_case_fold().eq([character])
+    };
+    raw.chars().all(|character| !is_invisible(character) && folded(character))
+        && unicode_normalization::is_nfkc_quick(raw.chars()) == IsNormalized::Yes
 }
 
 fn one_round(raw: &str, folded: &mut String, out: &mut String) {

@@ -18,19 +18,110 @@ const ROWS_PER_CHECK: usize = 4096;
 /// Hot tags of a thread; with 24 bytes each they fit a processor's second-level cache.
 const HOT_SLOTS: usize = 8192;
 
-/// Tags on their way into a partition.
-#[derive(Debug, Default)]
+/// The most tags that wait for a partition, but for records with very many.
+const MOST_WAITING: usize = 8192;
+
+/// Keys between rows: a cache line, so that the ends of the rows fall on different sets of it.
+const PADDING: usize = 4;
+
+/// The most credit; what was common once gives way in bounded time.
+const MOST_CREDIT: u32 = 1 << 16;
+
+/// Tags that are brought to the hot ones together.
+const BATCH: usize = 256;
+
+/// One tag in so many may take the place of a hot one: places change hands seldom, which is all that
+/// lasting commonness needs, and rare turns are cheap to foresee.
+const CHALLENGERS: usize = 16;
+
+/// Tags on their way into the partitions, each partition's in a row of its own.
+#[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) entries: Vec<Entry>,
+    /// Tags that were seen once each.
+    rows: Vec<Key>,
+    /// Tags that a row can hold.
+    capacity: usize,
+    lens: [usize; PARTITIONS],
+    /// Hot tags with their counts, and what a row cannot hold of records with very many tags.
+    counted: Vec<Vec<(Key, u64)>>,
     /// The bytes of long tags.
-    pub(super) bytes: Vec<u8>,
+    bytes: Vec<Vec<u8>>,
+    num_bytes: usize,
 }
 
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) hash: u64,
-    pub(super) key: Key,
-    pub(super) count: u64,
+/// What waits for one partition.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrivals<'a> {
+    /// Tags that count once each.
+    pub(super) single: &'a [Key],
+    /// Tags with their counts.
+    pub(super) counted: &'a [(Key, u64)],
+    /// The bytes of long tags.
+    pub(super) bytes: &'a [u8],
+}
+
+impl Waiting {
+    fn new(memory: usize) -> Self {
+        let capacity = (memory / size_of::<Key>() / PARTITIONS).clamp(8, MOST_WAITING);
+        Self {
+            rows: vec![Key::default(); (capacity + PADDING) * PARTITIONS],
+            capacity,
+            lens: [0; PARTITIONS],
+            counted: vec![Vec::new(); PARTITIONS],
+            bytes: vec![Vec::new(); PARTITIONS],
+            num_bytes: 0,
+        }
+    }
+
+    fn of(&self, partition: usize) -> Arrivals<'_> {
+        let row = partition * (self.capacity + PADDING);
+        Arrivals {
+            single: &self.rows[row..row + self.lens[partition]],
+            counted: &self.counted[partition],
+            bytes: &self.bytes[partition],
+        }
+    }
+
+    /// Lays a tag down and keeps it where `kept`: no branch, for which tags wait is anybody's guess.
+    #[inline]
+    fn push(&mut self, hash: u64, key: Key, kept: bool) {
+        let partition = partition_of(hash);
+        let len = self.lens[partition];
+        if len == self.capacity {
+            if kept {
+                self.counted[partition].push((key, 1));
+            }
+            return;
+        }
+        self.rows[partition * (self.capacity + PADDING) + len] = key;
+        self.lens[partition] = len + usize::from(kept);
+    }
+
+    fn push_long(&mut self, tag: &Tag<'_>) {
+        let key = tag.stored(&mut self.bytes[partition_of(tag.hash())]);
+        self.num_bytes += tag.long().len();
+        self.push(tag.hash(), key, true);
+    }
+
+    fn push_counted(&mut self, key: Key, count: u32) {
+        if count > 0 {
+            let partition = partition_of(key.tag(&[]).hash());
+            self.counted[partition].push((key, u64::from(count)));
+        }
+    }
+
+    /// Whether a row has little room left for another batch.
+    fn is_full(&self) -> bool {
+        let fullest = self.lens.iter().fold(0, |most, &len| most.max(len));
+        2 * fullest > self.capacity || self.num_bytes > self.rows.len() * size_of::<Key>()
+    }
+
+    fn clear(&mut self) {
+        self.lens = [0; PARTITIONS];
+        self.counted.iter_mut().for_each(Vec::clear);
+        self.bytes.iter_mut().for_each(Vec::clear);
+        self.num_bytes = 0;
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,7 +137,6 @@ struct Hot {
 pub(super) struct Local {
     reader: RecordReader,
     rows: std::ops::Range<usize>,
-    memory: usize,
     cache: Cache,
     pub(super) tally: Tally,
     pub(super) sizes: Sizes,
@@ -58,8 +148,7 @@ impl Local {
         Ok(Self {
             reader: RecordReader::new(separator)?,
             rows: 0..0,
-            memory,
-            cache: Cache::new(memory / 4),
+            cache: Cache::new(memory),
             tally: Tally::default(),
             sizes: Sizes::default(),
         })
@@ -76,9 +165,9 @@ impl Local {
             job.check()?;
             let first = self.rows.start;
             let end = self.rows.end.min(first + ROWS_PER_CHECK);
-            let Self { reader, tally, sizes, cache, memory, .. } = self;
+            let Self { reader, tally, sizes, cache, .. } = self;
             let mut row = first;
-            while row < end && !cache.is_full(*memory) {
+            while row < end && !cache.is_full {
                 let kept = reader.read(column, row, tally, |tag| cache.add(tag));
                 sizes.add(kept as u64, 1);
                 row += 1;
@@ -91,12 +180,12 @@ impl Local {
 
     /// Whether it is time to hand over.
     pub(super) fn is_full(&self) -> bool {
-        self.cache.is_full(self.memory)
+        self.cache.is_full
     }
 
     /// What waits for a partition.
-    pub(super) fn waiting(&self, partition: usize) -> &Waiting {
-        &self.cache.waiting[partition]
+    pub(super) fn waiting(&self, partition: usize) -> Arrivals<'_> {
+        self.cache.waiting.of(partition)
     }
 
     /// Hashtags read, whatever became of them.
@@ -119,75 +208,73 @@ impl Local {
 #[derive(Debug)]
 struct Cache {
     hot: Vec<Hot>,
-    waiting: Vec<Waiting>,
-    /// Bytes that wait.
-    num_bytes: usize,
+    /// Short tags on their way to the hot ones; many at once, so that none waits for another's slot.
+    batch: Vec<(u64, Key)>,
+    waiting: Waiting,
+    is_full: bool,
     /// Tags counted since all was handed over.
     num_seen: u32,
 }
 
 impl Cache {
     fn new(memory: usize) -> Self {
-        let size = (memory / size_of::<Hot>()).clamp(64, HOT_SLOTS);
+        let size = (memory / 4 / size_of::<Hot>()).clamp(64, HOT_SLOTS);
         let size = if size.is_power_of_two() { size } else { size.next_power_of_two() / 2 };
-        let waiting = (0..PARTITIONS).map(|_| Waiting::default()).collect();
-        Self { hot: vec![Hot::default(); size], waiting, num_bytes: 0, num_seen: 0 }
+        Self {
+            hot: vec![Hot::default(); size],
+            batch: Vec::with_capacity(BATCH),
+            waiting: Waiting::new(memory / 2),
+            is_full: false,
+            num_seen: 0,
+        }
     }
 
     #[inline]
     fn add(&mut self, tag: &Tag<'_>) {
-        self.num_seen += 1;
         if tag.is_long() {
-            self.wait(tag, 1);
+            self.waiting.push_long(tag);
+            self.is_full |= self.waiting.num_bytes.is_multiple_of(16) && self.waiting.is_full();
             return;
         }
-        let place = tag.hash() as usize & (self.hot.len() - 1);
-        let hot = &mut self.hot[place];
-        if hot.key == tag.key() {
-            hot.count += 1;
-            hot.credit = hot.credit.saturating_add(1);
-        } else if hot.credit > 0 {
-            hot.credit -= 1;
-            self.wait(tag, 1);
-        } else {
-            let old = std::mem::replace(hot, Hot { key: tag.key(), count: 1, credit: 1 });
-            if old.count > 0 {
-                self.wait(&old.key.tag(&[]), u64::from(old.count));
-            }
+        self.batch.push((tag.hash(), tag.key()));
+        if self.batch.len() == BATCH {
+            self.count_batch();
         }
     }
 
-    #[inline]
-    fn wait(&mut self, tag: &Tag<'_>, count: u64) {
-        let waiting = &mut self.waiting[partition_of(tag.hash())];
-        let key = tag.stored(&mut waiting.bytes);
-        waiting.entries.push(Entry { hash: tag.hash(), key, count });
-        self.num_bytes += size_of::<Entry>() + tag.long().len();
-    }
-
-    /// A third of the memory is used (vectors that grow take up to twice what they hold), or the
-    /// counts of hot tags could overflow.
-    #[inline]
-    fn is_full(&self, memory: usize) -> bool {
-        self.num_bytes > memory / 3 || self.num_seen > u32::MAX / 2
+    fn count_batch(&mut self) {
+        let Self { hot, batch, waiting, .. } = self;
+        let mask = hot.len() - 1;
+        // Looked at once before, so that the slots' ways from memory are made together.
+        let ahead = batch.iter().fold(0, |all, (hash, _)| all ^ hot[*hash as usize & mask].credit);
+        std::hint::black_box(ahead);
+        for (place, &(hash, key)) in batch.iter().enumerate() {
+            let slot = &mut hot[hash as usize & mask];
+            let same = slot.key.equals(key);
+            if place % CHALLENGERS == 0 && slot.credit == 0 && !same {
+                let old = std::mem::replace(slot, Hot { key, count: 1, credit: 1 });
+                waiting.push_counted(old.key, old.count);
+                continue;
+            }
+            slot.count += u32::from(same);
+            slot.credit = (slot.credit + 2 * u32::from(same)).saturating_sub(1).min(MOST_CREDIT);
+            waiting.push(hash, key, !same);
+        }
+        self.num_seen += batch.len() as u32;
+        batch.clear();
+        self.is_full = self.num_seen > u32::MAX / 2 || waiting.is_full();
     }
 
     fn hand_over(&mut self) {
-        for place in 0..self.hot.len() {
-            let count = std::mem::take(&mut self.hot[place].count);
-            if count > 0 {
-                let key = self.hot[place].key;
-                self.wait(&key.tag(&[]), u64::from(count));
-            }
+        self.count_batch();
+        for slot in &mut self.hot {
+            self.waiting.push_counted(slot.key, std::mem::take(&mut slot.count));
         }
     }
 
     fn clear(&mut self) {
-        for waiting in &mut self.waiting {
-            waiting.entries.clear();
-            waiting.bytes.clear();
-        }
-        self.num_bytes = 0;
+        self.waiting.clear();
+        self.is_full = false;
         self.num_seen = 0;
     }
 }

@@ -166,10 +166,7 @@ impl<'a> Ranker<'a> {
     fn sort(&mut self) {
         let arena = &self.arena;
         self.rows.par_sort_unstable_by(|&(a, a_count), &(b, b_count)| {
-            b_count.cmp(&a_count).then_with(|| {
-                let (a, b) = (a.tag(arena), b.tag(arena));
-                a.bytes(&mut [0; 16]).cmp(b.bytes(&mut [0; 16]))
-            })
+            b_count.cmp(&a_count).then_with(|| a.compare(b, arena))
         });
     }
 

@@ -8,7 +8,7 @@
 //! A slot is 24 bytes: a [`Key`] and a count, and a tag of up to 15 bytes is its own key. Longer tags
 //! lie in the partition's arena.
 
-use super::local::Waiting;
+use super::local::Arrivals;
 use crate::hashtag::{Key, Tag};
 
 /// Parts of a table.
@@ -134,20 +134,24 @@ impl Partition {
         }
     }
 
-    /// Adds all that waits for this partition.
-    pub(super) fn take_in(&mut self, waiting: &Waiting) {
-        let mut seen = 0;
-        for entries in waiting.entries.chunks(AHEAD) {
-            if !self.slots.is_empty() {
-                for entry in entries {
-                    seen ^= self.slots[self.home(entry.hash)].count;
-                }
+    /// Adds what waits for this partition.
+    pub(super) fn take_in(&mut self, arrivals: Arrivals<'_>) {
+        let Arrivals { single, counted, bytes } = arrivals;
+        let mut hashes = [0; AHEAD];
+        for keys in single.chunks(AHEAD) {
+            let mut seen = 0;
+            for (hash, key) in hashes.iter_mut().zip(keys) {
+                *hash = key.tag(bytes).hash();
+                seen ^= self.slots.get(self.home(*hash)).map_or(0, |slot| slot.count);
             }
-            for entry in entries {
-                self.add(&entry.key.hashed_tag(entry.hash, &waiting.bytes), entry.count);
+            std::hint::black_box(seen);
+            for (hash, key) in hashes.iter().zip(keys) {
+                self.add(&key.hashed_tag(*hash, bytes), 1);
             }
         }
-        std::hint::black_box(seen);
+        for (key, count) in counted {
+            self.add(&key.tag(bytes), *count);
+        }
     }
 
     /// The count of `tag`, 0 where it has none.

@@ -13,6 +13,8 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::MAX_BYTES;
+
 /// Bytes of a tag that a key holds itself.
 pub(crate) const INLINE: usize = 15;
 
@@ -25,31 +27,52 @@ const SEEDS: [u64; 4] =
 /// A short tag itself, or where a long one lies: its place, and as the second word the mark of a
 /// long tag, its length (one byte) and 32 bits of its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Key([u64; 2]);
+pub(crate) struct Key {
+    low: u64,
+    high: u64,
+}
 
 impl Key {
     fn short(bits: u128, length: usize) -> Self {
-        Self([bits as u64, (bits >> 64) as u64 | (length as u64) << 56])
+        Self { low: bits as u64, high: (bits >> 64) as u64 | (length as u64) << 56 }
     }
 
     #[inline]
     pub(crate) fn is_long(self) -> bool {
-        self.0[1] >= LONG
+        self.high >= LONG
+    }
+
+    /// Whether the keys are the same, found without a branch.
+    #[inline]
+    pub(crate) fn equals(self, other: Self) -> bool {
+        (self.low ^ other.low) | (self.high ^ other.high) == 0
     }
 
     /// Whether this is the key of `tag`; long tags lie in `arena`.
     #[inline]
     pub(crate) fn is(self, tag: &Tag<'_>, arena: &[u8]) -> bool {
-        if self.0[1] != tag.key.0[1] {
+        if self.high != tag.key.high {
             return false;
         }
-        if self.is_long() { self.long_bytes(arena) == tag.long } else { self.0[0] == tag.key.0[0] }
+        if self.is_long() { self.long_bytes(arena) == tag.long } else { self.low == tag.key.low }
     }
 
     fn long_bytes(self, arena: &[u8]) -> &[u8] {
-        let start = self.0[0] as usize;
-        let length = (self.0[1] >> 48) as u8;
+        let start = self.low as usize;
+        let length = (self.high >> 48) as u8;
         arena.get(start..start + usize::from(length)).unwrap_or_default()
+    }
+
+    /// The order of the tags' bytes; long tags lie in `arena`.
+    #[inline]
+    pub(crate) fn compare(self, other: Self, arena: &[u8]) -> std::cmp::Ordering {
+        if self.is_long() || other.is_long() {
+            let (a, b) = (self.tag(arena), other.tag(arena));
+            return a.bytes(&mut [0; 16]).cmp(b.bytes(&mut [0; 16]));
+        }
+        // No tag holds a zero byte, so the padding sorts a tag before those that begin with it.
+        let words = |key: Self| (key.low.swap_bytes(), key.high.swap_bytes());
+        words(self).cmp(&words(other))
     }
 
     /// The tag of this key, whose hash is known.
@@ -77,8 +100,22 @@ fn fold(a: u64, b: u64) -> u64 {
 }
 
 #[inline]
-fn hash_short(Key([low, high]): Key) -> u64 {
+fn hash_short(Key { low, high }: Key) -> u64 {
     fold(fold(low ^ SEEDS[0], high ^ SEEDS[1]) ^ SEEDS[2], SEEDS[3])
+}
+
+const ONES: u128 = u128::from_ne_bytes([1; 16]);
+const HIGH: u128 = ONES << 7;
+
+/// The top bit of each byte that is a capital, where all are plain: ASCII from `$` on without DEL.
+#[inline(always)]
+fn upper_case(text: u128) -> Option<u128> {
+    let from = |least: u8| text.wrapping_add(ONES * (0x80 - least as u128));
+    // Where the top bit is set: not ASCII; below '$' (control, space, '#'); DEL.
+    if (text | !from(b'$') | from(0x7f)) & HIGH != 0 {
+        return None;
+    }
+    Some(from(b'A') & !from(b'Z' + 1) & HIGH)
 }
 
 /// The hash by which tags are looked up, and by which files of counts are sorted.
@@ -111,30 +148,41 @@ impl<'a> Tag<'a> {
             return Self { hash: hash_short(key), key, long: &[] };
         }
         let hash = xxh3_64(text);
-        let words = [0, LONG | (text.len() as u64 & 0xff) << 48 | u64::from(hash as u32)];
-        Self { hash, key: Key(words), long: text }
+        let high = LONG | (text.len() as u64 & 0xff) << 48 | u64::from(hash as u32);
+        Self { hash, key: Key { low: 0, high }, long: text }
     }
 
     /// The normal form of the tag in the lowest `length` bytes of `bits`, 15 at most, where it needs
     /// no more than lower case: ASCII from `$` on without DEL. `None` asks for the full way.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn plain(bits: u128, length: usize) -> Option<Self> {
-        const ONES: u128 = u128::from_ne_bytes([1; 16]);
-        const HIGH: u128 = ONES << 7;
         if length == 0 || length > INLINE {
             return None;
         }
         let mask = (1 << (8 * length)) - 1;
         // Any plain character outside the tag, so that what lies there never matters.
         let text = bits & mask | (ONES * b'a' as u128) & !mask;
-        let from = |least: u8| text.wrapping_add(ONES * (0x80 - least as u128));
-        // The top bit of a byte: not ASCII; below '$' (control, space, '#'); DEL.
-        if (text | !from(b'$') | from(0x7f)) & HIGH != 0 {
-            return None;
-        }
-        let upper = from(b'A') & !from(b'Z' + 1) & HIGH;
+        let upper = upper_case(text)?;
         let key = Key::short((text | upper >> 2) & mask, length);
         Some(Self { hash: hash_short(key), key, long: &[] })
+    }
+
+    /// The tag `text`, of 16 bytes or more, where it is plain and in normal form already.
+    #[inline]
+    pub(crate) fn plain_long(text: &'a [u8]) -> Option<Self> {
+        if text.len() > MAX_BYTES {
+            return None;
+        }
+        // Pieces of 16 bytes, the last one overlapping.
+        let pieces =
+            text.chunks_exact(16).map(Some).chain([text.last_chunk::<16>().map(|c| &c[..])]);
+        for piece in pieces {
+            let bits = u128::from_le_bytes(piece?.try_into().ok()?);
+            if upper_case(bits)? != 0 {
+                return None;
+            }
+        }
+        Some(Self::of_bytes(text))
     }
 
     /// Its hash.
@@ -166,7 +214,7 @@ impl<'a> Tag<'a> {
         }
         let place = arena.len() as u64;
         arena.extend_from_slice(self.long);
-        Key([place, self.key.0[1]])
+        Key { low: place, high: self.key.high }
     }
 
     /// Its bytes, which are UTF-8; those of a short tag are laid into `buffer`.
@@ -178,8 +226,8 @@ impl<'a> Tag<'a> {
         if self.is_long() {
             return self.long;
         }
-        buffer[..8].copy_from_slice(&self.key.0[0].to_le_bytes());
-        buffer[8..].copy_from_slice(&self.key.0[1].to_le_bytes());
+        buffer[..8].copy_from_slice(&self.key.low.to_le_bytes());
+        buffer[8..].copy_from_slice(&self.key.high.to_le_bytes());
         let length = usize::from(buffer[INLINE]);
         buffer.get(..length).unwrap_or_default()
     }
@@ -220,6 +268,25 @@ mod tests {
     }
 
     #[test]
+    fn long_tags_are_plain_only_where_nothing_changes_them() {
+        let mut scratch = Scratch::default();
+        for length in 16..=130 {
+            for place in 0..length {
+                for byte in [b'a', b'A', b'#', b' ', 0x7f, 0xc3, b'Z', b'$'] {
+                    let mut bytes = vec![b'b'; length];
+                    bytes[place] = byte;
+                    let full = normalize(&bytes, &mut scratch);
+                    let same = full.is_ok_and(|text| text.as_bytes() == bytes);
+                    let plain = Tag::plain_long(&bytes);
+                    assert!(same || plain.is_none());
+                    assert!(plain.is_some() || !same || byte == b'#' || byte == b' ');
+                    assert!(plain.is_none_or(|tag| tag.bytes(&mut [0; 16]) == bytes));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn keys_find_their_tags_again() {
         let mut arena = Vec::new();
         let texts = ["", "a", "fifteen-bytes-o", "sixteen-bytes-of", &"x".repeat(128)];
@@ -227,7 +294,8 @@ mod tests {
         for (key, text) in keys.iter().zip(texts) {
             assert_eq!(key.tag(&arena).text(&mut [0; 16]), text);
             assert_eq!(key.tag(&arena).hash(), hash_of(text));
-            for other in texts {
+            for (other_key, other) in keys.iter().zip(texts) {
+                assert_eq!(key.compare(*other_key, &arena), text.cmp(other));
                 assert_eq!(key.is(&Tag::new(other), &arena), text == other);
             }
         }

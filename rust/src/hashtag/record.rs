@@ -39,28 +39,41 @@ impl Record {
     }
 
     /// Whether the tag is new to the record, which has it from now on.
-    #[inline]
+    #[inline(always)]
     fn insert(&mut self, tag: &Tag<'_>) -> bool {
+        if self.tags.len() >= FEW {
+            return self.insert_among_many(tag);
+        }
+        let mut known = false;
+        for (hash, key) in &self.tags {
+            known |= *hash == tag.hash() && key.is(tag, &self.bytes);
+        }
+        if !known {
+            let key = tag.stored(&mut self.bytes);
+            self.tags.push((tag.hash(), key));
+        }
+        !known
+    }
+
+    #[cold]
+    fn insert_among_many(&mut self, tag: &Tag<'_>) -> bool {
         let Self { tags, bytes, table } = self;
-        let same = |&(hash, key): &(u64, Key)| hash == tag.hash() && key.is(tag, bytes);
-        let known = if tags.len() < FEW {
-            tags.iter().any(same)
-        } else {
-            if table.is_empty() {
-                for (place, &(hash, _)) in tags.iter().enumerate() {
-                    table.insert_unique(hash, place as u32, |&place| tags[place as usize].0);
-                }
+        let hash_at = |tags: &[(u64, Key)], place: u32| tags[place as usize].0;
+        if table.is_empty() {
+            for (place, &(hash, _)) in tags.iter().enumerate() {
+                table.insert_unique(hash, place as u32, |&place| hash_at(tags, place));
             }
-            table.find(tag.hash(), |&place| same(&tags[place as usize])).is_some()
+        }
+        let same = |&place: &u32| {
+            let (hash, key) = tags[place as usize];
+            hash == tag.hash() && key.is(tag, bytes)
         };
-        if known {
+        if table.find(tag.hash(), same).is_some() {
             return false;
         }
         tags.push((tag.hash(), tag.stored(bytes)));
-        if tags.len() > FEW {
-            let last = (tags.len() - 1) as u32;
-            table.insert_unique(tag.hash(), last, |&place| tags[place as usize].0);
-        }
+        let last = (tags.len() - 1) as u32;
+        table.insert_unique(tag.hash(), last, |&place| hash_at(tags, place));
         true
     }
 }
@@ -112,9 +125,10 @@ impl RecordReader {
                         );
                     }
                 },
-                Raw::Long(text) => {
-                    take(&mut self.record, &mut self.scratch, text, tally, &mut each);
-                }
+                Raw::Long(text) => match Tag::plain_long(text) {
+                    Some(tag) => keep(&mut self.record, &tag, tally, &mut each),
+                    None => take(&mut self.record, &mut self.scratch, text, tally, &mut each),
+                },
                 Raw::Null => tally.reject(Rejection::Null),
             }
         }
@@ -157,7 +171,7 @@ impl RecordReader {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn keep(record: &mut Record, tag: &Tag<'_>, tally: &mut Tally, each: &mut impl FnMut(&Tag<'_>)) {
     if record.insert(tag) {
         tally.num_hashtags += 1;
