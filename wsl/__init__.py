@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsl._core import DataError, UsageError, WslError, __version__
     from wsl.epoch import EpochOrder, label_noise
-    from wsl.hashtags import HashtagCounts, Vocabulary, ZipfFit, count_hashtags, fit_zipf
+    from wsl.hashtags import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
     from wsl.index import Index, build_index, repeat_factors
     from wsl.selection import TopK
     from wsl.shards import pack_shards
+    from wsl.vocabulary import Vocabulary
 
 _HOME = {
     "DataError": "wsl._core",
@@ -23,7 +24,7 @@ _HOME = {
     "WslError": "wsl._core",
     "__version__": "wsl._core",
     "HashtagCounts": "wsl.hashtags",
-    "Vocabulary": "wsl.hashtags",
+    "Vocabulary": "wsl.vocabulary",
     "ZipfFit": "wsl.hashtags",
     "count_hashtags": "wsl.hashtags",
     "fit_zipf": "wsl.hashtags",

@@ -39,6 +39,10 @@ class VocabularyConfig(Config):
     """At most this many labels, the most frequent first."""
     exclude_tags: list[str] = []
     """Hashtags left out, such as the names of the classes that the finetuned network is tested on."""
+    wordnet: Path | None = None
+    """The dict folder of WordNet 3.0; tags that match nouns of one synset become one label."""
+    synsets: Path | None = None
+    """A text file of WNIDs, one a line, which are chosen before others where a tag has several senses."""
     file: Path | None = None
     """Use this `vocabulary.parquet` and make none."""
 
@@ -108,7 +112,7 @@ class ModelConfig(Config):
 class DataConfig(Config):
     """What happens to an image on its way in."""
 
-    sampling: Literal["natural", "square-root", "uniform"] = "natural"
+    sampling: Literal["natural", "square-root", "uniform", "clip"] = "natural"
     threshold: float | None = None
     """The t of the repeat factors; absent, it is solved for an epoch twice as long as the labelled images."""
     label_noise: Share = 0.0

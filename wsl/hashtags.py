@@ -1,18 +1,15 @@
-"""Hashtags: counting them, how Zipf-like they are, and the vocabulary made of them."""
+"""Hashtags: counting them, and how Zipf-like they are."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from wsl import _core
-from wsl._core import DataError
-from wsl.publish import publishing
 from wsl.source import open_stream
 
 HEADS = (1, 10, 100, 1000)
@@ -70,6 +67,18 @@ class HashtagCounts:
     def table(self) -> pl.DataFrame:
         """Columns hashtag (text) and count (u64), most frequent first, ties by byte order."""
         return pl.DataFrame(self._core.table())
+
+    def stream(self) -> _core.Table:
+        """The same as an Arrow stream, which takes no more memory than was allowed."""
+        return self._core.table()
+
+    def top(self, number: int) -> list[tuple[str, int]]:
+        """The most frequent tags and their counts."""
+        return self._core.top(number)
+
+    def multiplicities(self) -> dict[int, int]:
+        """How many tags have each count, by ascending count."""
+        return self._core.multiplicities()
 
     def merge(self, other: HashtagCounts) -> None:
         """Adds counts made over other records; associative and commutative."""
@@ -171,73 +180,3 @@ def fit_zipf(counts: HashtagCounts, *, x_min: int | None = None) -> ZipfFit:
         head_shares=dict(zip(HEADS, core.head_shares(list(HEADS)), strict=True)),
         head_sizes=dict(zip(COVERAGES, core.head_sizes(list(COVERAGES)), strict=True)),
     )
-
-
-class Vocabulary:
-    """Which tag is which label; labels are ranks by count when it was made, and never change."""
-
-    def __init__(self, core: _core.Vocabulary) -> None:
-        self._core = core
-
-    @classmethod
-    def build(cls, counts: HashtagCounts, *, min_count: int = 1, max_labels: int | None = None) -> Vocabulary:
-        """The tags on at least `min_count` records, the most frequent first, `max_labels` at most."""
-        return cls(_core.Vocabulary.from_counts(counts.core, min_count=min_count, max_labels=max_labels))
-
-    def without(self, tags: list[str]) -> Vocabulary:
-        """The same without the labels of `tags`; the ranks of the others close up."""
-        dropped = {label for tag in tags if (label := self.encode(tag)) is not None}
-        kept = self.table().filter(~pl.col("label").is_in(list(dropped)))
-        labels = pl.Series("label", range(len(kept)), dtype=pl.UInt32)
-        return Vocabulary(_core.Vocabulary.from_table(kept.with_columns(labels)))
-
-    @classmethod
-    def of_classes(cls, names: list[str]) -> Vocabulary:
-        """Class i is called `names[i]`; names are distinct and not empty."""
-        return cls(_core.Vocabulary.from_class_names(names))
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Reads a `vocabulary.parquet`; DataError where it is damaged or another table."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(2, "no such vocabulary", str(path))
-        try:
-            table = pl.read_parquet(Path(path))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{path}: expected a vocabulary as a Parquet file, found: {error}") from None
-        try:
-            return cls(_core.Vocabulary.from_table(table))
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes `vocabulary.parquet`, whole or not at all."""
-        with publishing(Path(path)) as temporary:
-            self.table().write_parquet(temporary)
-
-    @property
-    def core(self) -> _core.Vocabulary:
-        """The engine's object."""
-        return self._core
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the ordered content."""
-        return self._core.fingerprint
-
-    @property
-    def names(self) -> list[str]:
-        """The name of each label."""
-        return self._core.names()
-
-    def encode(self, tag: str) -> int | None:
-        """The label of `tag`, once normalized, or None."""
-        normalized = _core.normalize_hashtag(tag)
-        return None if normalized is None else self._core.encode(normalized)
-
-    def table(self) -> pl.DataFrame:
-        """Columns label (u32), name, synset (text), tag_count (u64), tags (list of text)."""
-        return pl.DataFrame(self._core.table())
-
-    def __len__(self) -> int:
-        return len(self._core)

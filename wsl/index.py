@@ -15,12 +15,13 @@ import polars as pl
 
 from wsl import _core
 from wsl._core import DataError, UsageError
-from wsl.hashtags import Vocabulary, count_hashtags
+from wsl.hashtags import count_hashtags
 from wsl.source import open_stream
+from wsl.vocabulary import Vocabulary
 
 VOCABULARY = "vocabulary.parquet"
 MANIFEST = "manifest.json"
-Scheme = Literal["natural", "square-root", "uniform"]
+Scheme = Literal["natural", "square-root", "uniform", "clip"]
 Ordinals = npt.NDArray[np.int64]
 
 
@@ -184,8 +185,10 @@ def repeat_factors(
 
     r(I) = max over the labels h of image I of max(1, sqrt(t / f(h))) for "square-root", of
     max(1, t / f(h)) for "uniform", and 1 for "natural"; f(h) is the share of the index's samples with
-    label h. A sample without labels has 0. `threshold` is t; or it is solved so that an epoch has
-    about `epoch_length` samples, twice the labelled ones where neither is given.
+    label h. "clip" is the mirror image, at most 1: max over the labels of min(1, t / f(h)), the balancing
+    of MetaCLIP (Xu et al. 2024). A sample without labels has 0. `threshold` is t; or it is solved so that
+    an epoch has about `epoch_length` samples: twice the labelled ones where neither is given, half of them
+    for "clip".
 
     Raises UsageError for both, for an unknown scheme, and for lengths that cannot be.
     """
@@ -194,7 +197,7 @@ def repeat_factors(
         if scheme == "natural":
             threshold = 1.0
         else:
-            epoch_length = 2.0 * labelled
+            epoch_length = labelled / 2 if scheme == "clip" else 2.0 * labelled
     factors, _ = index._core.repeat_factors(scheme, threshold=threshold, epoch_length=epoch_length)
     return np.frombuffer(factors, dtype=np.float32)
 

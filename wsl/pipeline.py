@@ -19,11 +19,11 @@ import polars as pl
 
 from wsl._core import DataError, UsageError
 from wsl.config import IndexConfig
-from wsl.hashtags import HashtagCounts, Vocabulary, count_hashtags
+from wsl.counting import Memory, make_vocabulary, record_files
 from wsl.index import MANIFEST, VOCABULARY, Index, build_index
 from wsl.publish import publishing
 from wsl.selection import Selection, TopK
-from wsl.source import find_files
+from wsl.vocabulary import Vocabulary
 from wsl.workspace import Workspace, fingerprint, match_files
 
 Progress = Callable[[int], object]
@@ -58,6 +58,7 @@ def build_one_index(
     root: Path,
     *,
     num_threads: int | None = None,
+    memory: Memory | None = None,
     overwrite: bool = False,
     progress: Progress = _silent,
 ) -> BuildResult:
@@ -82,9 +83,9 @@ def build_one_index(
         order = _appended(path, known, provenance)
         shards = [root / name for name in order]
         vocabulary, state = old.vocabulary, "appended"
-    records = None if settings.records is None else [str(p) for p in _records(root, settings.records)]
+    records = None if settings.records is None else record_files(root, settings.records)
     if vocabulary is None and settings.label_kind == "hashtag" and records is not None:
-        vocabulary = make_vocabulary(records, settings)
+        vocabulary = make_vocabulary(records, settings, root, memory=memory, num_threads=num_threads)
     index = build_index(
         path,
         shards,
@@ -103,19 +104,10 @@ def build_one_index(
     return BuildResult(state, index)
 
 
-def make_vocabulary(records: object, settings: IndexConfig) -> Vocabulary:
-    """Counts the hashtags and makes the vocabulary that the settings ask for."""
-    counts = count_hashtags(records, hashtags_column=settings.hashtags_column)
-    options = settings.vocabulary
-    vocabulary = Vocabulary.build(counts, min_count=options.min_count, max_labels=options.max_labels)
-    if not len(vocabulary):
-        raise UsageError(f"no hashtag is on {options.min_count} records or more; lower vocabulary.min_count")
-    return vocabulary.without(options.exclude_tags) if options.exclude_tags else vocabulary
-
-
 def _provenance(settings: IndexConfig, root: Path, shards: list[Path]) -> dict[str, Any]:
-    files = [] if settings.records is None else _records(root, settings.records)
-    lists = [settings.class_names, settings.exclude, settings.vocabulary.file]
+    files = [] if settings.records is None else [Path(f) for f in record_files(root, settings.records)]
+    chosen = settings.vocabulary
+    lists = [settings.class_names, settings.exclude, chosen.file, chosen.synsets]
     return {
         "settings": settings.model_dump(mode="json"),
         "shards": {os.path.relpath(path, root): _stamp(path) for path in shards},
@@ -129,11 +121,6 @@ def _stamp(path: Path) -> list[int]:
         return []
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
-
-
-def _records(root: Path, patterns: str | list[str]) -> list[Path]:
-    named = [patterns] if isinstance(patterns, str) else patterns
-    return [Path(name) for name in find_files([p if "://" in p else str(root / p) for p in named])]
 
 
 def _appended(path: Path, known: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -155,24 +142,6 @@ def _lines(root: Path, name: Path) -> list[str]:
         return (root / name).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{root / name}: expected UTF-8 text, one entry a line: {error}") from None
-
-
-def count_records(
-    target: Path | None, records: list[str], column: str, separator: str | None, progress: Progress = _silent
-) -> HashtagCounts:
-    """Counts the hashtags of record files, of a workspace, or of what an index was built from."""
-    sources: list[str] = list(records)
-    if target is not None and (target / MANIFEST).is_file():
-        sources += list(Index.open(target).manifest["provenance"].get("records", {}))
-    elif target is not None:
-        workspace = Workspace.find(target)
-        for settings in workspace.config.indexes.values():
-            if settings.label_kind == "hashtag" and settings.records is not None:
-                sources += [str(path) for path in _records(workspace.root, settings.records)]
-    if not sources:
-        where = f"{target} names no hashtag records" if target else "no records are named"
-        raise UsageError(f"{where}; name them with --records GLOB")
-    return count_hashtags(sources, hashtags_column=column, separator=separator, progress=progress)
 
 
 def get_sample(path: Path, sample: str, *, by_key: bool = False) -> tuple[dict[str, Any], bytes]:

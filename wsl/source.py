@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from wsl._core import DataError, UsageError
+from wsl._core import DataError, UsageError, WslError
 
 if TYPE_CHECKING:
     from wsl._core import ArrowStream
@@ -72,6 +72,20 @@ def scan(source: object) -> pl.LazyFrame:
     if kind == "ndjson":
         return pl.scan_ndjson(files)
     return pl.scan_csv(files, separator="\t" if kind == "tsv" else ",")
+
+
+def count_rows(source: object) -> int | None:
+    """The number of rows where footers tell it, without reading them; None otherwise."""
+    if not source and isinstance(source, (list, tuple)):
+        return 0
+    try:
+        frame = source if isinstance(source, pl.LazyFrame) else scan(source)
+        kinds = None if source is frame else {_kind(file) for file in find_files(source)}
+        if kinds is None or not kinds <= {"parquet", "ipc"}:
+            return None
+        return int(frame.select(pl.len()).collect().item())
+    except (pl.exceptions.PolarsError, OSError, WslError):
+        return None
 
 
 def find_files(source: object) -> list[str]:

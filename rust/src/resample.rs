@@ -22,17 +22,22 @@ pub enum Scheme {
     SquareRoot,
     /// Rare labels by their rarity.
     Uniform,
+    /// The mirror image: every labelled image at most once, those of frequent labels less often (the
+    /// balancing of MetaCLIP, Xu et al. 2024).
+    Clip,
 }
 
 impl Scheme {
-    /// The scheme called `natural`, `square-root` or `uniform`.
+    /// The scheme called `natural`, `square-root`, `uniform` or `clip`.
     pub fn parse(name: &str) -> Result<Self> {
         match name {
             "natural" => Ok(Self::Natural),
             "square-root" => Ok(Self::SquareRoot),
             "uniform" => Ok(Self::Uniform),
+            "clip" => Ok(Self::Clip),
             _ => Err(Error::usage(format!(
-                "sampling scheme {name:?}: expected natural, square-root or uniform"
+                "sampling scheme {name:?}: expected natural, square-root, uniform or \
+                 clip"
             ))),
         }
     }
@@ -43,6 +48,7 @@ impl Scheme {
             Self::Natural => 1.0,
             Self::SquareRoot => ratio.sqrt().max(1.0),
             Self::Uniform => ratio.max(1.0),
+            Self::Clip => ratio.min(1.0),
         }
     }
 }
@@ -81,10 +87,15 @@ impl RepeatFactors {
         length: f64,
     ) -> Result<Self> {
         let num_labelled: u64 = rarest.values().sum();
-        if !(length.is_finite() && length >= num_labelled as f64) || num_labelled == 0 {
+        let possible = match scheme {
+            Scheme::Clip => length > 0.0 && length <= num_labelled as f64,
+            _ => length.is_finite() && length >= num_labelled as f64,
+        };
+        if !possible || num_labelled == 0 {
+            let times = if scheme == Scheme::Clip { "at most" } else { "at least" };
             return Err(Error::usage(format!(
                 "repeat factors: an epoch cannot be {length} images long; every one of the \
-                 {num_labelled} labelled images appears at least once"
+                 {num_labelled} labelled images appears {times} once"
             )));
         }
         let length_at = |threshold: f64| -> f64 {
@@ -92,8 +103,8 @@ impl RepeatFactors {
             rarest.iter().map(|(&count, &images)| repeat(count) * images as f64).sum()
         };
         let rarest_count = rarest.keys().next().copied().unwrap_or(1).max(1);
-        let mut low = rarest_count as f64 / num_samples as f64;
-        let mut high = low;
+        let mut high = rarest_count as f64 / num_samples as f64;
+        let mut low = if scheme == Scheme::Clip { 0.0 } else { high };
         while scheme != Scheme::Natural && length_at(high) < length {
             high *= 2.0;
         }

@@ -12,6 +12,9 @@
 //! `tags` (list of text) carry it to and from files. What comes in is checked: labels run from 0,
 //! names and tags are not empty, no tag leads to two labels.
 
+mod canonical;
+mod cover;
+
 use std::sync::Arc;
 
 use arrow_array::builder::{ListBuilder, StringBuilder};
@@ -27,6 +30,9 @@ use crate::hashtag::{Tag, hash_of};
 use crate::job::Job;
 use crate::{Error, Result};
 
+pub use canonical::{Coverage, Selection, Share};
+pub use cover::Covered;
+
 /// The most labels a vocabulary can have: labels are 32-bit, and the last number stays free.
 pub const MAX_LABELS: usize = u32::MAX as usize;
 
@@ -38,7 +44,7 @@ pub struct Vocabulary {
 }
 
 /// One label.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entry {
     /// What the label is called.
     pub name: String,
@@ -57,21 +63,8 @@ impl Vocabulary {
         min_count: u64,
         max_labels: Option<usize>,
     ) -> Result<Self> {
-        if min_count == 0 || max_labels == Some(0) {
-            return Err(Error::usage(
-                "a vocabulary: min_count and max_labels must be at least 1; leave max_labels out \
-                 for no limit",
-            ));
-        }
-        let mut entries = Vec::new();
-        for ranked in counts.ranked(&Job::new())?.iter().take(max_labels.unwrap_or(MAX_LABELS)) {
-            let (name, tag_count) = ranked?;
-            if tag_count < min_count {
-                break;
-            }
-            entries.push(Entry { tags: vec![name.clone()], name, synset: None, tag_count });
-        }
-        Self::from_entries(entries)
+        let selection = Selection { min_count, max_labels, wordnet: None };
+        Ok(Self::from_ranked(counts.ranked(&Job::new())?.iter(), selection)?.0)
     }
 
     /// Class `i` is called `names[i]`; the names must be distinct and not empty.

@@ -1,4 +1,6 @@
-"""Counting hashtags beside DuckDB, Polars, ClickHouse (chdb) and DataFusion: `python tests/bench/hashtags.py`.
+"""Counting hashtags beside DuckDB, Polars, ClickHouse (chdb) and DataFusion.
+
+Run it with `python tests/bench/hashtags.py`; the `bench` extra has the others.
 
 The task: the number of records that hold each tag, a tag twice in a record once, sorted by count. The
 workload is made by this program: records of 1 + Poisson(3) tags, Zipf-distributed with exponent 1.05
@@ -83,7 +85,9 @@ def make_workload(folder: Path, num_records: int, mixed: bool) -> None:
             lengths = 1 + rng.poisson(3, size)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
             ranks = np.searchsorted(cumulative, rng.random(offsets[-1]))
-            tags = pa.ListArray.from_arrays(offsets, names.take(pa.array(np.minimum(ranks, NUM_DISTINCT - 1))))
+            tags = pa.ListArray.from_arrays(
+                offsets, names.take(pa.array(np.minimum(ranks, NUM_DISTINCT - 1)))
+            )
             keys = pa.array([f"{number:09d}" for number in range(key, key + size)])
             key += size
             table = pa.table({"key": keys, "hashtags": tags})
@@ -104,9 +108,9 @@ def run_wsl(folder: str, memory: int | None = None) -> int:
 
 
 def run_decoding(folder: str) -> int:
-    from wsl.source import open_stream
-
     import pyarrow as pa
+
+    from wsl.source import open_stream
 
     reader = pa.RecordBatchReader.from_stream(open_stream(f"{folder}/*.parquet", ["hashtags"]))
     return sum(batch.num_rows for batch in reader)

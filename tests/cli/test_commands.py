@@ -7,12 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from running import refused, wsl_json
 
 import wsl
 from wsl.cli import run
@@ -20,20 +20,6 @@ from wsl.errors import exit_code, explain
 from wsl.shards import write_shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def wsl_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
-    code = run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    assert code == 0, captured.err
-    return json.loads(captured.out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    code = run([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, " ".join(captured.err.replace("│", " ").split())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +37,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_help_of_every_command_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     commands = ["", "demo", "init", "stats", "train", "score", "evaluate", "export", "predict", "report"]
-    commands += ["doctor", "pseudolabel", "pseudolabel merge", "shards pack", "index"]
+    commands += ["doctor", "pseudolabel", "pseudolabel merge", "shards pack", "index", "weights"]
+    commands += ["counts", "counts build", "counts merge", "vocabulary", "vocabulary build"]
     commands += ["index build", "index info", "index verify", "index get"]
     for command in commands:
         assert run([*command.split(), "--help"]) == 0

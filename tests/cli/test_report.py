@@ -45,7 +45,7 @@ class Balance(HTMLParser):
 
 def page() -> Page:
     svgs = [
-        plots.zipf([100, 40, 10, 3, 1], alpha=2.0, x_min=3, loglog_slope=-1.2),
+        plots.zipf({100: 1, 40: 1, 10: 2, 3: 9, 1: 30}, alpha=2.0, x_min=3, loglog_slope=-1.2),
         plots.selection_balance([HOSTILE, "b"], [5, 3], [4, 3]),
         plots.curves({HOSTILE: [(1, 2.0), (2, 1.0)]}, ylabel="loss"),
         plots.accuracies([("a: b", 0.5, 1.0), (HOSTILE, 0.25, None)]),
@@ -79,7 +79,7 @@ def test_references_inside_plots_lead_somewhere() -> None:
 
 def test_nothing_to_show_is_said_in_words() -> None:
     svgs = [
-        plots.zipf([], alpha=2.0, x_min=1, loglog_slope=-1.0),
+        plots.zipf({}, alpha=2.0, x_min=1, loglog_slope=-1.0),
         plots.selection_balance([], [], []),
         plots.curves({"a": []}, ylabel="loss"),
         plots.accuracies([]),

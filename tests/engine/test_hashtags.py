@@ -85,6 +85,65 @@ def test_parts_and_threads_never_change_the_counts(records: list[list[str]], siz
     assert (merged.num_hashtags, merged.rejected) == (whole.num_hashtags, whole.rejected)
 
 
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([1 << 20, 3 << 20, None]), st.integers(1, 3), st.integers(1, 9)
+)
+@settings(max_examples=8, deadline=None)
+def test_a_limit_of_memory_never_changes_the_table(
+    seed: int, memory_bytes: int | None, threads: int, parts: int
+) -> None:
+    # Some 60,000 distinct tags, which need more than two MiB; one in eight is long.
+    rng = np.random.default_rng(seed)
+    ids = rng.zipf(1.15, 200_000) % 2**40
+    texts = [f"tag-{n:x}" if n % 8 else f"a-longer-hashtag-{n:x}" for n in ids.tolist()]
+    records = pl.DataFrame({"hashtags": texts}).select(pl.col("hashtags").reshape((-1, 4)).arr.to_list())
+    expected = (
+        records.with_row_index()
+        .select("index", pl.col("hashtags").list.unique())
+        .explode("hashtags")
+        .group_by(pl.col("hashtags").alias("hashtag"))
+        .len("count")
+        .sort(["count", "hashtag"], descending=[True, False])
+        .with_columns(pl.col("count").cast(pl.UInt64))
+    )
+    whole = wsl.HashtagCounts(_core.HashtagCounts(memory_bytes=memory_bytes))
+    for number in range(parts):
+        part = wsl.count_hashtags(
+            records[number::parts], memory_bytes=memory_bytes, num_threads=threads, hashtags_column="hashtags"
+        )
+        whole.merge(part)
+    assert whole.table().equals(expected)
+    assert pl.DataFrame(whole.stream()).equals(expected)
+    assert whole.num_distinct == len(expected)
+    assert whole.num_hashtags == expected["count"].sum()
+    assert whole.top(3) == list(expected.head(3).iter_rows())
+    tag, count = expected.row(len(expected) // 2)
+    assert whole.count_of(tag) == count
+    plain = wsl.count_hashtags(records)
+    assert whole.multiplicities() == plain.multiplicities()
+    assert wsl.fit_zipf(whole, x_min=2) == wsl.fit_zipf(plain, x_min=2)
+
+
+def test_the_least_memory_is_told() -> None:
+    with pytest.raises(wsl.UsageError, match="1 MiB"):
+        wsl.count_hashtags(frame([["a"]]), memory_bytes=1000)
+
+
+def test_a_thousand_random_sets_agree_with_duckdb() -> None:
+    duckdb = pytest.importorskip("duckdb")
+    connection = duckdb.connect(config={"threads": 1})
+    rng = np.random.default_rng(5)
+    for case in range(1000):
+        names = [f"{'long-' * int(n % 5)}{n}" for n in rng.integers(0, 40, 30).tolist()]
+        sizes = rng.integers(0, 7, int(rng.integers(0, 20))).tolist()
+        records = frame([list(rng.choice(names, size)) for size in sizes])
+        query = """select tag as hashtag, count(*)::UBIGINT as count from (
+            select unnest(list_distinct(hashtags)) tag from records) group by tag order by count desc, tag"""
+        expected = connection.sql(query).pl() if len(records) else None
+        found = wsl.count_hashtags(records, num_threads=1 + case % 3).table()
+        assert expected is None or found.equals(expected), case
+
+
 def test_every_reader_gives_the_counts_of_polars_and_duckdb(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     records = [[f"t{n}" for n in rng.zipf(1.6, rng.integers(0, 6)) % 5000] for _ in range(3000)]

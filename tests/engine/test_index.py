@@ -227,7 +227,7 @@ def test_repeat_factors_follow_the_formula(tmp_path: Path) -> None:
         assert float(solved.sum()) == pytest.approx(123.0, rel=1e-4)
     natural = wsl.repeat_factors(index, scheme="natural")
     assert natural.tolist() == [float(len(row) > 0) for row in index.labels(np.arange(40))]
-    with pytest.raises(wsl.UsageError, match="natural, square-root or uniform"):
+    with pytest.raises(wsl.UsageError, match="natural, square-root, uniform or clip"):
         wsl.repeat_factors(index, scheme="cube")  # type: ignore[arg-type]
     with pytest.raises(wsl.UsageError, match="at least once"):
         wsl.repeat_factors(index, epoch_length=3.0)

@@ -13,10 +13,15 @@ from wsl.cli.options import (
     JsonOption,
     KeyColumnOption,
     MaxLabelsOption,
+    MemoryOption,
     MinCountOption,
     OverwriteOption,
+    SpillDirOption,
+    SynsetsOption,
     ThreadsOption,
+    WordNetOption,
     WorkspaceOption,
+    parse_bytes,
 )
 
 app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify the index over tar shards.")
@@ -40,6 +45,10 @@ def build(
     vocabulary: Annotated[Path | None, typer.Option(help="Use this vocabulary.parquet.")] = None,
     min_count: MinCountOption = 1,
     max_labels: MaxLabelsOption = None,
+    wordnet: WordNetOption = None,
+    synsets: SynsetsOption = None,
+    memory: MemoryOption = None,
+    spill_dir: SpillDirOption = None,
     exclude: Annotated[Path | None, typer.Option(help="Text file of keys to leave out.")] = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
@@ -50,6 +59,7 @@ def build(
     from wsl import pipeline
     from wsl._core import UsageError
     from wsl.config import IndexConfig, VocabularyConfig, check
+    from wsl.counting import Memory
 
     if shards:
         if out is None:
@@ -59,15 +69,24 @@ def build(
         tree: dict[str, Any] = {"shards": shards, "records": records, "label_kind": label_kind}
         tree |= {"key_column": key_column, "hashtags_column": hashtags_column, "exclude": exclude}
         settings = check(IndexConfig, tree, "the options")
-        settings.vocabulary = VocabularyConfig(min_count=min_count, max_labels=max_labels, file=vocabulary)
+        settings.vocabulary = VocabularyConfig(
+            min_count=min_count, max_labels=max_labels, file=vocabulary, wordnet=wordnet, synsets=synsets
+        )
         jobs = [(out.name, out, settings, Path.cwd())]
     else:
         jobs = pipeline.index_jobs(pipeline.Workspace.find(workspace), name)
+    limits = Memory(None if memory is None else parse_bytes(memory), spill_dir)
     built = []
     for job_name, path, settings, root in jobs:
         with progress(f"index {job_name}", unit="shards") as advance:
             result = pipeline.build_one_index(
-                path, settings, root, num_threads=workers, overwrite=overwrite, progress=advance
+                path,
+                settings,
+                root,
+                num_threads=workers,
+                memory=limits,
+                overwrite=overwrite,
+                progress=advance,
             )
         note(f"index {job_name}: {result.state}, {len(result.index):,} samples in {path}")
         built.append({"name": job_name, "path": str(path), "state": result.state, **result.index.info()})

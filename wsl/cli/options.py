@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_bytes(text: str) -> int:
+    """``2GiB``, ``512M`` or a plain number as bytes; UsageError for anything else."""
+    from wsl._core import UsageError
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"--memory {text}: expected a size such as 2GiB, 512MiB or a number of bytes")
+    return int(float(found[1]) * UNITS[found[2]])
+
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -27,4 +41,27 @@ MinCountOption = Annotated[
 ]
 MaxLabelsOption = Annotated[
     int | None, typer.Option("--max-labels", min=1, help="Keep at most this many labels, the most frequent.")
+]
+RecordsOption = Annotated[
+    list[str] | None,
+    typer.Option("--records", help="Glob of hashtag records; may be given several times."),
+]
+SeparatorOption = Annotated[
+    str | None, typer.Option("--separator", help="Where a text column is split; default: white space.")
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory", help="Limit for the engine's tables, such as 2GiB; the rest goes to disk."),
+]
+SpillDirOption = Annotated[
+    Path | None,
+    typer.Option("--spill-dir", help="Folder for what does not fit in memory; default: $TMPDIR or /tmp."),
+]
+WordNetOption = Annotated[
+    Path | None,
+    typer.Option("--wordnet", help="dict folder of WordNet 3.0: tags of one synset become one label."),
+]
+SynsetsOption = Annotated[
+    Path | None,
+    typer.Option("--synsets", help="Text file of WNIDs that are chosen before others, one a line."),
 ]

@@ -126,13 +126,11 @@ def _hashtags(root: Path) -> list[Any]:
     built = [n for n in names if (workspace.index_path(n) / "manifest.json").is_file()]
     if not built:
         return []
-    from wsl.pipeline import count_records
+    from wsl.counting import sources_of
 
-    counts = count_records(
-        workspace.index_path(built[0]), [], workspace.index(built[0]).hashtags_column, None
-    )
+    column = workspace.index(built[0]).hashtags_column
+    counts = wsl.count_hashtags(sources_of(workspace.index_path(built[0]), []), hashtags_column=column)
     fit = wsl.fit_zipf(counts)
-    ranked = counts.table()
     index = wsl.Index.open(workspace.index_path(built[0]))
     text = (
         f"{counts.num_records:,} records hold {counts.num_hashtags:,} hashtags, {counts.num_distinct:,} "
@@ -142,9 +140,9 @@ def _hashtags(root: Path) -> list[Any]:
         f"{fit.ks_distance:.3f}). The vocabulary keeps {index.num_labels:,} hashtags."
     )
     plot = plots.zipf(
-        ranked["count"].to_list(), alpha=fit.alpha, x_min=fit.x_min, loglog_slope=fit.loglog_slope
+        counts.multiplicities(), alpha=fit.alpha, x_min=fit.x_min, loglog_slope=fit.loglog_slope
     )
-    top = [[tag, f"{count:,}"] for tag, count in ranked.head(10).iter_rows()]
+    top = [[tag, f"{count:,}"] for tag, count in counts.top(10)]
     return [
         TextBlock(text),
         SvgBlock(plot, "Hashtags by rank, with the fitted power law and the least-squares line."),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,47 +42,88 @@ STYLE = {
 }
 
 
-def zipf(counts: Sequence[int], *, alpha: float, x_min: int, loglog_slope: float, title: str = "") -> str:
+def zipf(
+    multiplicities: Mapping[int, int], *, alpha: float, x_min: int, loglog_slope: float, title: str = ""
+) -> str:
     """Counts by rank on logarithmic axes, the fitted power law over its tail, the least-squares line.
 
-    `counts` is descending. The law p(x) ~ x^-alpha from x_min on makes the count of rank r fall as
-    r^(-1/(alpha-1)); its line ends where the counts fall to x_min.
+    `multiplicities` says how many hashtags have each count. The law p(x) ~ x^-alpha from x_min on makes
+    the count of rank r fall as r^(-1/(alpha-1)); its line ends where the counts fall to x_min.
     """
-    if not len(counts):
+    if not multiplicities:
         return _nothing("there are no hashtags")
-    return _svg(_zipf_figure(counts, alpha, x_min, loglog_slope, title), "Hashtags by rank")
+    return _svg(_zipf_figure(multiplicities, alpha, x_min, loglog_slope, title), "Hashtags by rank")
 
 
 def save_zipf(
-    path: Path, counts: Sequence[int], *, alpha: float, x_min: int, loglog_slope: float, title: str = ""
+    path: Path,
+    multiplicities: Mapping[int, int],
+    *,
+    alpha: float,
+    x_min: int,
+    loglog_slope: float,
+    title: str = "",
 ) -> None:
     """The same as a file; its suffix says of which kind (.svg, .png, .pdf). ValueError for another."""
+    _save(path, lambda: _zipf_figure(multiplicities, alpha, x_min, loglog_slope, title))
+
+
+def _save(path: Path, draw: Callable[[], Figure]) -> None:
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise ValueError(f"{path}: expected a name that ends in .svg, .png or .pdf")
     with _style(), publishing(path) as temporary:
-        figure = _zipf_figure(counts, alpha, x_min, loglog_slope, title)
-        figure.savefig(temporary, format=path.suffix[1:], dpi=160, facecolor="white")
+        draw().savefig(temporary, format=path.suffix[1:], dpi=160, facecolor="white")
 
 
-def _zipf_figure(counts: Sequence[int], alpha: float, x_min: int, slope: float, title: str) -> Figure:
+def _zipf_figure(
+    multiplicities: Mapping[int, int], alpha: float, x_min: int, slope: float, title: str
+) -> Figure:
     figure, axes = _figure(7.2, 4.4)
-    values = np.asarray(counts, dtype=np.float64)
-    ranks = np.arange(1, len(values) + 1)
-    axes.loglog(ranks, values, ".", color=BLUE, markersize=4, label="hashtags")
-    num_tail = int((values >= x_min).sum())
+    values = np.array(sorted(multiplicities, reverse=True), dtype=np.float64)
+    numbers = np.array([multiplicities[int(value)] for value in values])
+    last = np.cumsum(numbers)
+    # Tags of one count are a level stretch of ranks: its two ends are enough to draw it.
+    ranks = np.stack([last - numbers + 1, last], axis=1).ravel()
+    axes.loglog(ranks, np.repeat(values, 2), ".-", color=BLUE, markersize=4, linewidth=0.6, label="hashtags")
+    num_tail = int(numbers[values >= x_min].sum())
     if num_tail:
-        tail = ranks[:num_tail]
+        tail = ranks[ranks <= num_tail]
         law = x_min * (tail / num_tail) ** (-1.0 / (alpha - 1.0))
         name = f"power law, alpha {alpha:.2f}: rank$^{{-{1 / (alpha - 1):.2f}}}$ for counts from {x_min:,}"
         axes.loglog(tail, law, color=RED, linewidth=1.6, label=name)
-    if len(values) > 1:
-        logarithms = np.log(ranks)
-        offset = np.log(values).mean() - slope * logarithms.mean()
+    num_tags = int(last[-1])
+    if num_tags > 1:
+        # Means over all tags; the sum of log r is the logarithm of a factorial.
+        mean_rank = math.lgamma(num_tags + 1) / num_tags
+        offset = float((np.log(values) * numbers).sum()) / num_tags - slope * mean_rank
         label = f"least squares over all, slope {slope:.2f}"
-        axes.loglog(ranks, np.exp(offset + slope * logarithms), "--", color=GREY, linewidth=1, label=label)
+        line = np.exp(offset + slope * np.log(ranks))
+        axes.loglog(ranks, line, "--", color=GREY, linewidth=1, label=label)
     axes.set_ylim(bottom=0.7)
     axes.set_xlabel("rank")
     axes.set_ylabel("records with the hashtag")
+    axes.legend(loc="lower left", fontsize=9, frameon=False)
+    if title:
+        axes.set_title(title, loc="left", color="#1d2733")
+    return figure
+
+
+def save_balance(path: Path, before: Sequence[float], after: Sequence[float], *, title: str = "") -> None:
+    """How often each label is seen, before and after resampling, by its rank before, as a file."""
+    _save(path, lambda: _balance_figure(before, after, title))
+
+
+def _balance_figure(before: Sequence[float], after: Sequence[float], title: str) -> Figure:
+    figure, axes = _figure(7.2, 4.4)
+    first = np.asarray(before, dtype=np.float64)
+    order = np.argsort(-first, kind="stable")
+    ranks = np.arange(1, len(first) + 1)
+    # Thousands of points at most, evenly over the logarithm of the rank.
+    shown = np.unique(np.geomspace(1, len(first), 4000).astype(int)) - 1
+    for values, colour, name in ((first, BLUE, "once each"), (np.asarray(after), RED, "resampled")):
+        axes.loglog(ranks[shown], values[order][shown], ".", color=colour, markersize=4, label=name)
+    axes.set_xlabel("label, by its rank before")
+    axes.set_ylabel("times seen in an epoch")
     axes.legend(loc="lower left", fontsize=9, frameon=False)
     if title:
         axes.set_title(title, loc="left", color="#1d2733")

@@ -10,12 +10,10 @@ use super::call::long_call;
 use crate::count::{CountOptions, HashtagCounts as Counts, Ranked};
 use crate::hashtag::{Rejection, Scratch, normalize};
 use crate::spill::Memory;
-use crate::vocabulary::Vocabulary as Labels;
 use crate::zipf;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<HashtagCounts>()?;
-    module.add_class::<Vocabulary>()?;
     let (major, minor, patch) = crate::hashtag::UNICODE_VERSION;
     module.add("UNICODE_VERSION", format!("{major}.{minor}.{patch}"))?;
     module.add_function(wrap_pyfunction!(normalize_hashtag, module)?)
@@ -30,7 +28,7 @@ fn normalize_hashtag(tag: &str) -> Option<String> {
 /// How often each hashtag was seen.
 #[pyclass(module = "wsl._core")]
 pub(super) struct HashtagCounts {
-    inner: Counts,
+    pub(super) inner: Counts,
 }
 
 #[pymethods]
@@ -89,6 +87,22 @@ impl HashtagCounts {
         let ranked = long_call(py, None, |job| inner.ranked(job))?;
         let len = ranked.len() as usize;
         Ok(Table::streamed(Ranked::schema(), len, move || Box::new(ranked.batches())))
+    }
+
+    /// The most frequent tags and their counts.
+    fn top(&mut self, py: Python<'_>, number: usize) -> PyResult<Vec<(String, u64)>> {
+        let inner = &mut self.inner;
+        long_call(py, None, |job| inner.ranked(job)?.iter().take(number).collect())
+    }
+
+    /// How many tags have each count.
+    fn multiplicities<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let inner = &mut self.inner;
+        let all = PyDict::new(py);
+        for (count, number) in long_call(py, None, |_| inner.multiplicities())?.iter() {
+            all.set_item(count, number)?;
+        }
+        Ok(all)
     }
 
     /// Records, kept tags, duplicates, and rejected tags by cause.
@@ -154,62 +168,5 @@ impl HashtagCounts {
     /// How many of the most frequent tags hold at least each share of all occurrences.
     fn head_sizes(&mut self, shares: Vec<f64>) -> PyResult<Vec<u64>> {
         Ok(zipf::head_sizes(&*self.inner.multiplicities()?, &shares))
-    }
-}
-
-/// Tags and their labels.
-#[pyclass(module = "wsl._core", frozen)]
-pub(super) struct Vocabulary {
-    pub(super) inner: Labels,
-}
-
-#[pymethods]
-impl Vocabulary {
-    /// The most frequent tags.
-    #[staticmethod]
-    #[pyo3(signature = (counts, *, min_count=1, max_labels=None))]
-    fn from_counts(
-        mut counts: PyRefMut<'_, HashtagCounts>,
-        min_count: u64,
-        max_labels: Option<usize>,
-    ) -> PyResult<Self> {
-        Ok(Self { inner: Labels::from_counts(&mut counts.inner, min_count, max_labels)? })
-    }
-
-    /// Class i is called `names[i]`.
-    #[staticmethod]
-    fn from_class_names(names: Vec<String>) -> PyResult<Self> {
-        Ok(Self { inner: Labels::from_class_names(&names)? })
-    }
-
-    /// Reads a table of columns label, name, synset, tag_count, tags.
-    #[staticmethod]
-    fn from_table(py: Python<'_>, stream: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let batches = import_stream(stream)?;
-        Ok(Self { inner: long_call(py, None, |_| Labels::from_table(batches))? })
-    }
-
-    /// One row a label: label, name, synset, tag_count, tags.
-    fn table(&self, py: Python<'_>) -> PyResult<Table> {
-        Ok(Table::new(Labels::schema(), long_call(py, None, |_| self.inner.table())?))
-    }
-
-    #[getter]
-    fn fingerprint(&self) -> String {
-        self.inner.fingerprint()
-    }
-
-    /// The name of each label.
-    fn names(&self) -> Vec<String> {
-        self.inner.entries().iter().map(|entry| entry.name.clone()).collect()
-    }
-
-    /// The label of a normalized tag, or None.
-    fn encode(&self, tag: &str) -> Option<u32> {
-        self.inner.encode(tag)
-    }
-
-    fn __len__(&self) -> usize {
-        self.inner.len()
     }
 }

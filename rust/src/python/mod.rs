@@ -11,6 +11,7 @@ mod epoch;
 mod exceptions;
 mod index;
 mod selection;
+mod vocabulary;
 
 use pyo3::prelude::*;
 
@@ -23,5 +24,6 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     counts::register(module)?;
     index::register(module)?;
     epoch::register(module)?;
-    selection::register(module)
+    selection::register(module)?;
+    vocabulary::register(module)
 }

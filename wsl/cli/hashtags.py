@@ -1,0 +1,375 @@
+"""`wsl stats`, `wsl counts`, `wsl vocabulary`, `wsl weights`: hashtags, counted, named and balanced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from wsl.cli.console import note, print_json, print_table, progress
+from wsl.cli.options import (
+    HashtagsColumnOption,
+    JsonOption,
+    MaxLabelsOption,
+    MemoryOption,
+    MinCountOption,
+    OverwriteOption,
+    RecordsOption,
+    SeparatorOption,
+    SpillDirOption,
+    SynsetsOption,
+    ThreadsOption,
+    WordNetOption,
+    parse_bytes,
+)
+
+if TYPE_CHECKING:
+    from wsl.counting import Memory
+    from wsl.hashtags import HashtagCounts, ZipfFit
+    from wsl.vocabulary import Vocabulary
+
+counts = typer.Typer(no_args_is_help=True, help="Count hashtags in parts, and join the parts.")
+vocabulary = typer.Typer(no_args_is_help=True, help="Make a vocabulary: which hashtag is which label.")
+
+TargetArgument = Annotated[Path | None, typer.Argument(help="A workspace, or an index over hashtags.")]
+PlotOption = Annotated[Path | None, typer.Option("--plot", help="Write a plot here (.svg, .png, .pdf).")]
+CountsOption = Annotated[
+    list[Path] | None, typer.Option("--counts", help="Counts made by `wsl counts`, instead of records.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("stats")(stats)
+    app.add_typer(counts, name="counts")
+    app.add_typer(vocabulary, name="vocabulary")
+    app.command("weights")(weights)
+
+
+def stats(
+    target: TargetArgument = None,
+    records: RecordsOption = None,
+    counts: CountsOption = None,
+    hashtags_column: HashtagsColumnOption = "hashtags",
+    separator: SeparatorOption = None,
+    x_min: Annotated[
+        int | None, typer.Option(min=1, help="Fit counts from here on; default: chosen.")
+    ] = None,
+    plot: PlotOption = None,
+    top: Annotated[int, typer.Option(min=0, help="Most frequent hashtags shown.")] = 20,
+    memory: MemoryOption = None,
+    spill_dir: SpillDirOption = None,
+    workers: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Count hashtags: how many, how Zipf-like, what the head holds."""
+    from wsl import fit_zipf
+
+    _check_plot(plot, overwrite)
+    counted = _counted(
+        target, records, counts, hashtags_column, separator, _memory(memory, spill_dir), workers
+    )
+    fit = fit_zipf(counted, x_min=x_min)
+    if plot is not None:
+        from wsl.report import plots
+
+        plots.save_zipf(
+            plot,
+            counted.multiplicities(),
+            alpha=fit.alpha,
+            x_min=fit.x_min,
+            loglog_slope=fit.loglog_slope,
+            title="Hashtags by rank",
+        )
+        note(f"plot: {plot}")
+    content: dict[str, Any] = {
+        "records": counted.num_records,
+        "hashtags": counted.num_hashtags,
+        "distinct": counted.num_distinct,
+        "duplicates": counted.num_duplicates,
+        "rejected": counted.rejected,
+        "tags_per_record": {str(size): number for size, number in counted.tags_per_record().items()},
+        "top": [list(row) for row in counted.top(top)],
+        "zipf": fit.to_dict(),
+    }
+    if as_json:
+        print_json(content)
+        return
+    rows = _summary(content, fit)
+    print_table("hashtags", ["", ""], [[name, f"{v:,}" if isinstance(v, int) else v] for name, v in rows])
+    print_table("tags of a record", ["tags", "records"], _histogram(counted.tags_per_record()))
+    if top:
+        print_table("most frequent", ["hashtag", "records"], content["top"])
+
+
+def _histogram(sizes: dict[int, int], longest: int = 15) -> list[list[Any]]:
+    """A row for each number of tags, the long tail in one."""
+    rows: list[list[Any]] = [[str(size), sizes[size]] for size in sorted(sizes) if size < longest]
+    rest = sum(number for size, number in sizes.items() if size >= longest)
+    return [*rows, [f"{longest} and more", rest]] if rest else rows
+
+
+def _summary(content: dict[str, Any], fit: ZipfFit) -> list[list[object]]:
+    """The rows of the table: what was counted, the fit, the head."""
+    rows: list[list[object]] = [
+        [name, content[name]] for name in ("records", "hashtags", "distinct", "duplicates")
+    ]
+    rows += [[f"rejected: {cause}", number] for cause, number in content["rejected"].items() if number]
+    rows += [
+        ["alpha", f"{fit.alpha:.4f} ± {fit.standard_error:.4f}"],
+        ["x_min", fit.x_min],
+        ["Kolmogorov-Smirnov distance", f"{fit.ks_distance:.4f}"],
+        ["rank exponent 1/(alpha-1)", f"{fit.rank_exponent:.4f}"],
+        ["log-log slope", f"{fit.loglog_slope:.4f}"],
+    ]
+    rows += [[f"the {head:,} most frequent hold", f"{share:.1%}"] for head, share in fit.head_shares.items()]
+    rows += [[f"{share:.0%} are held by", f"{size:,} hashtags"] for share, size in fit.head_sizes.items()]
+    return rows
+
+
+@counts.command("build")
+def build_counts(
+    out: Annotated[Path, typer.Option(help="File to write the counts to.")],
+    target: TargetArgument = None,
+    records: RecordsOption = None,
+    part: Annotated[
+        str | None, typer.Option(help="I/N: count every N-th file only, from the I-th; join with merge.")
+    ] = None,
+    hashtags_column: HashtagsColumnOption = "hashtags",
+    separator: SeparatorOption = None,
+    memory: MemoryOption = None,
+    spill_dir: SpillDirOption = None,
+    workers: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Count the hashtags of records, or of one part of the files, into a file."""
+    from wsl import counting
+    from wsl.source import count_rows
+
+    limits = _memory(memory, spill_dir)
+    sources = counting.part_of(counting.sources_of(_target(target, records), records or []), part)
+    with progress("count", total=count_rows(sources), unit="records") as advance:
+        made = counting.build_counts(
+            sources,
+            counting.Columns(hashtags_column, separator),
+            out,
+            memory=limits,
+            num_threads=workers,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    _say_counts(out, made, as_json, files=len(sources))
+
+
+@counts.command("merge")
+def merge_counts(
+    parts: Annotated[list[Path], typer.Argument(help="Files of counts made by `wsl counts build`.")],
+    out: Annotated[Path, typer.Option(help="File to write the joined counts to.")],
+    memory: MemoryOption = None,
+    spill_dir: SpillDirOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Join counts that were made apart."""
+    from wsl import counting
+
+    made = counting.merge_counts(parts, out, memory=_memory(memory, spill_dir), overwrite=overwrite)
+    _say_counts(out, made, as_json, parts=len(parts))
+
+
+def _say_counts(out: Path, made: bool, as_json: bool, **content: int) -> None:
+    state = "built" if made else "up to date"
+    if as_json:
+        print_json({"counts": str(out), "state": state, "bytes": out.stat().st_size, **content})
+    else:
+        number, of = next((number, name) for name, number in content.items())
+        note(f"{out}: {state}, of {number:,} {of}, {out.stat().st_size:,} bytes")
+
+
+@vocabulary.command("build")
+def build_vocabulary(
+    target: TargetArgument = None,
+    records: RecordsOption = None,
+    counts: CountsOption = None,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("vocabulary.parquet"),
+    min_count: MinCountOption = 1,
+    max_labels: MaxLabelsOption = None,
+    wordnet: WordNetOption = None,
+    synsets: SynsetsOption = None,
+    exclude_tags: Annotated[
+        Path | None, typer.Option(help="Text file of hashtags to leave out, one a line.")
+    ] = None,
+    hashtags_column: HashtagsColumnOption = "hashtags",
+    separator: SeparatorOption = None,
+    memory: MemoryOption = None,
+    spill_dir: SpillDirOption = None,
+    workers: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a vocabulary of records or counts, and say what it covers."""
+    from wsl import Vocabulary, counting
+    from wsl._core import UsageError
+
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out}: the file exists already; pass --overwrite to replace it")
+    limits = _memory(memory, spill_dir)
+    sources = [] if counts else counting.sources_of(_target(target, records), records or [])
+    counted = _counted(target, sources or None, counts, hashtags_column, separator, limits, workers)
+    made = Vocabulary.build(
+        counted, min_count=min_count, max_labels=max_labels, wordnet=wordnet, synsets=synsets
+    )
+    coverage = made.coverage
+    if exclude_tags is not None:
+        made = made.without(exclude_tags.read_text(encoding="utf-8").split("\n"))
+    if not len(made):
+        raise UsageError(f"no hashtag is on --min-count {min_count} records; lower it")
+    covered = None
+    if sources:
+        with progress("cover", total=counted.num_records, unit="records") as advance:
+            _, covered = made.cover(
+                sources, hashtags_column=hashtags_column, separator=separator, progress=advance
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made.write(out)
+    content: dict[str, Any] = {
+        "vocabulary": str(out),
+        "fingerprint": made.fingerprint,
+        "labels": len(made),
+        "records": counted.num_records,
+        "covered_records": covered,
+    }
+    if coverage is not None:
+        for name in ("all", "covered", "matched", "ambiguous"):
+            share = getattr(coverage, name)
+            content[f"{name}_tags"], content[f"{name}_hashtags"] = share.num_tags, share.num_hashtags
+    if as_json:
+        print_json(content)
+    else:
+        _show_vocabulary(made, content, merged=wordnet is not None)
+
+
+def _show_vocabulary(made: Vocabulary, content: dict[str, Any], merged: bool) -> None:
+    """The numbers, and the labels that the most tags were merged into."""
+    rows = [["labels", content["labels"]], ["records", content["records"]]]
+    if content["covered_records"] is not None:
+        rows.append(["records with a label", _part(content["covered_records"], content["records"])])
+    for name in ("covered", "matched", "ambiguous"):
+        if name == "covered" or merged:
+            rows.append([f"hashtags {name}", _part(content[f"{name}_hashtags"], content["all_hashtags"])])
+            rows.append([f"tags {name}", _part(content[f"{name}_tags"], content["all_tags"])])
+    print_table(
+        content["vocabulary"], ["", ""], [[n, f"{v:,}" if isinstance(v, int) else v] for n, v in rows]
+    )
+    if merged:
+        import polars as pl
+
+        table = made.table().with_columns(pl.col("tags").list.len().alias("number"))
+        largest = table.filter(pl.col("number") > 1).sort("number", "tag_count", descending=True).head(10)
+        lines = [
+            [row["name"], row["synset"], row["tag_count"], ", ".join(row["tags"][:6])]
+            for row in largest.iter_rows(named=True)
+        ]
+        print_table("most tags merged", ["label", "synset", "hashtags", "tags"], lines)
+
+
+def weights(
+    index: Annotated[Path, typer.Argument(help="Folder of an index with labels.")],
+    scheme: Annotated[
+        Literal["natural", "square-root", "uniform"], typer.Option(help="How rare labels are repeated.")
+    ] = "square-root",
+    balance: Annotated[
+        Literal["repeat", "clip"],
+        typer.Option(help="repeat rare labels, or clip: show frequent ones less often."),
+    ] = "repeat",
+    threshold: Annotated[
+        float | None, typer.Option(help="t: labels on a smaller share of the samples are repeated.")
+    ] = None,
+    epoch_length: Annotated[
+        float | None, typer.Option(help="Solve t for an epoch of so many samples instead.")
+    ] = None,
+    plot: PlotOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat factors: how often an epoch shows each sample, and what that does to the labels."""
+    from wsl import Index, repeat_factors
+    from wsl import balance as balancing
+
+    _check_plot(plot, overwrite)
+    opened = Index.open(index)
+    name = "clip" if balance == "clip" else scheme
+    factors = repeat_factors(opened, scheme=name, threshold=threshold, epoch_length=epoch_length)
+    found = balancing.balance(opened, factors)
+    if plot is not None:
+        from wsl.report import plots
+
+        plots.save_balance(
+            plot, found.before.tolist(), found.after.tolist(), title=f"Labels, {name} sampling"
+        )
+        note(f"plot: {plot}")
+    if as_json:
+        print_json({"index": str(index), "scheme": name, **found.to_dict()})
+        return
+    rows = [[text, _number(text, before), _number(text, after)] for text, before, after in found.rows()]
+    rows.append(["largest factor", "1", f"{found.largest_factor:,.2f}"])
+    print_table(f"{index}: {name} sampling", ["", "once each", "resampled"], rows)
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.1%}" if name.startswith("held") else f"{value:,.1f}"
+
+
+def _part(number: int, of: int) -> str:
+    return f"{number:,} ({number / of:.1%})" if of else f"{number:,}"
+
+
+def _target(target: Path | None, records: list[str] | None) -> Path | None:
+    return Path() if target is None and not records else target
+
+
+def _memory(memory: str | None, spill_dir: Path | None) -> Memory:
+    from wsl.counting import Memory
+
+    return Memory(None if memory is None else parse_bytes(memory), spill_dir)
+
+
+def _check_plot(plot: Path | None, overwrite: bool) -> None:
+    from wsl._core import UsageError
+
+    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
+        raise UsageError(f"--plot {plot}: expected a name that ends in .svg, .png or .pdf")
+    if plot is not None and plot.exists() and not overwrite:
+        raise UsageError(f"--plot {plot}: the file exists already; pass --overwrite to replace it")
+
+
+def _counted(
+    target: Path | None,
+    records: list[str] | None,
+    files: list[Path] | None,
+    hashtags_column: str,
+    separator: str | None,
+    memory: Memory,
+    workers: int | None,
+) -> HashtagCounts:
+    """Counts of records, or those of files of counts."""
+    from wsl import count_hashtags, counting
+    from wsl._core import UsageError
+    from wsl.source import count_rows
+
+    if files:
+        if target is not None or records:
+            raise UsageError("--counts: give either counts or records, not both")
+        return counting.load_counts(files, memory=memory)
+    sources = counting.sources_of(_target(target, records), records or [])
+    with progress("count", total=count_rows(sources), unit="records") as advance:
+        return count_hashtags(
+            sources,
+            hashtags_column=hashtags_column,
+            separator=separator,
+            num_threads=workers,
+            progress=advance,
+            **memory.options(),
+        )
