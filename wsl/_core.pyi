@@ -32,6 +32,7 @@ __all__ = [
     "WslError",
     "__version__",
     "log_odds",
+    "member_records",
     "normalize_hashtag",
 ]
 __version__: str
@@ -49,6 +50,13 @@ class Table:
 # --- counts (rust/src/python/counts.rs) ---
 
 def normalize_hashtag(tag: str) -> str | None: ...
+def member_records(
+    shards: list[str | PathLike[str]],
+    *,
+    key_column: str,
+    hashtags_column: str,
+    separator: str | None = None,
+) -> Table: ...
 
 @final
 class HashtagCounts:

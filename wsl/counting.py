@@ -234,5 +234,8 @@ def make_vocabulary(
         synsets=None if chosen.synsets is None else root / chosen.synsets,
     )
     if not len(vocabulary):
-        raise UsageError(f"no hashtag is on {chosen.min_count} records or more; lower vocabulary.min_count")
+        raise UsageError(
+            f"no hashtag is on {chosen.min_count} records or more; lower min_count, or name where the "
+            "hashtags are (--records, --hashtags-column)"
+        )
     return vocabulary.without(chosen.exclude_tags) if chosen.exclude_tags else vocabulary

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
 
 from wsl import _core
-from wsl.source import open_stream
+from wsl.source import open_records
 
 HEADS = (1, 10, 100, 1000)
 COVERAGES = (0.5, 0.8, 0.9)
@@ -108,12 +108,14 @@ def count_hashtags(
     memory_bytes: int | None = None,
     spill_dir: str | os.PathLike[str] | None = None,
     num_threads: int | None = None,
+    storage_options: Mapping[str, str] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> HashtagCounts:
     """Counts the hashtags of records: for each tag the records that have it.
 
-    `source` is a path, a glob, a Polars frame or anything with ``__arrow_c_stream__``. The column
-    holds lists of tags, or one text split at `separator` (at white space where None). `progress`
+    `source` is a path, a glob, a Polars frame or anything with ``__arrow_c_stream__``; `storage_options`
+    go to Polars for URLs. The column holds lists of tags, or one text split at `separator` (at white
+    space where None); in tar shards it is a field of the ``.json`` members, or ``.txt``. `progress`
     is called with the number of records read. The result does not depend on threads, batches, memory
     or the order of the records.
 
@@ -124,13 +126,17 @@ def count_hashtags(
     Raises UsageError for an unknown column and DataError for files that cannot be read.
     """
     counts = HashtagCounts(_core.HashtagCounts(memory_bytes=memory_bytes, spill_dir=spill_dir))
-    counts.core.update(
-        open_stream(source, [hashtags_column]),
-        hashtags_column=hashtags_column,
-        separator=separator,
-        num_threads=num_threads,
-        progress=progress,
+    records = open_records(
+        source, hashtags_column=hashtags_column, separator=separator, storage_options=storage_options
     )
+    with records.reading():
+        counts.core.update(
+            records.stream,
+            hashtags_column=hashtags_column,
+            separator=records.separator,
+            num_threads=num_threads,
+            progress=progress,
+        )
     return counts
 
 

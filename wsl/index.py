@@ -16,7 +16,7 @@ import polars as pl
 from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.hashtags import count_hashtags
-from wsl.source import open_stream
+from wsl.source import open_records
 from wsl.vocabulary import Vocabulary
 
 VOCABULARY = "vocabulary.parquet"
@@ -223,17 +223,21 @@ def build_index(
 ) -> Index:
     """Indexes tar shards into the folder `out` and opens the result.
 
-    `label_kind` "hashtag" wants `records` (a path, glob, Polars frame or Arrow stream with a column of
-    keys and one of hashtags; what can be read only once needs `vocabulary`), "class" reads the
-    shards' own ``.cls`` members, None makes an index without labels. The vocabulary is `vocabulary`,
-    or made from the counts (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the
-    order given. `exclude` lists keys to leave out. `progress` is called with the number of shards done.
+    `label_kind` "hashtag" joins `records` (a path, glob, Polars frame or Arrow stream with a column of
+    keys and one of hashtags; what can be read only once needs `vocabulary`) by their keys. Without
+    records the hashtags are those of the shards' own members: `hashtags_column` is the field of their
+    ``.json``, or ``.txt``. "class" reads the shards' ``.cls`` members, None makes an index without
+    labels. The vocabulary is `vocabulary`, or made from the counts (`min_count`, `max_labels`), or from
+    `class_names`. Shards are taken in the order given. `exclude` lists keys to leave out. `progress` is
+    called with the number of shards done.
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options
     that do not fit together or an index that is there already, DataError for damaged shards or records.
     """
     folder = Path(out)
     _check_options(folder, shards, records, label_kind, overwrite)
+    if label_kind == "hashtag" and records is None:
+        records = [os.fspath(shard) for shard in shards]
     source = {None: "none", "class": "members", "hashtag": "records"}[label_kind]
     (folder / MANIFEST).unlink(missing_ok=True)
     builder = _core.IndexBuilder(folder, source, num_threads=num_threads, exclude=list(exclude))
@@ -244,14 +248,21 @@ def build_index(
             )
             vocabulary = Vocabulary.build(counts, min_count=min_count, max_labels=max_labels)
         if not len(vocabulary):
-            raise UsageError(f"{folder}: no hashtag is on min_count = {min_count} records; lower it")
-        builder.add_records(
-            open_stream(records, [key_column, hashtags_column]),
-            key_column=key_column,
-            hashtags_column=hashtags_column,
-            vocabulary=vocabulary.core,
-            separator=separator,
+            raise UsageError(
+                f"{folder}: no hashtag is on min_count = {min_count} records; lower it, or name where the "
+                "hashtags are (records, hashtags_column)"
+            )
+        found = open_records(
+            records, key_column=key_column, hashtags_column=hashtags_column, separator=separator
         )
+        with found.reading():
+            builder.add_records(
+                found.stream,
+                key_column=key_column,
+                hashtags_column=hashtags_column,
+                vocabulary=vocabulary.core,
+                separator=found.separator,
+            )
     root = Path(os.path.commonpath([Path(shard).resolve().parent for shard in shards]))
     paths = [(Path(shard).resolve(), os.path.relpath(Path(shard).resolve(), root)) for shard in shards]
     builder.add_shards([*paths], progress=progress)
@@ -276,8 +287,6 @@ def _check_options(
 ) -> None:
     if not shards:
         raise UsageError(f"{folder}: an index needs at least one shard")
-    if label_kind == "hashtag" and records is None:
-        raise UsageError(f"{folder}: hashtags come from records; name them with --records, or in wsl.yaml")
     if label_kind != "hashtag" and records is not None:
         raise UsageError(f"{folder}: records are read with --label-kind hashtag; classes from .cls members")
     if (folder / MANIFEST).exists() and not overwrite:

@@ -84,8 +84,9 @@ def build_one_index(
         shards = [root / name for name in order]
         vocabulary, state = old.vocabulary, "appended"
     records = None if settings.records is None else record_files(root, settings.records)
-    if vocabulary is None and settings.label_kind == "hashtag" and records is not None:
-        vocabulary = make_vocabulary(records, settings, root, memory=memory, num_threads=num_threads)
+    if vocabulary is None and settings.label_kind == "hashtag":
+        held = records or [os.fspath(shard) for shard in shards]
+        vocabulary = make_vocabulary(held, settings, root, memory=memory, num_threads=num_threads)
     index = build_index(
         path,
         shards,

@@ -1,19 +1,29 @@
 """Tables of records as Arrow streams: what a user names becomes what the engine reads.
 
-A source is a path or glob (Parquet, CSV, TSV, NDJSON, Arrow IPC; Polars reads them, from object
-stores too), several of them, a Polars frame, or anything else with ``__arrow_c_stream__`` (a DuckDB
-relation, a pyarrow reader, a Hugging Face dataset).
+A source is a path, folder or glob (Parquet, CSV, TSV, NDJSON, Arrow IPC; text also gzip or zstd; Polars
+reads them, from object stores too), several of them, a Polars frame, or anything else with
+``__arrow_c_stream__`` (a DuckDB relation, a pyarrow reader, a Hugging Face dataset).
+
+Two layouts come with the shards: tar files, whose samples hold hashtags in ``.json`` or ``.txt``
+members, and img2dataset's, a Parquet file beside each tar. Of the latter only rows whose ``status`` is
+"success" count, for the others have no image.
+
+Columns of text files are read as text: a key ``00017`` stays one.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
+from wsl import _core
 from wsl._core import DataError, UsageError, WslError
 
 if TYPE_CHECKING:
@@ -21,6 +31,12 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 131_072
 """Rows of the batches that Polars is asked for."""
+
+MAX_LINE_BYTES = 64 << 20
+"""Longer lines of text files are refused: a reader holds several of them in memory."""
+
+UNREADABLE = "the records could not be read: "
+"""How the engine begins what the reader of a stream said."""
 
 READERS = {
     ".parquet": "parquet",
@@ -32,21 +48,77 @@ READERS = {
     ".arrow": "ipc",
     ".ipc": "ipc",
     ".feather": "ipc",
+    ".tar": "tar",
 }
+COMPRESSIONS = (".gz", ".zst")
+
+StorageOptions = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Records:
+    """A stream of records, and where its text is still to be split."""
+
+    stream: ArrowStream
+    separator: str | None
+    files: tuple[str, ...] = ()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around the reading of the stream: what its reader says gets the names of the files."""
+        try:
+            yield
+        except DataError as error:
+            said = str(error)
+            if not said.startswith(UNREADABLE):
+                raise
+            raise _unreadable(list(self.files), said.removeprefix(UNREADABLE)) from None
+
+
+def open_records(
+    source: object,
+    *,
+    hashtags_column: str,
+    key_column: str | None = None,
+    separator: str | None = None,
+    storage_options: StorageOptions | None = None,
+) -> Records:
+    """The records of `source`, these columns only where the reader can choose them.
+
+    In tar shards `hashtags_column` is a field of the ``.json`` members, its keys joined by dots, or
+    ``.txt`` for the text of those members.
+
+    Raises UsageError for a file of unknown kind, a glob without files and an unknown column, and
+    DataError for a file that is not what its name says.
+    """
+    columns = [hashtags_column] if key_column is None else [key_column, hashtags_column]
+    if isinstance(source, (str, os.PathLike, list, tuple)):
+        files = find_files(source)
+        if kind_of(files) == "tar":
+            held = _core.member_records(
+                cast("list[str | os.PathLike[str]]", files),
+                key_column=key_column or "key",
+                hashtags_column=hashtags_column,
+                separator=separator,
+            )
+            return Records(held, None)
+        stream = _collect(scan(files, storage_options), columns, files)
+        return Records(stream, separator, tuple(files))
+    return Records(open_stream(source, columns), separator)
 
 
 def open_stream(source: object, columns: list[str] | None = None) -> ArrowStream:
     """The Arrow stream of `source`, with these columns only where Polars can choose them.
 
-    Raises UsageError for a file of unknown kind, a glob without files and an unknown column, and
-    DataError for a file that is not what its name says.
+    Raises what `open_records` raises.
     """
     if isinstance(source, pl.DataFrame):
         source = source.lazy()
     elif isinstance(source, (str, os.PathLike, list, tuple)):
-        source = scan(source)
+        files = find_files(source)
+        return _collect(scan(files), columns, files)
     if isinstance(source, pl.LazyFrame):
-        return _collect(source, columns)
+        return _collect(source, columns, [])
     if not hasattr(source, "__arrow_c_stream__"):
         raise UsageError(
             f"records: expected a path, a glob, a Polars frame or an object with __arrow_c_stream__, "
@@ -55,23 +127,37 @@ def open_stream(source: object, columns: list[str] | None = None) -> ArrowStream
     return cast("ArrowStream", source)
 
 
-def scan(source: object) -> pl.LazyFrame:
-    """A LazyFrame over the files of a path, a folder, a glob, or a list of these."""
+def scan(source: object, storage_options: StorageOptions | None = None) -> pl.LazyFrame:
+    """A LazyFrame over the tables of a path, a folder, a glob, or a list of these.
+
+    `storage_options` go to Polars for object stores; where absent it looks into the environment.
+    """
     files = find_files(source)
-    kinds = {_kind(file) for file in files}
-    if len(kinds) > 1:
-        raise UsageError(
-            f"{files[0]} and the files beside it are of several kinds ({', '.join(sorted(kinds))}); "
-            "name files of one kind at a time"
-        )
-    kind = kinds.pop()
+    kind = kind_of(files)
+    options: Any = {"storage_options": dict(storage_options)} if storage_options else {}
+    if kind == "tar":
+        raise UsageError(f"{files[0]}: a tar shard is no table; its members are read as records only")
     if kind == "parquet":
-        return pl.scan_parquet(files)
+        return _with_images(pl.scan_parquet(files, **options), files)
     if kind == "ipc":
-        return pl.scan_ipc(files)
+        return pl.scan_ipc(files, **options)
+    for file in files:
+        _check_lines(file)
     if kind == "ndjson":
-        return pl.scan_ndjson(files)
-    return pl.scan_csv(files, separator="\t" if kind == "tsv" else ",")
+        return pl.scan_ndjson(files, **options)
+    separator = "\t" if kind == "tsv" else ","
+    return pl.scan_csv(files, separator=separator, infer_schema=False, **options)
+
+
+def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
+    """img2dataset's tables say of every row whether its image is in the tar beside."""
+    if not all("://" not in file and Path(file).with_suffix(".tar").is_file() for file in files):
+        return frame
+    try:
+        has_status = "status" in frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(files, error) from None
+    return frame.filter(pl.col("status") == "success") if has_status else frame
 
 
 def count_rows(source: object) -> int | None:
@@ -79,17 +165,19 @@ def count_rows(source: object) -> int | None:
     if not source and isinstance(source, (list, tuple)):
         return 0
     try:
-        frame = source if isinstance(source, pl.LazyFrame) else scan(source)
-        kinds = None if source is frame else {_kind(file) for file in find_files(source)}
-        if kinds is None or not kinds <= {"parquet", "ipc"}:
+        files = find_files(source)
+        if kind_of(files) not in ("parquet", "ipc"):
             return None
-        return int(frame.select(pl.len()).collect().item())
-    except (pl.exceptions.PolarsError, OSError, WslError):
+        return int(scan(files).select(pl.len()).collect().item())
+    except (pl.exceptions.PolarsError, OSError, WslError, TypeError):
         return None
 
 
 def find_files(source: object) -> list[str]:
-    """The files that `source` names, in the byte order of their paths; URLs pass as they are."""
+    """The files that `source` names, in the byte order of their paths; URLs pass as they are.
+
+    A folder stands for the tables in it, or for its tar shards where it has no tables.
+    """
     patterns: Any = source if isinstance(source, (list, tuple)) else [source]
     found: set[str] = set()
     for pattern in patterns:
@@ -99,9 +187,11 @@ def find_files(source: object) -> list[str]:
             continue
         if os.path.isdir(text):
             inside = [os.path.join(text, name) for name in os.listdir(text)]
-            matches = [path for path in inside if Path(path).suffix.lower() in READERS]
+            known = [path for path in inside if _suffix(path) in READERS]
+            matches = [path for path in known if _suffix(path) != ".tar"] or known
         else:
             matches = glob.glob(text, recursive=True) or ([text] if os.path.exists(text) else [])
+            matches = [path for path in matches if not os.path.isdir(path)]
         if not matches:
             raise UsageError(f"records: no file matches {text!r} (seen from {os.getcwd()})")
         found.update(matches)
@@ -111,19 +201,60 @@ def find_files(source: object) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
-def _kind(path: str) -> str:
-    name = path.lower()
-    for compression in (".gz", ".zst"):
-        name = name.removesuffix(compression)
-    suffix = Path(name).suffix
-    if suffix not in READERS:
+def kind_of(files: list[str]) -> str:
+    """How the files are read: parquet, csv, tsv, ndjson, ipc or tar. UsageError where they differ."""
+    kinds = {_kind(file) for file in files}
+    if len(kinds) > 1:
         raise UsageError(
-            f"{path}: a table of an unknown kind; expected a name that ends in one of {', '.join(READERS)}"
+            f"{files[0]} and the files beside it are of several kinds ({', '.join(sorted(kinds))}); "
+            "name files of one kind at a time"
         )
-    return READERS[suffix]
+    return kinds.pop()
 
 
-def _collect(frame: pl.LazyFrame, columns: list[str] | None) -> ArrowStream:
+def _suffix(path: str) -> str:
+    name = path.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return Path(name).suffix
+
+
+def _kind(path: str) -> str:
+    suffix = _suffix(path)
+    kind = READERS.get(suffix)
+    if kind is None or (kind not in ("csv", "tsv", "ndjson") and path.lower().endswith(COMPRESSIONS)):
+        raise UsageError(
+            f"{path}: a table of an unknown kind; expected a name that ends in one of {', '.join(READERS)} "
+            "(those of text also with .gz or .zst)"
+        )
+    return kind
+
+
+def _check_lines(path: str) -> None:
+    """Refuses a line that would fill the memory. A few reads: it looks for one newline a window."""
+    if "://" in path or path.lower().endswith(COMPRESSIONS):
+        return
+    size = os.path.getsize(path)
+    step = 1 << 20
+    with open(path, "rb") as file:
+        start = 0
+        while size - start > MAX_LINE_BYTES:
+            end = start + MAX_LINE_BYTES
+            place = -1
+            while place < 0 and end > start:
+                begin = max(start, end - step)
+                file.seek(begin)
+                place = file.read(end - begin).rfind(b"\n")
+                end = begin
+            if place < 0:
+                raise DataError(
+                    f"{path}: the line at byte {start:,} has more than {MAX_LINE_BYTES:,} bytes, so it is "
+                    "taken for damage; a record is one line"
+                )
+            start = end + place + 1
+
+
+def _collect(frame: pl.LazyFrame, columns: list[str] | None, files: list[str]) -> ArrowStream:
     try:
         schema = frame.collect_schema()
         if columns is not None:
@@ -134,5 +265,15 @@ def _collect(frame: pl.LazyFrame, columns: list[str] | None) -> ArrowStream:
                 )
             frame = frame.select(columns)
         return cast("ArrowStream", frame.collect_batches(chunk_size=BATCH_ROWS, lazy=True))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"the records cannot be read: {error}") from None
+    except WslError:
+        raise
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        raise _unreadable(files, error) from None
+
+
+def _unreadable(files: list[str], error: BaseException | str) -> DataError:
+    where = f"{files[0]}: " if len(files) == 1 else f"{files[0]} to {files[-1]}: " if files else ""
+    return DataError(
+        f"{where}the records cannot be read: {' '.join(str(error).split())}; "
+        "make or copy the file again, or leave it out"
+    )

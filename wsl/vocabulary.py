@@ -13,7 +13,7 @@ from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.hashtags import HashtagCounts
 from wsl.publish import publishing
-from wsl.source import open_stream
+from wsl.source import open_records
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,14 @@ class Vocabulary:
         progress: Callable[[int], object] | None = None,
     ) -> tuple[int, int]:
         """The number of records, and of those with a tag that leads to a label; reads them once."""
-        return self._core.cover(
-            open_stream(source, [hashtags_column]),
-            hashtags_column=hashtags_column,
-            separator=separator,
-            progress=progress,
-        )
+        records = open_records(source, hashtags_column=hashtags_column, separator=separator)
+        with records.reading():
+            return self._core.cover(
+                records.stream,
+                hashtags_column=hashtags_column,
+                separator=records.separator,
+                progress=progress,
+            )
 
     @classmethod
     def of_classes(cls, names: list[str]) -> Vocabulary:

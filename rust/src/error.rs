@@ -62,6 +62,12 @@ impl std::error::Error for Error {
 
 impl From<arrow_schema::ArrowError> for Error {
     fn from(error: arrow_schema::ArrowError) -> Self {
-        Self::Data(format!("Arrow data could not be read: {error}"))
+        let text = error.to_string();
+        // What the engine itself said comes back from a stream with a word before it.
+        if let Some((_, own)) = text.rsplit_once("External error: ") {
+            return Self::data(own);
+        }
+        let said = text.rsplit_once("Producer error: ").map_or(text.as_str(), |(_, said)| said);
+        Self::Data(format!("the records could not be read: {said}"))
     }
 }

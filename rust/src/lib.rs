@@ -19,6 +19,7 @@ mod error;
 pub mod hashtag;
 pub mod index;
 pub mod job;
+pub mod members;
 pub mod noise;
 pub mod publish;
 pub mod resample;

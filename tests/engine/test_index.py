@@ -201,7 +201,7 @@ def test_bad_shards_and_options_are_refused_and_nothing_becomes_visible(tmp_path
     shutil.copy(shards[0], tmp_path / "copy.tar")
     with pytest.raises(wsl.DataError, match="a key that another sample has"):
         wsl.build_index(out, [shards[0], tmp_path / "copy.tar"])
-    with pytest.raises(wsl.UsageError, match="come from records"):
+    with pytest.raises(wsl.UsageError, match="name where the hashtags are"):
         wsl.build_index(out, shards[:1], label_kind="hashtag")
     with pytest.raises(wsl.UsageError, match="at least one shard"):
         wsl.build_index(out, [])

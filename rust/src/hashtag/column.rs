@@ -112,11 +112,10 @@ impl<'a> Raw<'a> {
     #[inline]
     fn of(data: &'a [u8], start: usize, end: usize) -> Self {
         let length = end.wrapping_sub(start);
-        if length <= INLINE {
-            if let Some(Ok(bytes)) = data.get(start..start.wrapping_add(16)).map(TryInto::try_into)
-            {
-                return Self::Short(u128::from_le_bytes(bytes), length);
-            }
+        if length <= INLINE
+            && let Some(Ok(bytes)) = data.get(start..start.wrapping_add(16)).map(TryInto::try_into)
+        {
+            return Self::Short(u128::from_le_bytes(bytes), length);
         }
         data.get(start..end).map_or(Self::Null, Self::Long)
     }

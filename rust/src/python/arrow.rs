@@ -50,7 +50,7 @@ pub(super) type Batches = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 #[pyclass(module = "wsl._core", frozen)]
 pub(super) struct Table {
     schema: SchemaRef,
-    len: usize,
+    len: Option<usize>,
     open: Box<dyn Fn() -> Batches + Send + Sync>,
 }
 
@@ -58,13 +58,13 @@ impl Table {
     /// A table in memory.
     pub(super) fn new(schema: SchemaRef, batches: Vec<RecordBatch>) -> Self {
         let len = batches.iter().map(RecordBatch::num_rows).sum();
-        Self::streamed(schema, len, move || Box::new(batches.clone().into_iter().map(Ok)))
+        Self::streamed(schema, Some(len), move || Box::new(batches.clone().into_iter().map(Ok)))
     }
 
-    /// A table of `len` rows whose batches are made when they are read.
+    /// A table of `len` rows, where they are known, whose batches are made when they are read.
     pub(super) fn streamed(
         schema: SchemaRef,
-        len: usize,
+        len: Option<usize>,
         open: impl Fn() -> Batches + Send + Sync + 'static,
     ) -> Self {
         Self { schema, len, open: Box::new(open) }
@@ -88,13 +88,16 @@ impl Table {
         PyCapsule::new_with_value(py, FFI_ArrowArrayStream::new(reader), STREAM)
     }
 
-    fn __len__(&self) -> usize {
-        self.len
+    fn __len__(&self) -> PyResult<usize> {
+        self.len.ok_or_else(|| {
+            PyTypeError::new_err("the table is streamed, so its rows are known once it is read")
+        })
     }
 
     fn __repr__(&self) -> String {
         let names: Vec<_> =
             self.schema.fields().iter().map(|field| field.name().as_str()).collect();
-        format!("Table({} rows: {})", self.len, names.join(", "))
+        let rows = self.len.map_or("streamed".to_owned(), |len| format!("{len} rows"));
+        format!("Table({rows}: {})", names.join(", "))
     }
 }

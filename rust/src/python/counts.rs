@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::arrow::{Table, import_stream};
+use super::arrow::{Batches, Table, import_stream};
 use super::call::long_call;
 use crate::count::{CountOptions, HashtagCounts as Counts, Ranked};
 use crate::hashtag::{Rejection, Scratch, normalize};
+use crate::members::{MemberOptions, MemberRecords};
 use crate::spill::Memory;
 use crate::zipf;
 
@@ -16,7 +17,27 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<HashtagCounts>()?;
     let (major, minor, patch) = crate::hashtag::UNICODE_VERSION;
     module.add("UNICODE_VERSION", format!("{major}.{minor}.{patch}"))?;
-    module.add_function(wrap_pyfunction!(normalize_hashtag, module)?)
+    module.add_function(wrap_pyfunction!(normalize_hashtag, module)?)?;
+    module.add_function(wrap_pyfunction!(member_records, module)?)
+}
+
+/// The records held in the `.json` or `.txt` members of shards: columns of keys and of hashtags.
+#[pyfunction]
+#[pyo3(signature = (shards, *, key_column, hashtags_column, separator=None))]
+fn member_records(
+    shards: Vec<PathBuf>,
+    key_column: String,
+    hashtags_column: String,
+    separator: Option<String>,
+) -> PyResult<Table> {
+    let options = MemberOptions { hashtags: hashtags_column, key_column, separator };
+    let schema = MemberRecords::schema(&options);
+    MemberRecords::new(Vec::new(), options.clone())?;
+    let open = move || match MemberRecords::new(shards.clone(), options.clone()) {
+        Ok(records) => Box::new(records) as Batches,
+        Err(error) => Box::new(std::iter::once(Err(error))),
+    };
+    Ok(Table::streamed(schema, None, open))
 }
 
 /// The normalized form of a hashtag, or None where it is rejected.
@@ -86,7 +107,7 @@ impl HashtagCounts {
         let inner = &mut self.inner;
         let ranked = long_call(py, None, |job| inner.ranked(job))?;
         let len = ranked.len() as usize;
-        Ok(Table::streamed(Ranked::schema(), len, move || Box::new(ranked.batches())))
+        Ok(Table::streamed(Ranked::schema(), Some(len), move || Box::new(ranked.batches())))
     }
 
     /// The most frequent tags and their counts.
