@@ -148,6 +148,16 @@ class IndexBuilder:
         separator: str | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
+    def index_records(
+        self,
+        stream: ArrowStream,
+        *,
+        key_column: str,
+        hashtags_column: str,
+        vocabulary: Vocabulary,
+        separator: str | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> None: ...
     def add_shards(
         self,
         paths: list[tuple[str | PathLike[str], str]],

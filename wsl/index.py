@@ -126,7 +126,7 @@ class Index:
         return {
             "sample": ordinal,
             "key": key,
-            "shard": os.fspath(shard),
+            "shard": None if shard == Path() else os.fspath(shard),
             "offset": offset,
             "size": size,
             "labels": labels,
@@ -204,7 +204,7 @@ def repeat_factors(
 
 def build_index(
     out: str | os.PathLike[str],
-    shards: Sequence[str | os.PathLike[str]],
+    shards: Sequence[str | os.PathLike[str]] = (),
     *,
     records: object = None,
     label_kind: Literal["hashtag", "class"] | None = None,
@@ -216,20 +216,23 @@ def build_index(
     max_labels: int | None = None,
     class_names: list[str] | None = None,
     exclude: Sequence[str] = (),
+    memory_bytes: int | None = None,
+    spill_dir: str | os.PathLike[str] | None = None,
     num_threads: int | None = None,
     provenance: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Index:
-    """Indexes tar shards into the folder `out` and opens the result.
+    """Indexes tar shards, or records alone, into the folder `out` and opens the result.
 
     `label_kind` "hashtag" joins `records` (a path, glob, Polars frame or Arrow stream with a column of
     keys and one of hashtags; what can be read only once needs `vocabulary`) by their keys. Without
     records the hashtags are those of the shards' own members: `hashtags_column` is the field of their
-    ``.json``, or ``.txt``. "class" reads the shards' ``.cls`` members, None makes an index without
-    labels. The vocabulary is `vocabulary`, or made from the counts (`min_count`, `max_labels`), or from
+    ``.json``, or ``.txt``. Without shards each record is a sample that has no image. "class" reads the
+    shards' ``.cls`` members, None makes an index without labels. The vocabulary is `vocabulary`, or made from the counts (`min_count`, `max_labels`), or from
     `class_names`. Shards are taken in the order given. `exclude` lists keys to leave out. `progress` is
-    called with the number of shards done.
+    called with the number of shards done (records, where there are no shards). `memory_bytes` and
+    `spill_dir` limit the counting, as in `count_hashtags`.
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options
     that do not fit together or an index that is there already, DataError for damaged shards or records.
@@ -244,7 +247,12 @@ def build_index(
     if label_kind == "hashtag":
         if vocabulary is None:
             counts = count_hashtags(
-                records, hashtags_column=hashtags_column, separator=separator, num_threads=num_threads
+                records,
+                hashtags_column=hashtags_column,
+                separator=separator,
+                memory_bytes=memory_bytes,
+                spill_dir=spill_dir,
+                num_threads=num_threads,
             )
             vocabulary = Vocabulary.build(counts, min_count=min_count, max_labels=max_labels)
         if not len(vocabulary):
@@ -255,15 +263,18 @@ def build_index(
         found = open_records(
             records, key_column=key_column, hashtags_column=hashtags_column, separator=separator
         )
+        take_in = builder.add_records if shards else builder.index_records
         with found.reading():
-            builder.add_records(
+            take_in(
                 found.stream,
                 key_column=key_column,
                 hashtags_column=hashtags_column,
                 vocabulary=vocabulary.core,
                 separator=found.separator,
+                progress=None if shards else progress,
             )
-    root = Path(os.path.commonpath([Path(shard).resolve().parent for shard in shards]))
+    folders = [Path(shard).resolve().parent for shard in shards]
+    root = Path(os.path.commonpath(folders)) if folders else folder.resolve()
     paths = [(Path(shard).resolve(), os.path.relpath(Path(shard).resolve(), root)) for shard in shards]
     builder.add_shards([*paths], progress=progress)
     if label_kind == "class" and vocabulary is None:
@@ -285,8 +296,8 @@ def build_index(
 def _check_options(
     folder: Path, shards: Sequence[object], records: object, label_kind: str | None, overwrite: bool
 ) -> None:
-    if not shards:
-        raise UsageError(f"{folder}: an index needs at least one shard")
+    if not shards and (records is None or label_kind != "hashtag"):
+        raise UsageError(f"{folder}: an index needs shards, or records of hashtags (label_kind hashtag)")
     if label_kind != "hashtag" and records is not None:
         raise UsageError(f"{folder}: records are read with --label-kind hashtag; classes from .cls members")
     if (folder / MANIFEST).exists() and not overwrite:

@@ -66,9 +66,12 @@ def build_one_index(
 
     UsageError where it was built with other options or inputs and `overwrite` is not given.
     """
-    if settings.shards is None:
-        raise UsageError(f"{path}: an index needs shards; name them with 'shards' in wsl.yaml or --shards")
-    shards = match_files(root, settings.shards)
+    if settings.shards is None and settings.records is None:
+        raise UsageError(
+            f"{path}: an index needs shards, or records alone; name them with 'shards' and 'records' in "
+            "wsl.yaml, or --shards and --records"
+        )
+    shards = [] if settings.shards is None else match_files(root, settings.shards)
     provenance = _provenance(settings, root, shards)
     vocabulary = None
     file = settings.vocabulary.file

@@ -14,6 +14,7 @@
 
 mod canonical;
 mod cover;
+mod encoder;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use crate::{Error, Result};
 
 pub use canonical::{Coverage, Selection, Share};
 pub use cover::Covered;
+pub use encoder::Encoder;
 
 /// The most labels a vocabulary can have: labels are 32-bit, and the last number stays free.
 pub const MAX_LABELS: usize = u32::MAX as usize;

@@ -12,7 +12,8 @@ wsl normalizes what it reads, the others count the bytes as they are, which is l
 Every program runs in a process of its own with two threads, in turns, `--rounds` times. The table
 shows the medians of CPU seconds (user and system) and wall seconds, and the largest peak of resident
 memory, each over the whole process, its start included; "decoding alone" is Polars reading the
-column and doing nothing with it.
+column and doing nothing with it; "wsl, index" is `wsl index build --records`: counting, making the
+vocabulary of all tags, encoding every record and writing the index.
 """
 
 from __future__ import annotations
@@ -107,6 +108,16 @@ def run_wsl(folder: str, memory: int | None = None) -> int:
     return len(counts.table())
 
 
+def run_index(folder: str) -> int:
+    import wsl
+
+    with tempfile.TemporaryDirectory(dir=Path(folder).parent) as out:
+        index = wsl.build_index(
+            out, records=f"{folder}/*.parquet", label_kind="hashtag", num_threads=THREADS, overwrite=True
+        )
+        return len(index)
+
+
 def run_decoding(folder: str) -> int:
     import pyarrow as pa
 
@@ -154,6 +165,7 @@ def run_datafusion(folder: str) -> int:
 
 PROGRAMS = {
     "wsl": run_wsl,
+    "wsl, index": run_index,
     "decoding alone": run_decoding,
     "polars": run_polars,
     "duckdb": run_duckdb,

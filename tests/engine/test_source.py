@@ -168,6 +168,42 @@ def test_an_index_takes_the_hashtags_of_its_own_shards(tmp_path: Path) -> None:
     assert [row.tolist() for row in index.labels(range(6))] == [[0], [], [], [0], [], [0]]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_records_alone_make_an_index_without_images(tmp_path: Path, threads: int) -> None:
+    tags = [
+        [f"t{n % 90}" for n in range(row, row + row % 5)] + ["x" * 20] * (row % 2) for row in range(70_000)
+    ]
+    keys = [f"key-{row}" for row in range(len(tags))]
+    frame = pl.DataFrame(
+        {"key": keys, "hashtags": tags}, schema={"key": pl.String, "hashtags": pl.List(pl.String)}
+    )
+    index = wsl.build_index(
+        tmp_path / "index",
+        records=frame,
+        label_kind="hashtag",
+        min_count=2,
+        num_threads=threads,
+        exclude=["key-3"],
+    )
+    kept = [row for row in range(len(tags)) if row != 3]
+    assert len(index) == len(kept)
+    names = index.class_names
+    assert names is not None
+    some = [0, 1, 2, 3, 65_534, 65_535, 65_536, len(kept) - 1]
+    for ordinal, labels in zip(some, index.labels(some), strict=True):
+        assert {names[label] for label in labels} == set(tags[kept[ordinal]])
+        assert labels.tolist() == sorted(set(labels.tolist()))
+    assert index.keys(some) == [keys[kept[ordinal]] for ordinal in some]
+    assert index.find("key-69999") == len(kept) - 1
+    assert index.row(5)["shard"] is None
+    index.verify()
+    with pytest.raises(wsl.UsageError, match="built of records alone"):
+        index.read([5])
+    scanned = index.scan().select(pl.len(), pl.col("size").sum()).collect()
+    assert scanned.row(0) == (len(kept), 0)
+    assert len(wsl.repeat_factors(index)) == len(kept)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -61,11 +61,13 @@ def build(
     from wsl.config import IndexConfig, VocabularyConfig, check
     from wsl.counting import Memory
 
-    if shards:
+    if shards or records:
         if out is None:
-            raise UsageError("--shards needs --out DIR, the folder of the index to write")
+            raise UsageError("--shards and --records need --out DIR, the folder of the index to write")
         if name is not None:
             raise UsageError(f"give either an index of the workspace ({name}) or --shards, not both")
+        if not shards and label_kind is None:
+            label_kind = "hashtag"
         tree: dict[str, Any] = {"shards": shards, "records": records, "label_kind": label_kind}
         tree |= {"key_column": key_column, "hashtags_column": hashtags_column, "exclude": exclude}
         settings = check(IndexConfig, tree, "the options")

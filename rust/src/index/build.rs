@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::builder::{ListBuilder, StringBuilder, UInt32Builder};
-use arrow_array::{ArrayRef, RecordBatch, UInt32Array, UInt64Array};
+use arrow_array::builder::StringBuilder;
+use arrow_array::{ArrayRef, ListArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, Field};
 use hashbrown::HashSet;
 use rayon::prelude::*;
@@ -26,7 +27,7 @@ use crate::count::{CountOptions, tag_column};
 use crate::hashtag::{RecordReader, Tally};
 use crate::job::Job;
 use crate::shard::{IMAGE_EXTENSIONS, Scanner, split_name};
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{Encoder, Vocabulary};
 use crate::{Error, Result, publish};
 
 /// Longer `.cls` members are refused.
@@ -63,14 +64,14 @@ pub struct BuildOptions {
 pub struct Builder {
     folder: PathBuf,
     options: BuildOptions,
-    exclude: HashSet<String>,
+    pub(super) exclude: HashSet<String>,
     records: Records,
     counts: BTreeMap<String, u64>,
-    rows: Rows,
+    pub(super) rows: Rows,
     parts: Vec<FileEntry>,
     shards: Shards,
-    keys: Vec<(u64, u64)>,
-    num_samples: u64,
+    pub(super) keys: Vec<(u64, u64)>,
+    pub(super) num_samples: u64,
     highest_class: Option<u32>,
 }
 
@@ -108,6 +109,7 @@ impl Builder {
         job: &Job,
     ) -> Result<()> {
         let mut reader = RecordReader::new(options.separator.as_deref())?;
+        let encoder = Encoder::new(vocabulary);
         let mut labels = Vec::new();
         for batch in batches {
             let batch = batch?;
@@ -119,11 +121,9 @@ impl Builder {
                 }
                 labels.clear();
                 let mut unknown = 0;
-                reader.read(&tags, row, &mut Tally::default(), |tag| {
-                    match vocabulary.encode_tag(tag) {
-                        Some(label) => labels.push(label),
-                        None => unknown += 1,
-                    }
+                reader.read(&tags, row, &mut Tally::default(), |tag| match encoder.encode(tag) {
+                    Some(label) => labels.push(label),
+                    None => unknown += 1,
                 });
                 labels.sort_unstable();
                 labels.dedup();
@@ -140,22 +140,15 @@ impl Builder {
         Ok(())
     }
 
-    fn count(&mut self, name: &str) -> &mut u64 {
+    pub(super) fn count(&mut self, name: &str) -> &mut u64 {
         self.counts.entry(name.to_owned()).or_insert(0)
     }
 
     /// Scans shards and writes parts; `paths` pairs where each lies with what `shards.arrow` calls it.
     /// `job` advances by shards.
     pub fn add_shards(&mut self, paths: &[(PathBuf, String)], job: &Job) -> Result<()> {
-        let num_threads = match self.options.num_threads {
-            Some(0) => return Err(Error::usage("num_threads must be at least 1")),
-            Some(number) => number,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(num_threads)
-            .build()
-            .map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
+        let pool = self.thread_pool()?;
+        let num_threads = pool.current_num_threads();
         let with_classes = self.options.labels == LabelSource::Members;
         for some in paths.chunks(4 * num_threads) {
             let scans: Vec<Result<Scan>> = pool.install(|| {
@@ -167,6 +160,16 @@ impl Builder {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn thread_pool(&self) -> Result<rayon::ThreadPool> {
+        let num_threads = match self.options.num_threads {
+            Some(0) => return Err(Error::usage("num_threads must be at least 1")),
+            Some(number) => number,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
+        pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))
     }
 
     fn take(&mut self, name: &str, scan: Scan) -> Result<()> {
@@ -196,7 +199,7 @@ impl Builder {
             if labels.is_empty() {
                 *self.counts.entry("samples_without_labels".to_owned()).or_insert(0) += 1;
             }
-            self.rows.push(&sample, shard, labels);
+            self.rows.push(&sample.key, (shard, sample.offset, sample.size), labels);
             self.keys.push((xxh3_64(sample.key.as_bytes()), self.num_samples));
             self.num_samples += 1;
             if self.rows.len() == PART_ROWS {
@@ -207,7 +210,7 @@ impl Builder {
         Ok(())
     }
 
-    fn write_part(&mut self) -> Result<()> {
+    pub(super) fn write_part(&mut self) -> Result<()> {
         let name = format!("part-{:05}.arrow", self.parts.len());
         let batches = std::mem::take(&mut self.rows).batches()?;
         self.parts.push(write_table(&self.folder, &name, &part_schema(), &batches)?);
@@ -245,8 +248,8 @@ impl Builder {
         }
         if self.num_samples == 0 {
             return Err(Error::data(format!(
-                "{}: the shards hold no image, so there is nothing to index; members are called \
-                 KEY.jpg, KEY.png and the like",
+                "{}: the shards hold no image, or the records no row, so there is nothing to index; \
+                 members are called KEY.jpg, KEY.png and the like",
                 self.folder.display()
             )));
         }
@@ -419,9 +422,9 @@ impl Samples {
     }
 }
 
-/// Rows of the part under way.
+/// Rows of the part under way, laid out as Arrow has them.
 #[derive(Debug, Default)]
-struct Rows {
+pub(super) struct Rows {
     keys: Vec<u8>,
     key_ends: Vec<usize>,
     shards: Vec<u32>,
@@ -432,16 +435,17 @@ struct Rows {
 }
 
 impl Rows {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.shards.len()
     }
 
-    fn push(&mut self, sample: &Sample, shard: u32, labels: &[u32]) {
-        self.keys.extend_from_slice(sample.key.as_bytes());
+    /// Adds a sample whose image lies at `(shard, offset, size)`.
+    pub(super) fn push(&mut self, key: &str, place: (u32, u64, u32), labels: &[u32]) {
+        self.keys.extend_from_slice(key.as_bytes());
         self.key_ends.push(self.keys.len());
-        self.shards.push(shard);
-        self.offsets.push(sample.offset);
-        self.sizes.push(sample.size);
+        self.shards.push(place.0);
+        self.offsets.push(place.1);
+        self.sizes.push(place.2);
         self.labels.extend_from_slice(labels);
         self.label_ends.push(self.labels.len());
     }
@@ -452,26 +456,41 @@ impl Rows {
     }
 
     fn batch(&self, start: usize, end: usize) -> Result<RecordBatch> {
-        let before = |ends: &[usize], row: usize| if row == 0 { 0 } else { ends[row - 1] };
-        let item = Field::new("item", DataType::UInt32, false);
-        let mut keys = StringBuilder::new();
-        let mut labels = ListBuilder::new(UInt32Builder::new()).with_field(Arc::new(item));
-        for row in start..end {
-            let key = &self.keys[before(&self.key_ends, row)..self.key_ends[row]];
-            keys.append_value(String::from_utf8_lossy(key));
-            let span = before(&self.label_ends, row)..self.label_ends[row];
-            labels.values().append_slice(&self.labels[span]);
-            labels.append(true);
-        }
+        let (key_offsets, keys) = spans(&self.key_ends, start, end)?;
+        let (label_offsets, labels) = spans(&self.label_ends, start, end)?;
+        let keys = Buffer::from(&self.keys[keys]);
+        let item = Arc::new(Field::new("item", DataType::UInt32, false));
+        let labels: ArrayRef = Arc::new(UInt32Array::from(self.labels[labels].to_vec()));
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(keys.finish()),
+            Arc::new(StringArray::try_new(key_offsets, keys, None)?),
             Arc::new(UInt32Array::from(self.shards[start..end].to_vec())),
             Arc::new(UInt64Array::from(self.offsets[start..end].to_vec())),
             Arc::new(UInt32Array::from(self.sizes[start..end].to_vec())),
-            Arc::new(labels.finish()),
+            Arc::new(ListArray::try_new(item, label_offsets, labels, None)?),
         ];
         Ok(RecordBatch::try_new(part_schema(), columns)?)
     }
+}
+
+/// Arrow's offsets of the rows from `start` to `end`, and the values they span.
+fn spans(
+    ends: &[usize],
+    start: usize,
+    end: usize,
+) -> Result<(OffsetBuffer<i32>, std::ops::Range<usize>)> {
+    let base = if start == 0 { 0 } else { ends[start - 1] };
+    let offset = |end: usize| {
+        i32::try_from(end - base).map_err(|_| {
+            Error::data(format!(
+                "the rows {start} to {end} of a part hold over 2 GiB of keys or labels, more than an \
+                 index can hold there; shorten the keys"
+            ))
+        })
+    };
+    let offsets = std::iter::once(base).chain(ends[start..end].iter().copied()).map(offset);
+    let offsets: Vec<i32> = offsets.collect::<Result<_>>()?;
+    let last = ends.get(end.wrapping_sub(1)).copied().unwrap_or(base);
+    Ok((OffsetBuffer::new(ScalarBuffer::from(offsets)), base..last))
 }
 
 /// Rows of `shards.arrow`.

@@ -35,6 +35,8 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const BATCH_ROWS: usize = 65_536;
 /// Rows of a part; the last may have fewer.
 pub const PART_ROWS: usize = 16 * BATCH_ROWS;
+/// The shard of samples that have no image; their offset and size are 0.
+pub const NO_SHARD: u32 = u32::MAX;
 /// The name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
 /// The name of the table of shards.

@@ -2,7 +2,8 @@
 //!
 //! [`build`] writes it, [`read`] maps it, [`format`] says what its files are, [`map`] holds the maps.
 
-pub mod build;
+pub mod alone;
+mod build;
 pub mod format;
 pub mod map;
 pub mod part;

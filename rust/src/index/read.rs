@@ -15,7 +15,7 @@ use arrow_ipc::reader::FileReader;
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::format::{KEYS_MAGIC, Manifest, SHARDS, checksum, shards_schema};
+use super::format::{KEYS_MAGIC, Manifest, NO_SHARD, SHARDS, checksum, shards_schema};
 use super::map::Map;
 use super::part::{Part, Row};
 use crate::job::Job;
@@ -191,6 +191,14 @@ impl Index {
     /// The encoded image of a sample.
     pub fn read(&self, ordinal: u64) -> Result<Vec<u8>> {
         let row = self.row(ordinal)?;
+        if row.shard == NO_SHARD {
+            return Err(Error::usage(format!(
+                "{}: sample {ordinal} ({:?}) has no image: the index was built of records alone; build \
+                 it with the shards that hold the images",
+                self.folder.display(),
+                row.key
+            )));
+        }
         let path = self.shard_path(row.shard)?;
         let changed = |what: &str| {
             Error::data(format!(
@@ -228,7 +236,12 @@ impl Index {
     }
 
     /// Where a shard lies.
+    ///
+    /// Nowhere, an empty path, for samples of records alone.
     pub fn shard_path(&self, shard: u32) -> Result<PathBuf> {
+        if shard == NO_SHARD {
+            return Ok(PathBuf::new());
+        }
         let shard = self.shards.get(shard as usize).ok_or_else(|| {
             Error::data(format!(
                 "{}: a sample names shard {shard}, and there are {}; build the index again",
@@ -305,7 +318,10 @@ impl Index {
             }
             let place = part.row(row)?;
             let end = place.offset.checked_add(u64::from(place.size));
-            let size = self.shards.get(place.shard as usize).map(|shard| shard.size);
+            let size = match place.shard {
+                NO_SHARD => Some(0),
+                shard => self.shards.get(shard as usize).map(|shard| shard.size),
+            };
             let labels = part.labels(row)?;
             let known = labels.into_iter().all(|label| u64::from(label) < self.manifest.num_labels);
             if !known || end.zip(size).is_none_or(|(end, size)| end > size) {

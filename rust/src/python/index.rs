@@ -84,6 +84,27 @@ impl IndexBuilder {
         })
     }
 
+    /// Writes records as samples without an image, their hashtags as labels of `vocabulary`.
+    #[pyo3(signature = (stream, *, key_column, hashtags_column, vocabulary, separator=None, progress=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn index_records(
+        &mut self,
+        py: Python<'_>,
+        stream: &Bound<'_, PyAny>,
+        key_column: &str,
+        hashtags_column: String,
+        vocabulary: PyRef<'_, Vocabulary>,
+        separator: Option<String>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let batches = import_stream(stream)?;
+        let options = CountOptions { column: hashtags_column, separator, num_threads: None };
+        let (builder, labels) = (self.builder()?, &vocabulary.inner);
+        long_call(py, progress, |job| {
+            builder.index_records(batches, key_column, &options, labels, job)
+        })
+    }
+
     /// Scans shards, pairs of where each lies and what the index calls it.
     #[pyo3(signature = (paths, *, progress=None))]
     fn add_shards(
