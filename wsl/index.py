@@ -229,10 +229,11 @@ def build_index(
     keys and one of hashtags; what can be read only once needs `vocabulary`) by their keys. Without
     records the hashtags are those of the shards' own members: `hashtags_column` is the field of their
     ``.json``, or ``.txt``. Without shards each record is a sample that has no image. "class" reads the
-    shards' ``.cls`` members, None makes an index without labels. The vocabulary is `vocabulary`, or made from the counts (`min_count`, `max_labels`), or from
-    `class_names`. Shards are taken in the order given. `exclude` lists keys to leave out. `progress` is
-    called with the number of shards done (records, where there are no shards). `memory_bytes` and
-    `spill_dir` limit the counting, as in `count_hashtags`.
+    shards' ``.cls`` members, None makes an index without labels. The vocabulary is `vocabulary`, or made
+    from the counts (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the order
+    given. `exclude` lists keys to leave out. `progress` is called with the number of shards done
+    (records, where there are no shards). `memory_bytes` and `spill_dir` limit the counting, as in
+    `count_hashtags`.
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options
     that do not fit together or an index that is there already, DataError for damaged shards or records.
