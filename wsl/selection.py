@@ -8,15 +8,15 @@ agree where P is at least the number of classes. Nothing is refilled after a cut
 
 Scores are float32 and ranked as they are: the higher first, ties to the smaller sample, then to the
 smaller class. The selection is a function of the set of scored pairs alone, however they are split
-over calls, states that are merged, files or threads. Each class keeps no more than 2K pairs of 12
-bytes; `update_dense` reads a matrix of scores once and mostly forgets it.
+over calls, states that are merged, files, threads or limits of memory. Each class keeps no more than
+2K pairs of 12 bytes; `update_dense` reads a matrix of scores once and mostly forgets it. With a limit
+of memory the rest goes to sorted runs in a private folder, which is gone at the end.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
@@ -34,52 +34,115 @@ Order = Literal["class-first", "image-first"]
 _LOW_PRECISION = ("float16", "bfloat16", "half", "float8", "float4")
 
 
-@dataclass(frozen=True, eq=False)
 class Selection:
-    """What a selection came to.
+    """What a selection came to; it stays as it is, whatever becomes of the state.
 
-    `table` has a row for each selected pair, by ascending class, then rank:
-
-    ======================  ==========================================================================
-    ``sample`` uint64       the image
-    ``class`` uint32        the class that it stands for
-    ``score`` float32       its score; log-odds where logits were given
-    ``probability`` float32 1 / (1 + exp(-score)): the softmax's probability where the score is the
-                            log-odds, and without a meaning for scores of another kind
-    ``rank`` uint32         its place among the images that the class took, from 1, before the P cut
-    ======================  ==========================================================================
-
-    `before` and `after` (uint64, one for each class) count the images of a class before and after the
-    P cut; under ``image-first``, where that cut comes first, they are equal.
+    `k`, `p` and `order` are what it was finished with. The counts are arrays with one number for each
+    class: `before` and `after` (uint64) its images before and after the P cut, equal under
+    ``image-first``, where that cut comes first; `lowest` (float32) the score of the last image that it
+    took, before the P cut, NaN where it took none.
     """
 
-    table: pl.DataFrame
-    before: npt.NDArray[np.uint64]
-    after: npt.NDArray[np.uint64]
-    k: int
-    p: int
-    order: Order
+    def __init__(self, core: _core.SelectedPairs, k: int, p: int, order: Order) -> None:
+        self._core = core
+        self.k, self.p, self.order = k, p, order
+        self.before = np.frombuffer(core.num_before(), dtype=np.uint64)
+        self.after = np.frombuffer(core.num_after(), dtype=np.uint64)
+        self.lowest = np.frombuffer(core.lowest(), dtype=np.float32)
+
+    @property
+    def num_pairs(self) -> int:
+        """Selected pairs."""
+        return int(self.after.sum())
+
+    @property
+    def images_by_classes(self) -> dict[int, int]:
+        """How many images are selected for 1, 2, ... classes."""
+        return dict(self._core.images_by_classes())
 
     @property
     def short_classes(self) -> npt.NDArray[np.int64]:
         """The classes that fewer than K images were scored and kept for, ascending."""
         return np.flatnonzero(self.before < self.k)
 
+    def stream(self) -> ArrowStream:
+        """The selected pairs as an Arrow stream of sample, class, score and rank, as `table` has them;
+        read from disk where they do not fit in memory, as often as wanted."""
+        return cast("ArrowStream", self._core.table())
+
+    def frames(self) -> Iterator[pl.DataFrame]:
+        """The same batch by batch, with the probability.
+
+        Columns:
+
+        ======================  ======================================================================
+        ``sample`` uint64       the image
+        ``class`` uint32        the class that it stands for
+        ``score`` float32       its score; log-odds where logits were given
+        ``probability`` float32 1 / (1 + exp(-score)): the softmax's probability where the score is the
+                                log-odds, and without a meaning for scores of another kind
+        ``rank`` uint32         its place among the images that the class took, from 1, before the P cut
+        ======================  ======================================================================
+        """
+        for batch in self._core.batches():
+            yield with_probability(pl.DataFrame(batch))
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """All pairs in memory: by ascending sample, then the best class first."""
+        return with_probability(pl.DataFrame(self.stream()))
+
+    def agreement(self, other: Selection) -> float:
+        """The share of pairs that are in both of those that are in one of them; 1 where both are empty.
+
+        Their Jaccard index; for instance of the two orders over the same scores.
+        """
+        common = self._core.num_common(other._core)
+        either = self.num_pairs + other.num_pairs - common
+        return common / either if either else 1.0
+
+
+def with_probability(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Pairs with the column that `Selection.frames` describes."""
+    probability = (1.0 / (1.0 + (-pl.col("score").cast(pl.Float64)).exp())).cast(pl.Float32)
+    return pairs.select("sample", "class", "score", probability.alias("probability"), "rank")
+
 
 class TopK:
     """The state of a selection: give it scores as they come, then `finish`.
 
     `num_classes` classes take the `k` best images each, and an image stands for at most `p` classes;
-    `order` is ``class-first`` or ``image-first``. UsageError where a number is below 1, or for
-    another order.
+    `order` is ``class-first`` or ``image-first``. Beyond `memory_bytes` entries go to a private folder in
+    `spill_dir` (the system's where absent) as sorted, checksummed runs, which are merged in the end; the
+    folder goes with the state, and one that a killed process left is removed by the next. `num_threads`
+    work together, as many as there are cores where absent. Neither changes the result. UsageError where a
+    number is below 1 or the memory too little for so many classes, or for another order.
 
     Bad data (DataError: a score that is not finite, a class out of range, a sample that comes back
     under ``image-first``) and Ctrl-C leave a state half updated, which then refuses every further
     call. Wrong usage (UsageError) leaves it as it was.
     """
 
-    def __init__(self, num_classes: int, k: int, p: int, order: Order = "class-first") -> None:
-        self._engine = _core.TopK(num_classes, k, p, order)
+    def __init__(
+        self,
+        num_classes: int,
+        k: int,
+        p: int,
+        order: Order = "class-first",
+        *,
+        memory_bytes: int | None = None,
+        spill_dir: str | os.PathLike[str] | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self._engine = _core.TopK(
+            num_classes,
+            k,
+            p,
+            order,
+            memory_bytes=memory_bytes,
+            spill_dir=spill_dir,
+            num_threads=num_threads,
+        )
 
     @property
     def num_classes(self) -> int:
@@ -106,15 +169,26 @@ class TopK:
         """Scored pairs seen so far."""
         return self._engine.num_pairs
 
-    def update_pairs(self, source: ArrowStream, *, progress: Callable[[int], object] | None = None) -> None:
-        """Takes scored pairs from anything with ``__arrow_c_stream__``, batch by batch.
+    def update_pairs(
+        self,
+        source: ArrowStream,
+        *,
+        grouped: bool = True,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Takes scores from anything with ``__arrow_c_stream__``, batch by batch.
 
-        Columns: ``sample`` and ``class``, integers of any width, not negative; ``score``, float32.
-        Under ``image-first`` the pairs of a sample must be adjacent, also across calls. `progress` is
-        called with the pairs done so far. UsageError for a missing column or another type, DataError
-        for a null, a class out of range or a score that is not finite.
+        A row for each pair: ``sample`` and ``class``, integers of any width, not negative; ``score``,
+        float32. Or a row for each sample: ``sample``, and the lists ``classes`` and ``scores`` of one
+        length, or ``scores`` alone, a fixed-size list with a score for every class.
+
+        Under ``image-first`` the pairs of a sample must be adjacent, also across calls; with `grouped`
+        false they may lie anywhere in this one source, and are sorted by sample first, on disk where they
+        do not fit (16 bytes a pair). `progress` is called with the rows done so far. UsageError for a
+        missing column or another type, DataError for a null, a class out of range, lists of two lengths
+        or a score that is not finite.
         """
-        self._engine.update_pairs(source, progress=progress)
+        self._engine.update_pairs(source, grouped=grouped, progress=progress)
 
     def update_dense(
         self, scores: object, samples: object | None = None, first_sample: int | None = None
@@ -148,15 +222,28 @@ class TopK:
         """
         self._engine.merge(other._engine)
 
+    def spill(self) -> None:
+        """Writes what is in memory to disk now, for callers who want their memory back."""
+        self._engine.spill()
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the state to a file, whole or not at all: K pairs of a class at most."""
         self._engine.save(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        memory_bytes: int | None = None,
+        spill_dir: str | os.PathLike[str] | None = None,
+        num_threads: int | None = None,
+    ) -> Self:
         """Reads a file of `save`; DataError where it is cut short, altered or of another version."""
         top = cls.__new__(cls)
-        top._engine = _core.TopK.load(path)
+        top._engine = _core.TopK.load(
+            path, memory_bytes=memory_bytes, spill_dir=spill_dir, num_threads=num_threads
+        )
         return top
 
     def finish(self, k: int | None = None, p: int | None = None) -> Selection:
@@ -166,17 +253,8 @@ class TopK:
         would have; under ``image-first`` a smaller `k` at the state's own `p` does. UsageError for
         others. DataError names a sample that is twice among the K best of a class.
         """
-        table, before, after = self._engine.finish(k, p)
-        frame = pl.DataFrame(table)
-        probability = (1.0 / (1.0 + (-pl.col("score").cast(pl.Float64)).exp())).cast(pl.Float32)
-        return Selection(
-            table=frame.select("sample", "class", "score", probability.alias("probability"), "rank"),
-            before=np.frombuffer(before, dtype=np.uint64),
-            after=np.frombuffer(after, dtype=np.uint64),
-            k=self.k if k is None else k,
-            p=self.p if p is None else p,
-            order=self.order,
-        )
+        found = self._engine.finish(k, p)
+        return Selection(found, self.k if k is None else k, self.p if p is None else p, self.order)
 
     def __repr__(self) -> str:
         return repr(self._engine)

@@ -1,13 +1,26 @@
 //! Work that does not fit in memory, on disk for as long as it is needed.
 //!
+//! Records of one size that must be sorted go into the [`Run`]s of a [`SpillFolder`], through a
+//! [`Sorter`] or as their owner likes, and are read back by a [`Merge`] of bounded width.
+//!
 //! A [`SpillFile`] has no name: it is unlinked as soon as it is open, so nobody else can read or
 //! alter it, and the system frees its space when the process ends, however it ends. Blocks are
 //! appended from any thread and read back by their place.
+
+mod folder;
+mod merge;
+mod run;
+mod sorter;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use folder::SpillFolder;
+pub use merge::{Merge, Source};
+pub use run::{OpenRun, Record, Run, RunReader, RunWriter, Segment, SegmentWriter};
+pub use sorter::{FAN_IN, Sorted, SortedReader, SortedSource, Sorter, Spill};
 
 use crate::{Error, Result};
 
@@ -45,12 +58,14 @@ impl Memory {
         self.limit.unwrap_or(usize::MAX)
     }
 
+    /// Where temporary files go.
+    pub fn folder(&self) -> PathBuf {
+        self.spill_dir.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
     /// A new file for what does not fit.
     pub fn spill_file(&self) -> Result<SpillFile> {
-        match &self.spill_dir {
-            Some(folder) => SpillFile::create(folder),
-            None => SpillFile::create(std::env::temp_dir()),
-        }
+        SpillFile::create(self.folder())
     }
 }
 

@@ -36,7 +36,7 @@ def by_polars(pairs: pl.DataFrame, k: int, p: int, order: Order) -> pl.DataFrame
     else:
         chosen = cut(cut(pairs, "sample", p), "class", k)
     chosen = chosen.select("sample", "class", "score", pl.col("rank_in_class").alias("rank"))
-    return chosen.sort("class", "rank")
+    return chosen.sort("sample", "score", "class", descending=[False, True, False])
 
 
 def by_duckdb(pairs: pl.DataFrame, k: int, p: int, order: Order) -> pl.DataFrame:
@@ -55,7 +55,7 @@ def by_duckdb(pairs: pl.DataFrame, k: int, p: int, order: Order) -> pl.DataFrame
     connection.register("pairs", pairs.to_arrow())
     query = (
         f"with a as (select *, {first}), b as (select {second}) "
-        "select sample, class, score, rank::uinteger as rank from b order by class, rank"
+        "select sample, class, score, rank::uinteger as rank from b order by sample, score desc, class"
     )
     return pl.DataFrame(connection.sql(query).to_arrow_table())
 
@@ -210,8 +210,8 @@ def test_classes_with_too_few_images_are_told() -> None:
     assert found.after.tolist() == [1, 0, 1]
     assert found.short_classes.tolist() == [1, 2]
     assert found.table.rows() == [
-        (6, 0, 0.25, pytest.approx(0.5621765), 2),
         (5, 2, 0.75, pytest.approx(0.6791787), 1),
+        (6, 0, 0.25, pytest.approx(0.5621765), 2),
     ]
 
 

@@ -47,7 +47,7 @@ def pseudolabel(
     """Select pseudo-labels; the teacher scores first where predictions are missing."""
     if context.invoked_subcommand is not None:
         return
-    from wsl import pipeline
+    from wsl import pseudolabels
     from wsl._core import UsageError
 
     if k is None or p is None:
@@ -55,7 +55,7 @@ def pseudolabel(
             "--k and --p are needed: 'wsl pseudolabel --k 8000 --p 10' keeps the 8,000 best "
             "images of every class and at most 10 classes of an image"
         )
-    request = pipeline.SelectionRequest(
+    request = pseudolabels.SelectionRequest(
         k=k,
         p=p,
         order=order,
@@ -69,7 +69,7 @@ def pseudolabel(
         overwrite=overwrite,
     )
     with progress("select", unit="images") as advance:
-        report = pipeline.select(request, workspace, progress=advance, warn=_warn)
+        report = pseudolabels.select(request, workspace, progress=advance, warn=_warn)
     _show(report, as_json)
 
 
@@ -84,9 +84,9 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Join the states of parts scored apart; the result is the same however the work was split."""
-    from wsl import pipeline
+    from wsl import pseudolabels
 
-    _show(pipeline.merge_states(parts, out, index, k=k, p=p, overwrite=overwrite, warn=_warn), as_json)
+    _show(pseudolabels.merge_states(parts, out, index, k=k, p=p, overwrite=overwrite, warn=_warn), as_json)
 
 
 def _warn(text: str) -> None:

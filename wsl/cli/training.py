@@ -69,13 +69,13 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score every sample of an index with a trained network; a killed run goes on where it was."""
-    from wsl import pipeline
+    from wsl import pseudolabels
 
-    paths = pipeline.scoring_paths(checkpoint, index, out, workspace)
+    paths = pseudolabels.scoring_paths(checkpoint, index, out, workspace)
     with progress("score", unit="images") as advance:
-        report = pipeline.score(
+        report = pseudolabels.score(
             paths,
-            keep=pipeline.parse_keep(keep),
+            keep=pseudolabels.parse_keep(keep),
             flip=flip,
             batch_size=batch_size,
             progress=advance,

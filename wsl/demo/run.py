@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from wsl import carried, pipeline
+from wsl import carried, pipeline, pseudolabels
 from wsl.config import Stage, StageConfig, load
 from wsl.demo.page import Outcome, demo_page
 from wsl.index import Index
@@ -76,7 +76,7 @@ class _Demo:
         built = Index.open(workspace.built_index("unlabelled"))
         k = len(built) // 10
         self.note(f"fashion-mnist: the teacher scores {len(built):,} images; the {k:,} best of each class")
-        pipeline.select(pipeline.SelectionRequest(k=k, p=10), folder, warn=self.note)
+        pseudolabels.select(pseudolabels.SelectionRequest(k=k, p=10), folder, warn=self.note)
         student = self._train(workspace, "student")
         finetuned = self._train(workspace, "finetune")
         scratch = self._train(workspace, "teacher", name="scratch")

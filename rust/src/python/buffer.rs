@@ -17,6 +17,22 @@ pub(super) fn values<T: Element>(py: Python<'_>, buffer: &PyBuffer<T>) -> PyResu
     buffer.to_vec(py)
 }
 
+/// The numbers of a C-contiguous buffer where they lie, for as long as it is held; nothing where it
+/// is not contiguous.
+///
+/// For what must be read as fast as memory gives it. Whoever lends a buffer must not write to it
+/// during the call, which the public docstrings say.
+#[allow(unsafe_code)]
+pub(super) fn borrowed<T: Element>(buffer: &PyBuffer<T>) -> &[T] {
+    if !buffer.is_c_contiguous() || buffer.item_count() == 0 {
+        return &[];
+    }
+    // SAFETY: the buffer was checked by pyo3 to hold aligned elements of `T`, of which any bytes are
+    // valid, and here to be contiguous and not empty; Python keeps its memory in place as long as
+    // the buffer is held, and the caller's promise is that nobody writes to it.
+    unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<T>(), buffer.item_count()) }
+}
+
 /// Copies ordinals; a negative one is refused.
 pub(super) fn ordinals(py: Python<'_>, buffer: &PyBuffer<i64>) -> PyResult<Vec<u64>> {
     let number = |ordinal: i64| {

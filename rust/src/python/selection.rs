@@ -1,22 +1,24 @@
 //! The binding of selection.
 
-use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PySlice};
+use pyo3::types::PyBytes;
 
-use super::arrow::{Table, import_stream};
+use super::arrow::{Batches, Table, import_stream};
+use super::buffer::{borrowed, bytes};
 use super::call::long_call;
 use super::exceptions::UsageError;
+use crate::Error;
 use crate::selection::{Order, Samples, Selected, Selection};
-
-/// Scores of a matrix that are copied out of Python's memory at a time (4 MiB).
-const SCORES_PER_COPY: usize = 1 << 20;
+use crate::spill::Memory;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<TopK>()?;
+    module.add_class::<SelectedPairs>()?;
+    module.add_class::<SelectedBatches>()?;
     module.add_function(wrap_pyfunction!(log_odds, module)?)
 }
 
@@ -52,16 +54,50 @@ fn log_odds<'py>(
 #[pyclass(module = "wsl._core")]
 struct TopK {
     selection: Selection,
+    threads: Threads,
+}
+
+/// The threads of a selection: its own, or all.
+struct Threads(Option<rayon::ThreadPool>);
+
+impl Threads {
+    fn new(number: Option<i64>) -> PyResult<Self> {
+        let Some(number) = number else { return Ok(Self(None)) };
+        let number = positive("num_threads", number)? as usize;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(number).build();
+        pool.map(|pool| Self(Some(pool)))
+            .map_err(|error| UsageError::new_err(format!("num_threads {number}: {error}")))
+    }
+
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.0 {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
 }
 
 #[pymethods]
 impl TopK {
     #[new]
-    #[pyo3(signature = (num_classes, k, p, order="class-first"))]
-    fn new(num_classes: i64, k: i64, p: i64, order: &str) -> PyResult<Self> {
+    #[pyo3(signature = (
+        num_classes, k, p, order="class-first", *, memory_bytes=None, spill_dir=None, num_threads=None
+    ))]
+    fn new(
+        num_classes: i64,
+        k: i64,
+        p: i64,
+        order: &str,
+        memory_bytes: Option<usize>,
+        spill_dir: Option<PathBuf>,
+        num_threads: Option<i64>,
+    ) -> PyResult<Self> {
         let num_classes = positive("num_classes", num_classes)?;
         let (k, p) = (positive("k", k)?, positive("p", p)?);
-        Ok(Self { selection: Selection::new(num_classes, k, p, Order::parse(order)?)? })
+        let (order, threads) = (Order::parse(order)?, Threads::new(num_threads)?);
+        let memory = Memory::limited(memory_bytes, spill_dir)?;
+        let selection = threads.run(|| Selection::new(num_classes, k, p, order, memory))?;
+        Ok(Self { selection, threads })
     }
 
     #[getter]
@@ -90,18 +126,28 @@ impl TopK {
         self.selection.num_pairs()
     }
 
-    /// Takes pairs from a stream with the columns sample, class and score; progress counts pairs.
-    #[pyo3(signature = (stream, *, progress=None))]
+    /// Takes scores from a stream, a row for each pair or each sample; progress counts rows.
+    #[pyo3(signature = (stream, *, grouped=true, progress=None))]
     fn update_pairs(
         &mut self,
         py: Python<'_>,
         stream: &Bound<'_, PyAny>,
+        grouped: bool,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let reader = import_stream(stream)?;
-        Selection::check_schema(&arrow_array::RecordBatchReader::schema(&reader))?;
-        let selection = &mut self.selection;
-        let outcome = long_call(py, progress, |job| selection.update_batches(reader, job));
+        self.selection.check_schema(&arrow_array::RecordBatchReader::schema(&reader))?;
+        let (selection, threads) = (&mut self.selection, &self.threads);
+        let outcome = long_call(py, progress, |job| {
+            // The stream may need the interpreter, so it is read by this thread alone.
+            threads.run(|| {
+                if grouped {
+                    selection.update_batches(reader, job)
+                } else {
+                    selection.update_scattered(reader, job)
+                }
+            })
+        });
         // An exception of the caller's may come when the update is through; say so all the same.
         outcome.inspect_err(|_| self.selection.abandon())
     }
@@ -138,9 +184,15 @@ impl TopK {
                 "merge: a selection cannot be merged with itself, or while it is in use",
             )
         })?;
-        let (selection, other) = (&mut self.selection, &other.selection);
+        let (selection, other, threads) = (&mut self.selection, &other.selection, &self.threads);
         // A merge is done whole or not at all, so it is not to be interrupted.
-        Ok(py.detach(|| selection.merge(other))?)
+        Ok(py.detach(|| threads.run(|| selection.merge(other)))?)
+    }
+
+    /// Writes what is in memory to disk now.
+    fn spill(&mut self, py: Python<'_>) -> PyResult<()> {
+        let (selection, threads) = (&mut self.selection, &self.threads);
+        long_call(py, None, |_| threads.run(|| selection.spill()))
     }
 
     /// Writes the state to a file, whole or not at all.
@@ -150,31 +202,33 @@ impl TopK {
 
     /// Reads a file of `save`, and checks all of it.
     #[staticmethod]
-    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        Ok(Self { selection: long_call(py, None, |_| Selection::load(path))? })
+    #[pyo3(signature = (path, *, memory_bytes=None, spill_dir=None, num_threads=None))]
+    fn load(
+        py: Python<'_>,
+        path: PathBuf,
+        memory_bytes: Option<usize>,
+        spill_dir: Option<PathBuf>,
+        num_threads: Option<i64>,
+    ) -> PyResult<Self> {
+        let threads = Threads::new(num_threads)?;
+        let memory = Memory::limited(memory_bytes, spill_dir)?;
+        let selection = long_call(py, None, |_| threads.run(|| Selection::load(path, memory)))?;
+        Ok(Self { selection, threads })
     }
 
-    /// The selected pairs by class and rank, and the images of every class before and after the P
-    /// cut, as uint64 in the machine's byte order.
+    /// The selection over all pairs so far.
     #[pyo3(signature = (k=None, p=None))]
-    fn finish<'py>(
-        &self,
-        py: Python<'py>,
+    fn finish(
+        &mut self,
+        py: Python<'_>,
         k: Option<i64>,
         p: Option<i64>,
-    ) -> PyResult<(Table, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
+    ) -> PyResult<SelectedPairs> {
         let k = k.map(|k| positive("k", k)).transpose()?;
         let p = p.map(|p| positive("p", p)).transpose()?;
-        let (selected, batches) = long_call(py, None, |job| {
-            let selected = self.selection.finish(k, p, job)?;
-            let batches = selected.table()?;
-            Ok((selected, batches))
-        })?;
-        let bytes = |numbers: &[u64]| {
-            PyBytes::new(py, &numbers.iter().flat_map(|n| n.to_ne_bytes()).collect::<Vec<_>>())
-        };
-        let (before, after) = (bytes(selected.num_before()), bytes(selected.num_after()));
-        Ok((Table::new(Selected::schema(), batches), before, after))
+        let (selection, threads) = (&mut self.selection, &self.threads);
+        let selected = long_call(py, None, |job| threads.run(|| selection.finish(k, p, job)))?;
+        Ok(SelectedPairs { selected })
     }
 
     fn __repr__(&self) -> String {
@@ -186,6 +240,30 @@ impl TopK {
             self.order(),
             self.num_pairs()
         )
+    }
+}
+
+/// Reads the selected pairs once.
+#[pyclass(module = "wsl._core", frozen)]
+struct SelectedBatches {
+    batches: Mutex<Batches>,
+}
+
+#[pymethods]
+impl SelectedBatches {
+    fn __iter__(this: Bound<'_, Self>) -> Bound<'_, Self> {
+        this
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Table>> {
+        let batch = py.detach(|| {
+            self.batches
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .next()
+                .transpose()
+        })?;
+        Ok(batch.map(|batch| Table::new(Selected::schema(), vec![batch])))
     }
 }
 
@@ -233,52 +311,72 @@ impl TopK {
             }
         };
         samples.check(num_rows)?;
-        let num_copied = (SCORES_PER_COPY / width).max(1);
-        // Without rows there still is one call, which checks the rest.
-        for first in (0..num_rows.max(1)).step_by(num_copied) {
-            let rows = first..(first + num_copied).min(num_rows);
-            let block = copy_rows(object, &matrix, name, rows.clone())?;
-            let (selection, samples) = (&mut self.selection, samples.rows(rows));
-            let outcome = long_call(py, None, |job| match kind {
-                Kind::Scores => selection.update_dense(samples, &block, job),
-                Kind::Logits => selection.update_logits(samples, &block, job),
-            });
-            outcome.inspect_err(|error| {
-                // Wrong usage shows in the first block, before anything is taken.
-                if !error.is_instance_of::<UsageError>(py) {
-                    self.selection.abandon();
-                }
-            })?;
-        }
-        Ok(())
+        let numbers = borrowed(&matrix);
+        let (selection, threads) = (&mut self.selection, &self.threads);
+        let outcome = long_call(py, None, |job| {
+            threads.run(|| match kind {
+                Kind::Scores => selection.update_dense(samples, numbers, job),
+                Kind::Logits => selection.update_logits(samples, numbers, job),
+            })
+        });
+        outcome.inspect_err(|error| {
+            // Wrong usage shows before anything is taken.
+            if !error.is_instance_of::<UsageError>(py) {
+                self.selection.abandon();
+            }
+        })
     }
 }
 
-/// Copies some rows of `object`, whose buffer is `matrix`: during the call other threads could write
-/// to Python's memory.
-///
-/// A part is had by `object[first:last]`, as NumPy arrays allow.
-fn copy_rows(
-    object: &Bound<'_, PyAny>,
-    matrix: &PyBuffer<f32>,
-    name: &str,
-    rows: Range<usize>,
-) -> PyResult<Vec<f32>> {
-    let py = object.py();
-    let &[num_rows, num_columns] = matrix.shape() else { return Ok(Vec::new()) };
-    if rows.len() == num_rows {
-        return matrix.to_vec(py);
+/// What a selection came to.
+#[pyclass(module = "wsl._core", frozen)]
+struct SelectedPairs {
+    selected: Selected,
+}
+
+#[pymethods]
+impl SelectedPairs {
+    /// The selected pairs by sample, then the best class first; read as often as wanted.
+    fn table(&self) -> Table {
+        let selected = self.selected.clone();
+        let len = usize::try_from(selected.num_pairs()).ok();
+        Table::streamed(Selected::schema(), len, move || match selected.batches() {
+            Ok(batches) => Box::new(batches) as Batches,
+            Err(error) => Box::new(std::iter::once(Err::<_, Error>(error))),
+        })
     }
-    let slice = PySlice::new(py, rows.start as isize, rows.end as isize, 1);
-    let part = buffer::<f32>(&object.get_item(slice)?, name, "float32", 2)?;
-    if part.shape() != [rows.len(), num_columns] {
-        return Err(UsageError::new_err(format!(
-            "{name}: expected a slice of {} rows to have them, got the shape {:?}",
-            rows.len(),
-            part.shape()
-        )));
+
+    /// The same, a table for each batch; an error is raised as what it is.
+    fn batches(&self) -> PyResult<SelectedBatches> {
+        let batches: Batches = Box::new(self.selected.batches()?);
+        Ok(SelectedBatches { batches: Mutex::new(batches) })
     }
-    part.to_vec(py)
+
+    /// Images of every class before the P cut, uint64 in the machine's byte order.
+    fn num_before<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, self.selected.num_before())
+    }
+
+    /// Images of every class after the P cut, uint64.
+    fn num_after<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, self.selected.num_after())
+    }
+
+    /// The lowest score of every class before the P cut, float32; NaN where it has no image.
+    fn lowest<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, self.selected.lowest())
+    }
+
+    /// How many images are selected for how many classes: (classes, images), ascending.
+    fn images_by_classes(&self) -> Vec<(u64, u64)> {
+        self.selected.images_by_classes().iter().map(|(&a, &b)| (a, b)).collect()
+    }
+
+    /// How many pairs are in both.
+    fn num_common(&self, py: Python<'_>, other: &Bound<'_, Self>) -> PyResult<u64> {
+        let other = &other.get().selected;
+        long_call(py, None, |job| self.selected.num_common(other, job))
+    }
 }
 
 fn positive(name: &str, value: i64) -> PyResult<u32> {

@@ -19,57 +19,62 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::entry::{Entry, descending, score_of};
 use super::seen::{Block, MAX_LISTED, SampleSet, WORDS};
-use super::top_k::{Entry, TopK, descending, score_of};
 use super::top_p::{Candidate, OpenRow};
 use super::{MAX_CLASSES, Order, Selection};
 use crate::publish::Unpublished;
+use crate::spill::{Memory, Record};
 use crate::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"WSLTOPKP";
 const FORMAT_VERSION: u32 = 1;
 /// Entries read at a time.
 const ENTRIES_PER_READ: usize = 4096;
-const ENTRY_BYTES: usize = 12;
+/// Bytes that are hashed and written at a time.
+const BYTES_PER_WRITE: usize = 1 << 16;
 
 impl Selection {
     /// Writes the state to `path`, whole or not at all: of every class the K best.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.check_usable()?;
         let path = path.as_ref();
-        let mut file = Unpublished::create(path)?;
-        self.write_to(&mut file).map_err(|error| Error::io(path, error))?;
-        file.publish()
-    }
-
-    fn write_to(&self, file: &mut impl Write) -> std::io::Result<()> {
-        let mut out = Hashed { file, hasher: Xxh3::new() };
+        let file = Unpublished::create(path)?;
+        let mut out = Output { file, path, hasher: Xxh3::new(), buffer: Vec::new() };
         out.write(&MAGIC)?;
         let order = u32::from(self.order == Order::ImageFirst);
         for number in [FORMAT_VERSION, order, self.num_classes, self.k, self.p] {
             out.write(&number.to_le_bytes())?;
         }
         out.write(&self.num_pairs.to_le_bytes())?;
-        let mut bytes = Vec::new();
-        for class in 0..self.classes.num_classes() {
-            let best = self.classes.best(class, &[], self.k as usize);
-            bytes.clear();
-            bytes.extend_from_slice(&(best.len() as u32).to_le_bytes());
-            for entry in best {
-                bytes.extend_from_slice(&entry.key().to_le_bytes());
-                bytes.extend_from_slice(&entry.sample().to_le_bytes());
-            }
-            out.write(&bytes)?;
-        }
+        self.write_classes(&mut out)?;
         if self.order == Order::ImageFirst {
             self.write_open_row(&mut out)?;
             self.write_seen(&mut out)?;
         }
-        let digest = out.hasher.digest128();
-        out.file.write_all(&digest.to_le_bytes())
+        out.publish()
     }
 
-    fn write_open_row(&self, out: &mut Hashed<'_, impl Write>) -> std::io::Result<()> {
+    fn write_classes(&self, out: &mut Output<'_>) -> Result<()> {
+        let mut next = 0;
+        let classes = &self.classes;
+        for part in 0..classes.parts.len() {
+            classes.visit_part(part, self.k as usize, &[], &mut |class, rank, entry| {
+                if rank == 0 {
+                    for class in next..=class {
+                        out.write(&(classes.num_best(class) as u32).to_le_bytes())?;
+                    }
+                    next = class + 1;
+                }
+                let mut bytes = [0; Entry::BYTES];
+                entry.put(&mut bytes);
+                out.write(&bytes)
+            })?;
+        }
+        (next..classes.num_classes()).try_for_each(|_| out.write(&0u32.to_le_bytes()))
+    }
+
+    fn write_open_row(&self, out: &mut Output<'_>) -> Result<()> {
         let Some(open) = &self.open else { return out.write(&0u32.to_le_bytes()) };
         out.write(&(open.candidates.len() as u32).to_le_bytes())?;
         out.write(&open.sample.to_le_bytes())?;
@@ -80,7 +85,7 @@ impl Selection {
         Ok(())
     }
 
-    fn write_seen(&self, out: &mut Hashed<'_, impl Write>) -> std::io::Result<()> {
+    fn write_seen(&self, out: &mut Output<'_>) -> Result<()> {
         let blocks = self.seen.blocks();
         out.write(&(blocks.len() as u64).to_le_bytes())?;
         for (high, block) in blocks {
@@ -100,56 +105,81 @@ impl Selection {
         Ok(())
     }
 
-    /// Reads a file of [`save`](Self::save), and checks all of it.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+    /// Reads a file of [`save`](Self::save) into a selection within `memory`, and checks all of it.
+    pub fn load(path: impl AsRef<Path>, memory: Memory) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|error| Error::io(path, error))?;
         let mut input =
             Input { file: BufReader::with_capacity(1 << 18, file), path, hasher: Xxh3::new() };
-        let mut selection = input.read_head()?;
-        for _ in 0..selection.num_classes {
-            let entries = input.read_entries(selection.k)?;
-            selection.classes.push_class(entries);
+        let mut selection = input.read_head(memory)?;
+        for class in 0..selection.num_classes {
+            input.read_entries(class as usize, &mut selection)?;
         }
+        selection.flush()?;
         if selection.order == Order::ImageFirst {
             selection.open = input.read_open_row(selection.num_classes)?;
             selection.seen = input.read_seen()?;
         }
         input.check_end()?;
-        selection.check_seen().map_err(|fault| input.fault(&fault))?;
+        selection.check_loaded(&input)?;
         Ok(selection)
     }
 
     /// Whether the parts of a file that was read fit each other.
-    fn check_seen(&self) -> std::result::Result<(), String> {
-        let mut num_kept = self.open.as_ref().map_or(0, |open| open.candidates.len() as u64);
-        let mut samples: Vec<u64> = self.open.iter().map(|open| open.sample).collect();
-        for class in 0..self.classes.num_classes() {
-            let entries = self.classes.entries(class);
-            num_kept += entries.len() as u64;
-            if self.order == Order::ImageFirst {
-                samples.extend(entries.iter().map(|entry| entry.sample()));
-            }
-            if let Some(sample) = samples.drain(..).find(|&sample| !self.seen.contains(sample)) {
-                return Err(format!("it keeps sample {sample} and has not seen it"));
+    fn check_loaded(&self, input: &Input<'_>) -> Result<()> {
+        let unseen = |sample| input.fault(&format!("it keeps sample {sample} and has not seen it"));
+        let mut num_kept = 0;
+        if let Some(open) = &self.open {
+            num_kept = open.candidates.len() as u64;
+            if !self.seen.contains(open.sample) {
+                return Err(unseen(open.sample));
             }
         }
+        if self.order == Order::ImageFirst {
+            self.classes.for_each(&mut |_, entry| {
+                if self.seen.contains(entry.sample()) {
+                    Ok(())
+                } else {
+                    Err(unseen(entry.sample()))
+                }
+            })?;
+        }
+        let classes = 0..self.classes.num_classes();
+        num_kept += classes.map(|class| self.classes.num_best(class)).sum::<u64>();
         if num_kept > self.num_pairs {
-            return Err(format!("it keeps {num_kept} pairs and has seen {}", self.num_pairs));
+            let seen = self.num_pairs;
+            return Err(input.fault(&format!("it keeps {num_kept} pairs and has seen {seen}")));
         }
         Ok(())
     }
 }
 
-struct Hashed<'a, W: Write> {
-    file: &'a mut W,
+/// A state being written.
+struct Output<'a> {
+    file: Unpublished,
+    path: &'a Path,
     hasher: Xxh3,
+    buffer: Vec<u8>,
 }
 
-impl<W: Write> Hashed<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.hasher.update(bytes);
-        self.file.write_all(bytes)
+impl Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() < BYTES_PER_WRITE { Ok(()) } else { self.flush() }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.hasher.update(&self.buffer);
+        self.file.write_all(&self.buffer).map_err(|error| Error::io(self.path, error))?;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn publish(mut self) -> Result<()> {
+        self.flush()?;
+        let digest = self.hasher.digest128().to_le_bytes();
+        self.file.write_all(&digest).map_err(|error| Error::io(self.path, error))?;
+        self.file.publish()
     }
 }
 
@@ -191,7 +221,7 @@ impl Input<'_> {
     }
 
     /// The selection with all its options and none of its classes.
-    fn read_head(&mut self) -> Result<Selection> {
+    fn read_head(&mut self, memory: Memory) -> Result<Selection> {
         if self.bytes::<8>()? != MAGIC {
             return Err(self.fault("it is no state of a selection (the magic is missing)"));
         }
@@ -210,17 +240,9 @@ impl Input<'_> {
         if num_classes == 0 || num_classes > MAX_CLASSES || k == 0 || p == 0 {
             return Err(self.fault(&format!("it has {num_classes} classes, K = {k} and P = {p}")));
         }
-        Ok(Selection {
-            num_classes,
-            k,
-            p,
-            order,
-            num_pairs: self.number()?,
-            classes: TopK::new(0, k as usize),
-            seen: SampleSet::default(),
-            open: None,
-            half_updated: false,
-        })
+        let mut selection = Selection::new(num_classes, k, p, order, memory)?;
+        selection.num_pairs = self.number()?;
+        Ok(selection)
     }
 
     fn check_key(&self, key: u32) -> Result<()> {
@@ -231,30 +253,37 @@ impl Input<'_> {
         Err(self.fault(&format!("a score in it is {score}")))
     }
 
-    fn read_entries(&mut self, k: u32) -> Result<Vec<Entry>> {
-        let number = self.small()?;
+    fn read_entries(&mut self, class: usize, selection: &mut Selection) -> Result<()> {
+        let (number, k) = (self.small()?, selection.k);
         if number > k {
             return Err(self.fault(&format!("a class has {number} entries, and K is {k}")));
         }
         let mut left = number as usize;
-        let mut entries = Vec::new();
-        let mut buffer = vec![0; left.min(ENTRIES_PER_READ) * ENTRY_BYTES];
+        let mut last: Option<Entry> = None;
+        let mut buffer = vec![0; left.min(ENTRIES_PER_READ) * Entry::BYTES];
         while left > 0 {
             let some = left.min(ENTRIES_PER_READ);
             left -= some;
-            self.fill(&mut buffer[..some * ENTRY_BYTES])?;
-            let (chunks, _) = buffer[..some * ENTRY_BYTES].as_chunks::<ENTRY_BYTES>();
-            for &[k0, k1, k2, k3, s0, s1, s2, s3, s4, s5, s6, s7] in chunks {
-                let key = u32::from_le_bytes([k0, k1, k2, k3]);
-                let sample = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
-                self.check_key(key)?;
-                entries.push(Entry::from_key(key, sample));
+            self.fill(&mut buffer[..some * Entry::BYTES])?;
+            for bytes in buffer[..some * Entry::BYTES].chunks_exact(Entry::BYTES) {
+                let entry = Entry::get(bytes);
+                self.check_key(entry.key())?;
+                if last.is_some_and(|last| entry < last) {
+                    return Err(self.fault("the entries of a class are not in order"));
+                }
+                last = Some(entry);
+                selection.offer(class, entry)?;
             }
         }
-        if !entries.is_sorted() {
-            return Err(self.fault("the entries of a class are not in order"));
+        match last.filter(|_| number == k) {
+            Some(last) => {
+                // All K are there, so the cut is known at once.
+                selection.flush()?;
+                selection.classes.raise_cut(class, last);
+                Ok(())
+            }
+            None => Ok(()),
         }
-        Ok(entries)
     }
 
     fn read_open_row(&mut self, num_classes: u32) -> Result<Option<OpenRow>> {

@@ -1,260 +1,321 @@
 //! The K best entries of every class, in one pass.
 //!
-//! A class collects entries in a buffer; when 2K are in it, the K best stay (a partial selection,
-//! so that an entry costs constant time on average) and the K-th becomes the class's cut: what is
-//! not better than the cut can never be among the K best and is dropped unseen. Beside the exact
-//! cut stands its score as a plain float, the floor, so that a row of scores is compared with the
-//! floors of its classes sixteen at a time; after the first few thousand rows almost nothing gets
-//! past that.
+//! A class collects entries in a list; when 2K are in it, the K best stay (a partial selection, so
+//! that an entry costs constant time on average) and the K-th becomes the class's cut: what is not
+//! better than the cut can never be among the K best and is dropped unseen. Beside the exact cut
+//! stands its score as a plain float, the floor, so that a row of scores is compared with the floors
+//! of its classes sixteen at a time; after the first few thousand rows almost nothing gets past that.
+//!
+//! All threads share one state. Each takes some of the rows and lets [`Waiting`] what passes the
+//! floors; then each takes some of the parts, which are ranges of classes, and gives them what waits
+//! for them. With a limit of memory the lists are written to disk as a sorted run before they exceed
+//! it ([`super::runs`]).
 //!
 //! What is kept is the K smallest of the multiset of entries under a total order. Equal entries are
 //! indistinguishable, so it does not depend on the order in which they came.
 
 use rayon::prelude::*;
 
-use super::Samples;
+use super::entry::{Entry, keep_best};
+use super::pool::{List, Pool};
+use super::runs::{ClassRun, Mark};
+use crate::spill::{Memory, Spill};
+use crate::{Error, Result};
 
 /// Scores that are compared with their floors together.
-const LANES: usize = 16;
-/// Fewer classes than this are not worth a thread.
-const MIN_CLASSES_PER_THREAD: usize = 4 * LANES;
-
-/// A score as a number that is smaller the higher the score; -0 and +0 are one.
-pub(super) fn descending(score: f32) -> u32 {
-    let bits = (score + 0.0).to_bits(); // -0 + 0 is +0
-    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
-    !ascending
-}
-
-/// The score that [`descending`] made `key` from.
-pub(super) fn score_of(key: u32) -> f32 {
-    let ascending = !key;
-    let bits = if ascending >> 31 == 1 { ascending & !(1 << 31) } else { !ascending };
-    f32::from_bits(bits)
-}
-
-/// A scored sample of a class, in 12 bytes; the smaller entry is the better one: the higher score,
-/// then the smaller sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Entry {
-    key: u32,
-    sample_high: u32,
-    sample_low: u32,
-}
-
-impl Entry {
-    /// Worse than every entry, since its key is of no finite score.
-    const WORST: Self = Self { key: u32::MAX, sample_high: u32::MAX, sample_low: u32::MAX };
-
-    pub(super) fn new(score: f32, sample: u64) -> Self {
-        Self::from_key(descending(score), sample)
-    }
-
-    pub(super) fn from_key(key: u32, sample: u64) -> Self {
-        Self { key, sample_high: (sample >> 32) as u32, sample_low: sample as u32 }
-    }
-
-    pub(super) fn key(self) -> u32 {
-        self.key
-    }
-
-    pub(super) fn score(self) -> f32 {
-        score_of(self.key)
-    }
-
-    pub(super) fn sample(self) -> u64 {
-        u64::from(self.sample_high) << 32 | u64::from(self.sample_low)
-    }
-}
+pub(super) const LANES: usize = 16;
+/// Parts that the classes are split into at most; as many threads can work on them.
+const MAX_PARTS: usize = 64;
+/// Entries that wait at most before the classes take them, and fewer where memory is limited.
+const MAX_WAITING: usize = 1 << 18;
 
 /// The best entries of one class: up to 2K, the K best among them.
 #[derive(Debug, Clone)]
-struct Best {
-    entries: Vec<Entry>,
-    cut: Entry,
+pub(super) struct Best {
+    pub(super) list: List,
+    pub(super) cut: Entry,
+    /// What runs on disk say of the cut; ascending.
+    pub(super) marks: Vec<Mark>,
 }
 
 impl Best {
-    const EMPTY: Self = Self { entries: Vec::new(), cut: Entry::WORST };
+    const EMPTY: Self = Self { list: List::EMPTY, cut: Entry::WORST, marks: Vec::new() };
 
-    /// Takes `entry` where it may be among the `k` best; true where the cut rose.
-    #[inline]
-    fn offer(&mut self, entry: Entry, k: usize) -> bool {
-        if entry >= self.cut {
-            return false;
-        }
-        if self.entries.len() == self.entries.capacity() {
-            // Doubling, but never beyond the 2K that are needed.
-            let more = self.entries.len().max(4).min(2 * k - self.entries.len());
-            self.entries.reserve_exact(more);
-        }
-        self.entries.push(entry);
-        let full = self.entries.len() >= 2 * k;
-        if full {
-            keep_best(&mut self.entries, k);
-            self.cut = self.entries[k - 1];
-        }
-        full
-    }
-
-    fn floor(&self) -> f32 {
+    pub(super) fn floor(&self) -> f32 {
         if self.cut == Entry::WORST { f32::NEG_INFINITY } else { self.cut.score() }
     }
 }
 
-/// Leaves the `k` smallest of `entries`, the largest of them last where there were more.
-fn keep_best(entries: &mut Vec<Entry>, k: usize) {
-    if entries.len() > k {
-        entries.select_nth_unstable(k - 1);
-        entries.truncate(k);
+/// Adjacent classes and the entries of their lists.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub(super) classes: Vec<Best>,
+    pub(super) pool: Pool,
+}
+
+impl Part {
+    /// Takes `entry` where it may be among the `k` best; true where the cut rose.
+    #[inline]
+    fn offer(&mut self, class: usize, entry: Entry, k: usize, scratch: &mut Vec<Entry>) -> bool {
+        let best = &mut self.classes[class];
+        if entry >= best.cut {
+            return false;
+        }
+        self.pool.push(&mut best.list, entry);
+        let full = best.list.len() >= 2 * k;
+        if full {
+            self.compact(class, k, scratch);
+        }
+        full
+    }
+
+    /// Leaves the `k` best of a class that has more, and raises its cut to the last of them.
+    #[cold]
+    fn compact(&mut self, class: usize, k: usize, scratch: &mut Vec<Entry>) {
+        let best = &mut self.classes[class];
+        scratch.clear();
+        self.pool.read(best.list, scratch);
+        keep_best(scratch, k);
+        best.cut = scratch[k - 1].min(best.cut);
+        self.pool.empty(&mut best.list);
+        for &entry in scratch.iter() {
+            self.pool.push(&mut best.list, entry);
+        }
+    }
+}
+
+/// An entry on its way to a class.
+#[derive(Debug, Clone, Copy)]
+struct Offer {
+    /// The class's number within its part.
+    class: u32,
+    entry: Entry,
+}
+
+/// What waits for the classes, by their parts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Waiting {
+    parts: Vec<Vec<Offer>>,
+    len: usize,
+    shift: u32,
+}
+
+impl Waiting {
+    #[inline]
+    pub(super) fn push(&mut self, class: usize, entry: Entry) {
+        let first = class >> self.shift << self.shift;
+        self.parts[class >> self.shift].push(Offer { class: (class - first) as u32, entry });
+        self.len += 1;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn clear(&mut self) {
+        self.parts.iter_mut().for_each(Vec::clear);
+        self.len = 0;
+    }
+}
+
+/// How the memory of a limit is divided.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    /// For the entries of all classes, in bytes.
+    entries: usize,
+    /// Entries that may wait.
+    waiting: usize,
+    /// Scores that may be looked at in one round, of which all could have to wait.
+    round: usize,
+}
+
+impl Budget {
+    fn new(spill: &Spill, num_classes: usize, k: usize, chunk_bytes: usize) -> Result<Self> {
+        let Some(limit) = spill.limit() else {
+            return Ok(Self { entries: usize::MAX, waiting: MAX_WAITING, round: usize::MAX });
+        };
+        let of_class = size_of::<Best>() + size_of::<f32>() + Mark::MOST * size_of::<Mark>();
+        let least = (num_classes * (of_class + 2 * chunk_bytes)) / 3 * 4;
+        if limit >= Memory::LEAST && limit < least {
+            return Err(Error::usage(format!(
+                "memory_bytes {limit}: at least {least} are needed for {num_classes} classes"
+            )));
+        }
+        // An eighth for what waits and for the blocks of runs.
+        let rest = (limit - limit / 8).saturating_sub(num_classes * of_class);
+        // A class that is cut down or written is copied out of its list first, one in each thread.
+        let copies = (2 * k).saturating_mul(size_of::<Entry>() * rayon::current_num_threads());
+        let entries = if copies <= limit / 8 { rest - rest.min(copies) } else { rest / 2 };
+        let round = (limit / 16 / size_of::<Offer>()).max(64);
+        let waiting = round.min(MAX_WAITING);
+        Ok(Self { entries: entries.max(2 * num_classes * chunk_bytes), waiting, round })
     }
 }
 
 /// The K best entries of every class.
 #[derive(Debug, Clone)]
 pub(super) struct TopK {
-    k: usize,
+    pub(super) k: usize,
+    num_classes: usize,
+    /// A part has 2^shift classes.
+    shift: u32,
     /// The score of every class's cut: a lower one need not be looked at.
-    floors: Vec<f32>,
-    classes: Vec<Best>,
+    pub(super) floors: Vec<f32>,
+    pub(super) parts: Vec<Part>,
+    pub(super) runs: Vec<ClassRun>,
+    pub(super) spill: Spill,
+    budget: Budget,
 }
 
 impl TopK {
-    pub(super) fn new(num_classes: usize, k: usize) -> Self {
-        Self {
+    pub(super) fn new(num_classes: usize, k: usize, spill: Spill) -> Result<Self> {
+        let wanted = num_classes.div_ceil(MAX_PARTS).max(LANES);
+        let shift = wanted.next_power_of_two().ilog2();
+        let sizes =
+            (0..num_classes).step_by(1 << shift).map(|first| (num_classes - first).min(1 << shift));
+        let pool = Pool::new(k.saturating_mul(2));
+        let budget = Budget::new(&spill, num_classes, k, pool.chunk_bytes())?;
+        let part = |size| Part { classes: vec![Best::EMPTY; size], pool: pool.clone() };
+        Ok(Self {
             k,
+            num_classes,
+            shift,
             floors: vec![f32::NEG_INFINITY; num_classes],
-            classes: vec![Best::EMPTY; num_classes],
-        }
-    }
-
-    /// Appends a class with the entries of a saved one: at most K, the best first.
-    pub(super) fn push_class(&mut self, entries: Vec<Entry>) {
-        let last = entries.last().copied().filter(|_| entries.len() >= self.k);
-        let best = Best { cut: last.unwrap_or(Entry::WORST), entries };
-        self.floors.push(best.floor());
-        self.classes.push(best);
+            parts: sizes.map(part).collect(),
+            runs: Vec::new(),
+            spill,
+            budget,
+        })
     }
 
     pub(super) fn num_classes(&self) -> usize {
-        self.classes.len()
+        self.num_classes
     }
 
-    /// What is kept of `class`, in no order.
-    pub(super) fn entries(&self, class: usize) -> &[Entry] {
-        &self.classes[class].entries
+    /// Classes of a part, but for the last.
+    pub(super) fn part_size(&self) -> usize {
+        1 << self.shift
     }
 
-    #[inline]
-    pub(super) fn offer_score(&mut self, class: usize, sample: u64, score: f32) {
-        if score >= self.floors[class] {
-            self.offer(class, Entry::new(score, sample));
+    /// Room for what waits.
+    pub(super) fn waiting(&self) -> Waiting {
+        Waiting { parts: vec![Vec::new(); self.parts.len()], len: 0, shift: self.shift }
+    }
+
+    /// How many entries may wait before [`take`](Self::take) must be called.
+    pub(super) fn most_waiting(&self) -> usize {
+        self.budget.waiting
+    }
+
+    /// How many scores may be looked at before that.
+    pub(super) fn most_in_round(&self) -> usize {
+        self.budget.round
+    }
+
+    /// Whether the lists take more than half of what they may.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.bytes_used() > self.budget.entries / 2
+    }
+
+    fn bytes_used(&self) -> usize {
+        self.parts.iter().map(|part| part.pool.num_used() * part.pool.chunk_bytes()).sum()
+    }
+
+    /// Gives the classes what waits for them, and empties it.
+    pub(super) fn take(&mut self, waiting: &mut [Waiting]) -> Result<()> {
+        let num_waiting: usize = waiting.iter().map(Waiting::len).sum();
+        if num_waiting == 0 {
+            return Ok(());
         }
-    }
-
-    #[inline]
-    pub(super) fn offer(&mut self, class: usize, entry: Entry) {
-        if self.classes[class].offer(entry, self.k) {
-            self.floors[class] = self.classes[class].floor();
+        if self.spill.limit().is_some() {
+            let needed: usize = (0..self.parts.len()).map(|part| self.needed(waiting, part)).sum();
+            if self.bytes_used() + needed > self.budget.entries {
+                self.spill()?;
+            }
         }
-    }
-
-    /// Offers every score of a matrix of finite scores, a column for each class.
-    ///
-    /// Every thread takes some of the classes, over all rows: nothing is shared.
-    pub(super) fn offer_rows(&mut self, samples: Samples<'_>, matrix: &[f32]) {
-        let width = self.classes.len();
-        let share = width.div_ceil(rayon::current_num_threads()).next_multiple_of(LANES);
-        let share = share.max(MIN_CLASSES_PER_THREAD);
-        let k = self.k;
-        let parts = self.floors.par_chunks_mut(share).zip(self.classes.par_chunks_mut(share));
-        parts.enumerate().for_each(|(part, (floors, classes))| {
-            let mut part = Part { k, first: part * share, floors, classes };
-            for (row, scores) in matrix.chunks_exact(width).enumerate() {
-                part.offer_row(samples.get(row), scores);
+        let (k, waits) = (self.k, &*waiting);
+        let parts = self.parts.par_iter_mut().zip(self.floors.par_chunks_mut(1 << self.shift));
+        parts.enumerate().for_each_init(Vec::new, |scratch, (number, (part, floors))| {
+            for offer in waits.iter().flat_map(|waiting| &waiting.parts[number]) {
+                let class = offer.class as usize;
+                if part.offer(class, offer.entry, k, scratch) {
+                    floors[class] = part.classes[class].floor();
+                }
             }
         });
+        waiting.iter_mut().for_each(Waiting::clear);
+        Ok(())
     }
 
-    pub(super) fn merge(&mut self, other: &Self) {
-        let k = self.k;
-        let pairs = self.classes.par_iter_mut().zip(&mut self.floors).zip(&other.classes);
-        pairs.for_each(|((best, floor), other)| {
-            for &entry in &other.entries {
-                best.offer(entry, k);
-            }
-            *floor = best.floor();
-        });
+    /// Bytes that the lists of a part may grow by.
+    fn needed(&self, waiting: &[Waiting], part: usize) -> usize {
+        let number: usize = waiting.iter().map(|waiting| waiting.parts[part].len()).sum();
+        let pool = &self.parts[part].pool;
+        let chunks = number.min(number / pool.chunk_len() + self.parts[part].classes.len());
+        chunks * pool.chunk_bytes()
     }
 
-    /// The `k` best entries of `class` and of `more`, the best first.
-    pub(super) fn best(&self, class: usize, more: &[Entry], k: usize) -> Vec<Entry> {
-        let entries = &self.classes[class].entries;
-        let mut best = Vec::with_capacity(entries.len() + more.len());
-        best.extend_from_slice(entries);
-        best.extend_from_slice(more);
-        keep_best(&mut best, k);
-        best.sort_unstable();
-        best
+    /// Raises the cut of a class of which K entries are known that are not worse than `entry`.
+    pub(super) fn raise_cut(&mut self, class: usize, entry: Entry) {
+        let best = &mut self.parts[class >> self.shift].classes[class & ((1 << self.shift) - 1)];
+        best.cut = best.cut.min(entry);
+        self.floors[class] = best.floor();
     }
 }
 
-/// Some adjacent classes, in the hands of one thread.
-struct Part<'a> {
-    k: usize,
-    first: usize,
-    floors: &'a mut [f32],
-    classes: &'a mut [Best],
-}
-
-impl Part<'_> {
-    fn offer_row(&mut self, sample: u64, scores: &[f32]) {
-        let scores = &scores[self.first..self.first + self.floors.len()];
+/// Lets the scores of `rows`, a column for each class, wait that are not below the floors; the place
+/// of the first score that is not finite, if there is one.
+pub(super) fn filter_rows(
+    floors: &[f32],
+    rows: &[f32],
+    sample: impl Fn(usize) -> u64,
+    waiting: &mut Waiting,
+) -> std::result::Result<(), usize> {
+    let width = floors.len();
+    let (floor_lanes, floor_rest) = floors.as_chunks::<LANES>();
+    for (row, scores) in rows.chunks_exact(width).enumerate() {
         let (lanes, rest) = scores.as_chunks::<LANES>();
-        for (chunk, scores) in lanes.iter().enumerate() {
-            let first = chunk * LANES;
-            let floors = &self.floors[first..first + LANES];
-            let any =
-                scores.iter().zip(floors).fold(false, |any, (score, floor)| any | (score >= floor));
-            if any {
-                self.offer_lanes(sample, first, scores);
+        for (number, (scores, floors)) in lanes.iter().zip(floor_lanes).enumerate() {
+            if !are_below(scores, floors) {
+                filter_lanes(number * LANES, scores, floors, sample(row), waiting)
+                    .map_err(|class| row * width + class)?;
             }
         }
-        self.offer_lanes(sample, lanes.len() * LANES, rest);
+        filter_lanes(lanes.len() * LANES, rest, floor_rest, sample(row), waiting)
+            .map_err(|class| row * width + class)?;
     }
-
-    fn offer_lanes(&mut self, sample: u64, first: usize, scores: &[f32]) {
-        for (class, &score) in (first..).zip(scores) {
-            if score >= self.floors[class]
-                && self.classes[class].offer(Entry::new(score, sample), self.k)
-            {
-                self.floors[class] = self.classes[class].floor();
-            }
-        }
-    }
+    Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_fall_as_scores_rise_and_give_them_back() {
-        let scores =
-            [f32::MIN, -1.5, -f32::MIN_POSITIVE, -1e-45, 0.0, 1e-45, 0.5, 1.0, 88.0, f32::MAX];
-        assert!(scores.windows(2).all(|pair| descending(pair[0]) > descending(pair[1])));
-        assert!(
-            scores.iter().all(|&score| score_of(descending(score)).to_bits() == score.to_bits())
-        );
-        assert_eq!(descending(-0.0), descending(0.0));
+/// Whether all scores are finite and below their floors. A score that is not a number, or infinite
+/// and positive, is below none.
+#[inline]
+fn are_below(scores: &[f32; LANES], floors: &[f32; LANES]) -> bool {
+    let mut below = u32::MAX;
+    for (score, floor) in scores.iter().zip(floors) {
+        let is_below = u32::from(score < floor) & u32::from(*score > f32::NEG_INFINITY);
+        below &= is_below.wrapping_neg();
     }
+    below != 0
+}
 
-    #[test]
-    fn an_entry_takes_twelve_bytes_and_a_huge_k_reserves_nothing() {
-        assert_eq!(size_of::<Entry>(), 12);
-        let mut best = TopK::new(2, u32::MAX as usize);
-        best.offer_score(1, u64::MAX, 0.5);
-        assert!(best.classes[1].entries.capacity() <= 4);
-        assert_eq!(best.best(1, &[], 1)[0].sample(), u64::MAX);
+fn filter_lanes(
+    first: usize,
+    scores: &[f32],
+    floors: &[f32],
+    sample: u64,
+    waiting: &mut Waiting,
+) -> std::result::Result<(), usize> {
+    let mut finite = true;
+    for (class, (&score, &floor)) in (first..).zip(scores.iter().zip(floors)) {
+        finite &= score.abs() <= f32::MAX;
+        if score >= floor {
+            waiting.push(class, Entry::new(score, sample));
+        }
     }
+    if finite {
+        return Ok(());
+    }
+    let wrong = scores.iter().position(|score| !score.is_finite());
+    Err(first + wrong.unwrap_or_default())
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::top_k::{Entry, descending, score_of};
+use super::entry::{Entry, descending, score_of};
 use crate::{Error, Result};
 
 /// Rows that one thread takes at a time.
@@ -114,19 +114,4 @@ fn best_of_row(scores: &[f32], p: usize, kept: &mut Vec<Candidate>) {
         }
     }
     keep_best(kept, p);
-}
-
-/// Leaves of every sample the `p` pairs with the best scores, ties to the smaller class, and puts
-/// the pairs in the order of class and rank.
-pub(super) fn cut_samples(pairs: &mut Vec<SelectedPair>, p: usize) {
-    pairs.par_sort_unstable_by_key(|pair| (pair.sample, descending(pair.score), pair.class));
-    let (mut sample, mut num_kept) = (None, 0);
-    pairs.retain(|pair| {
-        if sample != Some(pair.sample) {
-            (sample, num_kept) = (Some(pair.sample), 0);
-        }
-        num_kept += 1;
-        num_kept <= p
-    });
-    pairs.par_sort_unstable_by_key(|pair| (pair.class, pair.rank));
 }

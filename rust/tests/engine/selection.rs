@@ -8,12 +8,33 @@ use arrow_array::{ArrayRef, Float32Array, Float64Array, Int64Array, RecordBatch,
 use proptest::prelude::*;
 use wsl_core::job::Job;
 use wsl_core::selection::{Order, Samples, Selected, SelectedPair, Selection};
+use wsl_core::spill::Memory;
 use wsl_core::{Error, Result};
 
 type Pair = (u64, u32, f32);
 
 const NUM_CLASSES: u32 = 5;
 const ORDERS: [Order; 2] = [Order::ClassFirst, Order::ImageFirst];
+
+fn begin(num_classes: u32, k: u32, p: u32, order: Order) -> Result<Selection> {
+    Selection::new(num_classes, k, p, order, Memory::unlimited())
+}
+
+/// What a selection came to, to be compared.
+#[derive(Debug, Clone, PartialEq)]
+struct Outcome {
+    pairs: Vec<SelectedPair>,
+    before: Vec<u64>,
+    after: Vec<u64>,
+}
+
+fn outcome(selected: &Selected) -> Outcome {
+    Outcome {
+        pairs: selected.pairs().unwrap().map(Result::unwrap).collect(),
+        before: selected.num_before().to_vec(),
+        after: selected.num_after().to_vec(),
+    }
+}
 
 fn better(a: &Pair, b: &Pair) -> std::cmp::Ordering {
     b.2.partial_cmp(&a.2).unwrap().then(a.0.cmp(&b.0)).then(a.1.cmp(&b.1))
@@ -49,7 +70,10 @@ fn twin(pairs: &[Pair], k: u32, p: u32, order: Order) -> Option<Vec<SelectedPair
         SelectedPair { sample, class, rank: *rank, score }
     });
     let is_kept = |row: &SelectedPair| kept.iter().any(|k| (k.0, k.1) == (row.sample, row.class));
-    Some(rows.filter(|row| order == Order::ImageFirst || is_kept(row)).collect())
+    let mut rows: Vec<_> = rows.filter(|row| order == Order::ImageFirst || is_kept(row)).collect();
+    let as_pair = |row: &SelectedPair| (row.sample, row.class, row.score);
+    rows.sort_by(|a, b| a.sample.cmp(&b.sample).then(better(&as_pair(a), &as_pair(b))));
+    Some(rows)
 }
 
 fn give(selection: &mut Selection, pairs: &[Pair]) -> Result<()> {
@@ -59,8 +83,8 @@ fn give(selection: &mut Selection, pairs: &[Pair]) -> Result<()> {
     selection.update_pairs(&samples, &classes, &scores, &Job::new())
 }
 
-fn finish(selection: &Selection, k: u32, p: u32) -> Result<Selected> {
-    selection.finish(Some(k), Some(p), &Job::new())
+fn finish(selection: &mut Selection, k: u32, p: u32) -> Result<Outcome> {
+    selection.finish(Some(k), Some(p), &Job::new()).map(|selected| outcome(&selected))
 }
 
 fn saved(selection: &Selection) -> Vec<u8> {
@@ -74,7 +98,7 @@ fn loaded(bytes: &[u8]) -> Result<Selection> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.bin");
     fs::write(&path, bytes).unwrap();
-    Selection::load(path)
+    Selection::load(path, Memory::unlimited())
 }
 
 fn message(result: Result<impl std::fmt::Debug>) -> String {
@@ -120,16 +144,16 @@ proptest! {
         pairs in pairs(), k in 1..6u32, p in 1..7u32, size in 1..30usize, image_first: bool,
     ) {
         let order = ORDERS[usize::from(image_first)];
-        let mut selection = Selection::new(NUM_CLASSES, k, p, order).unwrap();
+        let mut selection = begin(NUM_CLASSES, k, p, order).unwrap();
         for part in for_order(&pairs, order).chunks(size) {
             give(&mut selection, part).unwrap();
         }
-        let selected = finish(&selection, k, p).unwrap();
+        let selected = finish(&mut selection, k, p).unwrap();
         let expected = twin(&positive(&pairs), k, p, order).unwrap();
-        prop_assert_eq!(selected.pairs(), expected.as_slice());
-        prop_assert!(selected.pairs().iter().all(|pair| pair.score.to_bits() != 1 << 31));
+        prop_assert_eq!(&selected.pairs, &expected);
+        prop_assert!(selected.pairs.iter().all(|pair| pair.score.to_bits() != 1 << 31));
         prop_assert_eq!(selection.num_pairs(), pairs.len() as u64);
-        let total: u64 = selected.num_after().iter().sum();
+        let total: u64 = selected.after.iter().sum();
         prop_assert_eq!(total, expected.len() as u64);
     }
 
@@ -139,12 +163,12 @@ proptest! {
         image_first: bool,
     ) {
         let order = ORDERS[usize::from(image_first)];
-        let mut selection = Selection::new(NUM_CLASSES, k, p, order).unwrap();
+        let mut selection = begin(NUM_CLASSES, k, p, order).unwrap();
         give(&mut selection, &for_order(&pairs, order)).unwrap();
         let (k, p) = (k.saturating_sub(less).max(1), if image_first { p } else { other_p });
-        let selected = finish(&selection, k, p).unwrap();
+        let selected = finish(&mut selection, k, p).unwrap();
         let expected = twin(&pairs, k, p, order).unwrap();
-        prop_assert_eq!(selected.pairs(), expected.as_slice());
+        prop_assert_eq!(&selected.pairs, &expected);
     }
 
     #[test]
@@ -152,7 +176,7 @@ proptest! {
         pairs in pairs(), k in 1..6u32, p in 1..7u32, parts in 1..5u64, image_first: bool,
     ) {
         let order = ORDERS[usize::from(image_first)];
-        let new = || Selection::new(NUM_CLASSES, k, p, order).unwrap();
+        let new = || begin(NUM_CLASSES, k, p, order).unwrap();
         let mut whole = new();
         let by_sample = for_order(&pairs, order);
         give(&mut whole, &by_sample).unwrap();
@@ -164,7 +188,7 @@ proptest! {
         for state in states.iter().rev() {
             merged.merge(&loaded(&saved(state)).unwrap()).unwrap();
         }
-        prop_assert_eq!(finish(&merged, k, p).unwrap(), finish(&whole, k, p).unwrap());
+        prop_assert_eq!(finish(&mut merged, k, p).unwrap(), finish(&mut whole, k, p).unwrap());
         if order == Order::ClassFirst {
             prop_assert_eq!(saved(&merged), saved(&whole));
         }
@@ -177,14 +201,14 @@ proptest! {
         let order = ORDERS[usize::from(image_first)];
         let pairs = for_order(&pairs, order);
         let (first, second) = pairs.split_at(split.min(pairs.len()));
-        let mut selection = Selection::new(NUM_CLASSES, k, p, order).unwrap();
+        let mut selection = begin(NUM_CLASSES, k, p, order).unwrap();
         give(&mut selection, first).unwrap();
         let bytes = saved(&selection);
         let mut resumed = loaded(&bytes).unwrap();
         prop_assert_eq!(saved(&resumed), bytes);
         give(&mut selection, second).unwrap();
         give(&mut resumed, second).unwrap();
-        prop_assert_eq!(finish(&resumed, k, p).unwrap(), finish(&selection, k, p).unwrap());
+        prop_assert_eq!(finish(&mut resumed, k, p).unwrap(), finish(&mut selection, k, p).unwrap());
         prop_assert_eq!(saved(&resumed), saved(&selection));
     }
 
@@ -196,11 +220,11 @@ proptest! {
         let mut pairs = positive(&pairs);
         let (sample, class, _) = pairs[again % pairs.len()];
         pairs.insert(again % pairs.len(), (sample, class, score + 0.0));
-        let mut selection = Selection::new(NUM_CLASSES, k, 2, Order::ClassFirst).unwrap();
+        let mut selection = begin(NUM_CLASSES, k, 2, Order::ClassFirst).unwrap();
         pairs.chunks(size).for_each(|part| give(&mut selection, part).unwrap());
-        match (finish(&selection, k, 2), twin(&pairs, k, 2, Order::ClassFirst)) {
+        match (finish(&mut selection, k, 2), twin(&pairs, k, 2, Order::ClassFirst)) {
             (Ok(selected), Some(expected)) => {
-                prop_assert_eq!(selected.pairs(), expected.as_slice());
+                prop_assert_eq!(&selected.pairs, &expected);
             }
             (Err(Error::Data(message)), None) => {
                 let name = format!("sample {sample}, class {class}");
@@ -222,13 +246,13 @@ proptest! {
         let pairs: Vec<Pair> = (0..scores.len())
             .map(|i| (samples[i / width], (i % width) as u32, scores[i] + 0.0))
             .collect();
-        let mut selection = Selection::new(width as u32, k, p, order).unwrap();
+        let mut selection = begin(width as u32, k, p, order).unwrap();
         let pool = rayon_pool(threads);
         pool.install(|| selection.update_dense(Samples::These(&samples), scores, &Job::new()))
             .unwrap();
         let expected = twin(&pairs, k, p, order).unwrap();
-        let selected = finish(&selection, k, p).unwrap();
-        prop_assert_eq!(selected.pairs(), expected.as_slice());
+        let selected = finish(&mut selection, k, p).unwrap();
+        prop_assert_eq!(&selected.pairs, &expected);
     }
 
     #[test]
@@ -237,7 +261,7 @@ proptest! {
         image_first: bool, mend: bool,
     ) {
         let order = ORDERS[usize::from(image_first)];
-        let mut selection = Selection::new(NUM_CLASSES, 3, 2, order).unwrap();
+        let mut selection = begin(NUM_CLASSES, 3, 2, order).unwrap();
         give(&mut selection, &for_order(&pairs, order)).unwrap();
         let mut bytes = saved(&selection);
         prop_assert!(matches!(loaded(&bytes[..end.index(bytes.len())]), Err(Error::Data(_))));
@@ -248,7 +272,7 @@ proptest! {
             // As somebody would who wants the file to be taken.
             let digest = xxhash_rust::xxh3::xxh3_128(&bytes[..body]).to_le_bytes();
             bytes[body..].copy_from_slice(&digest);
-            if let Ok(selection) = loaded(&bytes) {
+            if let Ok(mut selection) = loaded(&bytes) {
                 let _ = selection.finish(None, None, &Job::new());
                 let _ = selection.clone().merge(&selection);
             }
@@ -281,23 +305,23 @@ fn a_large_matrix_is_the_same_whatever_the_blocks_and_threads() {
         .map(|i| ((i / width) as u64 + 70_000, (i % width) as u32, scores[i]))
         .collect();
     for order in ORDERS {
-        let mut whole = Selection::new(width as u32, 50, 3, order).unwrap();
+        let mut whole = begin(width as u32, 50, 3, order).unwrap();
         whole.update_dense(Samples::From(70_000), &scores, &Job::new()).unwrap();
-        let mut parts = Selection::new(width as u32, 50, 3, order).unwrap();
+        let mut parts = begin(width as u32, 50, 3, order).unwrap();
         for (part, rows) in scores.chunks(width * 700).enumerate().collect::<Vec<_>>().iter().rev()
         {
             let samples = Samples::From(70_000 + *part as u64 * 700);
             rayon_pool(2).install(|| parts.update_dense(samples, rows, &Job::new())).unwrap();
         }
-        let mut single = Selection::new(width as u32, 50, 3, order).unwrap();
+        let mut single = begin(width as u32, 50, 3, order).unwrap();
         give(&mut single, &pairs).unwrap();
-        let selected = finish(&whole, 50, 3).unwrap();
-        assert_eq!(selected, finish(&parts, 50, 3).unwrap());
-        assert_eq!(selected, finish(&single, 50, 3).unwrap());
+        let selected = finish(&mut whole, 50, 3).unwrap();
+        assert_eq!(selected, finish(&mut parts, 50, 3).unwrap());
+        assert_eq!(selected, finish(&mut single, 50, 3).unwrap());
         assert_eq!(saved(&whole), saved(&parts));
-        assert_eq!(finish(&loaded(&saved(&whole)).unwrap(), 50, 3).unwrap(), selected);
+        assert_eq!(finish(&mut loaded(&saved(&whole)).unwrap(), 50, 3).unwrap(), selected);
         let full = |rows: &[u64]| rows.iter().all(|&images| images == 50);
-        assert!(full(selected.num_before()));
+        assert!(full(&selected.before));
     }
 }
 
@@ -305,43 +329,40 @@ fn a_large_matrix_is_the_same_whatever_the_blocks_and_threads() {
 fn both_orders_agree_where_no_image_is_cut() {
     let (scores, width) = large();
     let [a, b] = ORDERS.map(|order| {
-        let mut selection = Selection::new(width as u32, 20, width as u32, order).unwrap();
+        let mut selection = begin(width as u32, 20, width as u32, order).unwrap();
         selection.update_dense(Samples::From(0), &scores, &Job::new()).unwrap();
-        selection.finish(None, None, &Job::new()).unwrap()
+        outcome(&selection.finish(None, None, &Job::new()).unwrap())
     });
     assert_eq!(a, b);
 }
 
 #[test]
 fn logits_rank_by_their_log_odds() {
-    let mut selection = Selection::new(2, 2, 2, Order::ClassFirst).unwrap();
+    let mut selection = begin(2, 2, 2, Order::ClassFirst).unwrap();
     let logits = [50.0, 0.0, 90.0, 0.0, 1.0, 3.0];
     selection.update_logits(Samples::From(5), &logits, &Job::new()).unwrap();
     let selected = selection.finish(None, None, &Job::new()).unwrap();
-    let found: Vec<_> = selected.pairs().iter().map(|p| (p.sample, p.class, p.score)).collect();
-    assert_eq!(found, [(6, 0, 90.0), (5, 0, 50.0), (7, 1, 2.0), (5, 1, -50.0)]);
+    let found: Vec<_> =
+        outcome(&selected).pairs.iter().map(|p| (p.sample, p.class, p.score)).collect();
+    assert_eq!(found, [(5, 0, 50.0), (5, 1, -50.0), (6, 0, 90.0), (7, 1, 2.0)]);
 }
 
 #[test]
 fn options_and_shapes_that_make_no_sense_are_wrong_usage_and_change_nothing() {
     for (num_classes, k, p) in [(0, 1, 1), (1, 0, 1), (1, 1, 0), (u32::MAX, 1, 1)] {
-        let made = Selection::new(num_classes, k, p, Order::ClassFirst);
+        let made = begin(num_classes, k, p, Order::ClassFirst);
         assert!(matches!(made, Err(Error::Usage(_))));
     }
     assert!(Order::parse("classes-first").is_err());
-    let mut selection = Selection::new(3, 4, 2, Order::ImageFirst).unwrap();
+    let mut selection = begin(3, 4, 2, Order::ImageFirst).unwrap();
     let job = Job::new();
     let usage = |result: Result<()>| assert!(matches!(result, Err(Error::Usage(_))), "{result:?}");
     usage(selection.update_dense(Samples::From(0), &[0.0; 4], &job));
     usage(selection.update_dense(Samples::From(u64::MAX), &[0.0; 6], &job));
     usage(selection.update_dense(Samples::These(&[1]), &[0.0; 6], &job));
     usage(selection.update_pairs(&[1], &[1, 2], &[0.5], &job));
-    usage(selection.merge(&Selection::new(3, 4, 1, Order::ImageFirst).unwrap()));
-    usage(Selection::new(1, 1, 1, Order::ClassFirst).unwrap().update_logits(
-        Samples::From(0),
-        &[1.0],
-        &job,
-    ));
+    usage(selection.merge(&begin(3, 4, 1, Order::ImageFirst).unwrap()));
+    usage(begin(1, 1, 1, Order::ClassFirst).unwrap().update_logits(Samples::From(0), &[1.0], &job));
     usage(selection.finish(Some(5), None, &job).map(drop));
     usage(selection.finish(Some(0), None, &job).map(drop));
     usage(selection.finish(None, Some(1), &job).map(drop));
@@ -352,7 +373,7 @@ fn options_and_shapes_that_make_no_sense_are_wrong_usage_and_change_nothing() {
 #[test]
 fn bad_scores_are_named_and_leave_a_state_that_nobody_can_use() {
     let (job, order) = (Job::new(), Order::ClassFirst);
-    let mut selection = Selection::new(3, 4, 2, order).unwrap();
+    let mut selection = begin(3, 4, 2, order).unwrap();
     let scores = [0.0, 0.0, 0.0, 0.0, f32::NAN, 0.0];
     let found = message(selection.update_dense(Samples::From(8), &scores, &job));
     assert!(found.starts_with("sample 9, class 1: the score is NaN"), "{found}");
@@ -360,17 +381,17 @@ fn bad_scores_are_named_and_leave_a_state_that_nobody_can_use() {
         give(&mut selection, &[]),
         selection.finish(None, None, &job).map(drop),
         selection.save("/nowhere/at/all"),
-        Selection::new(3, 4, 2, order).unwrap().merge(&selection),
+        begin(3, 4, 2, order).unwrap().merge(&selection),
     ] {
         assert!(message(result).contains("half updated"));
     }
-    let mut selection = Selection::new(3, 4, 2, order).unwrap();
+    let mut selection = begin(3, 4, 2, order).unwrap();
     let found = message(selection.update_logits(Samples::From(8), &[f32::INFINITY; 3], &job));
     assert!(found.starts_with("sample 8, class 0: the logit is inf"), "{found}");
-    let mut selection = Selection::new(3, 4, 2, order).unwrap();
+    let mut selection = begin(3, 4, 2, order).unwrap();
     let found = message(give(&mut selection, &[(4, 3, 0.5)]));
     assert!(found.starts_with("sample 4: the class is 3, and the selection has 3"), "{found}");
-    let mut selection = Selection::new(3, 4, 2, order).unwrap();
+    let mut selection = begin(3, 4, 2, order).unwrap();
     job.cancel();
     assert!(matches!(
         selection.update_dense(Samples::From(0), &[0.0; 3], &job),
@@ -381,7 +402,7 @@ fn bad_scores_are_named_and_leave_a_state_that_nobody_can_use() {
 
 #[test]
 fn image_first_refuses_samples_that_come_back_and_classes_twice_in_a_row() {
-    let new = || Selection::new(3, 4, 2, Order::ImageFirst).unwrap();
+    let new = || begin(3, 4, 2, Order::ImageFirst).unwrap();
     let came_back = |result: Result<()>| {
         let found = message(result);
         assert!(found.starts_with("sample 1 came back"), "{found}");
@@ -403,7 +424,7 @@ fn image_first_refuses_samples_that_come_back_and_classes_twice_in_a_row() {
     assert!(message(a.merge(&b)).starts_with("merge: sample 9 was scored in both"));
     // The row of sample 9 is still open, and a failed merge has changed nothing.
     give(&mut a, &[(9, 0, 0.75)]).unwrap();
-    assert_eq!(finish(&a, 4, 2).unwrap().num_after(), [2, 1, 0]);
+    assert_eq!(finish(&mut a, 4, 2).unwrap().after, [2, 1, 0]);
 }
 
 fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
@@ -416,15 +437,16 @@ fn record_batches_may_hold_any_integers_and_float32_only() {
     let classes: ArrayRef = Arc::new(UInt8Array::from(vec![0, 1, 1]));
     let scores: ArrayRef = Arc::new(Float32Array::from(vec![0.5, 0.25, 0.75]));
     let update = |columns| {
-        let mut selection = Selection::new(2, 1, 1, Order::ClassFirst).unwrap();
+        let mut selection = begin(2, 1, 1, Order::ClassFirst).unwrap();
         selection.update_batches([Ok(batch(columns))], &Job::new())?;
         selection.finish(None, None, &Job::new())
     };
     let good = vec![("class", classes), ("score", scores), ("sample", samples)];
     let selected = update(good.clone()).unwrap();
-    let rows: Vec<_> = selected.pairs().iter().map(|pair| (pair.sample, pair.class)).collect();
+    let rows: Vec<_> =
+        outcome(&selected).pairs.iter().map(|pair| (pair.sample, pair.class)).collect();
     assert_eq!(rows, [(5, 0), (7, 1)]);
-    let table = &selected.table().unwrap()[0];
+    let table = selected.batches().unwrap().next().unwrap().unwrap();
     assert_eq!((table.num_rows(), table.schema()), (2, Selected::schema()));
 
     let wide: ArrayRef = Arc::new(Float64Array::from(vec![0.5, 0.25, 0.75]));
@@ -448,12 +470,15 @@ fn record_batches_may_hold_any_integers_and_float32_only() {
 
 #[test]
 fn a_file_of_something_else_is_refused() {
-    let bytes = saved(&Selection::new(2, 3, 1, Order::ImageFirst).unwrap());
+    let bytes = saved(&begin(2, 3, 1, Order::ImageFirst).unwrap());
     let mut other = bytes.clone();
     other[8] = 9;
     assert!(message(loaded(&other)).contains("format version 9"));
     assert!(message(loaded(b"PAR1 and so on")).contains("no state of a selection"));
     let longer = [bytes.as_slice(), b"x"].concat();
     assert!(message(loaded(&longer)).contains("something follows its end"));
-    assert!(matches!(Selection::load("/nowhere/at/all"), Err(Error::Io { .. })));
+    assert!(matches!(
+        Selection::load("/nowhere/at/all", Memory::unlimited()),
+        Err(Error::Io { .. })
+    ));
 }
