@@ -28,14 +28,22 @@ def train(
         list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set optimizer.lr=0.05")
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
-    init: Annotated[Path | None, typer.Option(help="Run whose weights the stage starts from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Run whose weights the stage starts from, or a file of weights.")
+    ] = None,
     index: Annotated[Path | None, typer.Option(help="Index to train on, without a workspace.")] = None,
     held_out: Annotated[Path | None, typer.Option("--evaluate", help="Held-out index.")] = None,
     pseudolabels: Annotated[Path | None, typer.Option(help="Pseudo-labels, for the student.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Folder of 'wsl score', for a student that learns from the scores.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/STAGE.")] = None,
     num_accelerators: Annotated[
         int | None, typer.Option(min=1, help="Ranks; default: one for each GPU, one on CPU.")
     ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved config as YAML and stop.")
+    ] = False,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = None,
 ) -> int:
@@ -44,11 +52,14 @@ def train(
 
     arguments = ["--stage", stage, "--resume", resume]
     paths = {"-c": config, "--init": init, "--index": index, "--evaluate": held_out, "--out": out}
-    for flag, value in (paths | {"--pseudolabels": pseudolabels, "--workspace": workspace}).items():
+    paths |= {"--pseudolabels": pseudolabels, "--predictions": predictions, "--workspace": workspace}
+    for flag, value in paths.items():
         if value is not None:
             arguments += [flag, str(value)]
     for setting in override or []:
         arguments += ["--set", setting]
+    if print_config:
+        arguments.append("--print-config")
     if overwrite:
         arguments.append("--overwrite")
     return program.launch(arguments, num_accelerators)
@@ -92,7 +103,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
-    from wsl.training.stages import evaluate_run
+    from wsl.training.evaluation import evaluate_run
     from wsl.workspace import read_run
 
     result = evaluate_run(run, index)

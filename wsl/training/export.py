@@ -7,6 +7,7 @@ keep torchvision's names, so `torchvision.models.get_model(name).load_state_dict
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,45 @@ def load_run(run: Path) -> LoadedModel:
     return LoadedModel(model.eval(), config, info)
 
 
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a safetensors file, or in a file that `torch.save` wrote.
+
+    The latter is a pickle, of which only tensors and plain containers are read (`weights_only`), such
+    as torchvision's downloads are. UsageError where there is no such file, DataError for other content.
+    """
+    if not file.is_file():
+        raise UsageError(f"{file} is not there; expected weights as safetensors or a state dict (.pth)")
+    try:
+        content: Any
+        if file.suffix == ".safetensors":
+            content = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{file}: expected tensors alone, as safetensors or a state dict: {reason}") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+    if not content or not tensors:
+        raise DataError(f"{file}: expected a state dict of tensors, found {type(content).__name__}")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
 def load_weights(model: nn.Module, file: Path, *, skip: str | None = None) -> None:
     """Reads `file` into `model`, all but the layer `skip`; DataError where names or shapes differ."""
     try:
         state = load_file(file)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file}: expected a safetensors file, found: {error}") from None
+    apply_weights(model, state, file, skip=skip)
+
+
+def apply_weights(
+    model: nn.Module, state: dict[str, torch.Tensor], file: Path, *, skip: str | None = None
+) -> None:
+    """Puts a state dict into `model`, all but the layer `skip`; DataError where names or shapes differ."""
     own = model.state_dict()
     prefix = f"{skip}." if skip else None
     if prefix:
