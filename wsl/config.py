@@ -153,10 +153,12 @@ class OptimizerConfig(Config):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(default=1e-4, ge=0)
-    schedule: Literal["cosine", "halving", "constant"] = "cosine"
-    """After the warm-up: half a cosine to 0, halved at equal intervals, or unchanged."""
-    num_halvings: Positive = 20
-    """halving: how often the rate is halved until the end."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """After the warm-up: half a cosine to 0, drops at equal intervals, or unchanged."""
+    num_drops: Positive = 20
+    """steps: how often the rate drops until the end."""
+    drop_factor: float = Field(default=0.5, gt=0, lt=1)
+    """steps: what is left of the rate at each drop; a half as both papers have it."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the rate rises linearly to its peak."""
     gradient_clipping: float = Field(default=0.0, ge=0)
@@ -164,8 +166,13 @@ class OptimizerConfig(Config):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
-        if self.schedule != "halving" and "num_halvings" in self.model_fields_set and self.num_halvings != 20:
-            raise ValueError(f"num_halvings belongs to schedule: halving, and schedule is {self.schedule}")
+        changed = [
+            name
+            for name in ("num_drops", "drop_factor")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if changed and self.schedule != "steps":
+            raise ValueError(f"{changed[0]} belongs to schedule: steps, and schedule is {self.schedule}")
         return self
 
 

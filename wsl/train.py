@@ -102,6 +102,8 @@ def _train(options: argparse.Namespace, rank: int) -> None:
 def _config_file(options: argparse.Namespace) -> Path:
     """The stage's YAML: the one named, or the workspace's."""
     if options.config is not None:
+        if not options.config.is_file():
+            raise UsageError(f"--config {options.config}: there is no such file; see configs/stages")
         return Path(options.config)
     if options.index is not None:
         raise UsageError("--index needs --config FILE and --out DIR beside it (or use a workspace instead)")

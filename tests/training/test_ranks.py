@@ -28,8 +28,8 @@ def launch(folder: Path, *parts: str) -> tuple[int, str]:
     """Runs parts on two ranks as `wsl train` would; exit code and what was said."""
     log = folder / "log.txt"
     code = (
-        "import sys; from wsl.training.launch import launch_ranks; "
-        "sys.exit(launch_ranks([sys.executable, *sys.argv[1:]], 2))"
+        "import sys; from wsl.training import launch; launch.FAILURE_GRACE_S = 5.0; "
+        "sys.exit(launch.launch_ranks([sys.executable, *sys.argv[1:]], 2))"
     )
     command = [sys.executable, "-c", code, str(PROGRAM), str(folder), *parts]
     own = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"}

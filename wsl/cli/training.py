@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command("evaluate")(evaluate)
     app.command("export")(export)
     app.command("predict")(predict)
+    app.command("compare")(compare)
 
 
 def train(
@@ -104,33 +105,42 @@ def evaluate(
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
     from wsl.training.evaluation import evaluate_run
+    from wsl.training.metrics import most_confused, recall_rows
     from wsl.workspace import read_run
 
     result = evaluate_run(run, index)
     if as_json:
         print_json(result.to_dict())
         return
-    rows = [["top-1", result.top1], ["top-5", result.top5], ["macro-averaged recall", result.macro]]
+    from wsl.training.compare import share
+
+    names = read_run(run).get("class_names")
+    measures = [
+        ("top-1", result.top1, result.top1_interval),
+        ("top-5", result.top5, result.top5_interval),
+        ("macro-averaged recall", result.macro, result.macro_interval),
+    ]
+    rows: list[list[object]] = [[name, share(value, interval)] for name, value, interval in measures]
     rows += [["samples", result.num_samples], ["corrupt images skipped", result.num_corrupt]]
-    print_table(f"{run} on {index}", ["measure", "value"], rows)
-    recalls = result.per_class_recall
-    names = read_run(run).get("class_names") or [str(number) for number in range(len(recalls))]
-    print_table(
-        "recall by class",
-        ["class", "recall"],
-        [list(row) for row in zip(names, recalls, strict=True)],
-    )
+    print_table(f"{run} on {index}, with 95 % intervals", ["measure", "value"], rows)
+    print_table("recall by class", ["class", "images", "recall"], recall_rows(result, names))
+    mistakes = most_confused(result, names)
+    if mistakes:
+        print_table("most frequent mistakes", ["class", "taken for", "images"], mistakes)
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to write model.safetensors and config.json to.")],
+    best: Annotated[
+        bool, typer.Option("--best", help="The weights of the best evaluation (keep_best), not the last.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a run's weights as safetensors with the configuration that loads them."""
+    """Write a run's weights as safetensors, the configuration that loads them, and a model card."""
     from wsl.training.export import export_run
 
-    export_run(run, out, overwrite=overwrite)
+    export_run(run, out, best=best, overwrite=overwrite)
     note(f"exported to {out}")
 
 
@@ -158,3 +168,22 @@ def predict(
         for name, probability in classes
     ]
     print_table("", ["image", "class", "probability"], rows)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, complete or under way.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show runs side by side: what they measured, and the settings in which they differ."""
+    from wsl.training.compare import compare_runs, comparison_rows, differing_settings
+
+    found = compare_runs(runs)
+    different = differing_settings(found)
+    if as_json:
+        print_json({"runs": found, "different": different})
+        return
+    columns = ["", *(str(run) for run in runs)]
+    print_table("", columns, comparison_rows(found))
+    if different:
+        rows = [[key, *map(str, row)] for key, row in different.items()]
+        print_table("settings that differ", columns, rows)

@@ -18,8 +18,8 @@ def learning_rate(options: OptimizerConfig, step: int, num_steps: int, batch_siz
     """The rate of `step` of `num_steps`.
 
     A linear warm-up (Goyal et al. 2017, section 2.2), then half a cosine to 0 (Loshchilov and Hutter
-    2017), or halved `num_halvings` times at equal intervals (as Mahajan et al. 2018 and Yalniz et al.
-    2019 did), the last interval at the lowest rate.
+    2017), or `num_drops` drops at equal intervals, the last interval at the lowest rate (both
+    papers halve it so).
     """
     peak = peak_rate(options, batch_size)
     if step < options.warmup_steps:
@@ -27,6 +27,6 @@ def learning_rate(options: OptimizerConfig, step: int, num_steps: int, batch_siz
     done = (step - options.warmup_steps) / max(num_steps - options.warmup_steps, 1)
     if options.schedule == "constant":
         return peak
-    if options.schedule == "halving":
-        return peak * 0.5 ** math.floor(done * (options.num_halvings + 1))
+    if options.schedule == "steps":
+        return float(peak * options.drop_factor ** math.floor(done * (options.num_drops + 1)))
     return peak * 0.5 * (1 + math.cos(math.pi * done))

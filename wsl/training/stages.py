@@ -34,12 +34,12 @@ from wsl.publish import publish_text
 from wsl.training import checkpoint, deepspeed
 from wsl.training.distillation import FILE, collect_scores
 from wsl.training.execution import lay_out_weights, prepare_model
-from wsl.training.export import WEIGHTS
+from wsl.training.export import BEST, WEIGHTS
 from wsl.training.metrics import Evaluation
 from wsl.training.mixing import check_even
 from wsl.training.regroup import consolidate
 from wsl.training.task import Task, make_model, prepare_task
-from wsl.training.trainer import BEST, NOT_FINITE, Trainer
+from wsl.training.trainer import NOT_FINITE, Trainer
 from wsl.training.watch import Watch
 from wsl.workspace import StageInputs, read_run
 

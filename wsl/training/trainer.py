@@ -23,6 +23,7 @@ from wsl.training import checkpoint, deepspeed
 from wsl.training.distillation import TeacherScores
 from wsl.training.ema import Ema
 from wsl.training.evaluation import evaluate_model
+from wsl.training.export import BEST
 from wsl.training.loop import Batch, Batches, Clock, CorruptCount, memory_bytes, peak_memory_bytes
 from wsl.training.metrics import Evaluation, MetricsLog
 from wsl.training.schedule import learning_rate
@@ -32,7 +33,6 @@ from wsl.training.task import Task
 from wsl.training.watch import DATA, Watch
 from wsl.workspace import StageInputs
 
-BEST = "best.safetensors"
 NOT_FINITE = "not-finite.json"
 
 
