@@ -34,9 +34,11 @@ __all__ = [
     "Vocabulary",
     "WslError",
     "__version__",
+    "drop_keys",
     "log_odds",
     "member_records",
     "normalize_hashtag",
+    "scan_shard",
 ]
 __version__: str
 UNICODE_VERSION: str
@@ -59,6 +61,7 @@ def member_records(
     key_column: str,
     hashtags_column: str,
     separator: str | None = None,
+    shard_column: str | None = None,
 ) -> Table: ...
 
 @final
@@ -130,6 +133,9 @@ class Vocabulary:
 
 # --- index (rust/src/python/index.rs) ---
 
+def drop_keys(folder: str | PathLike[str], keys: list[str]) -> tuple[int, int, list[str]]: ...
+def scan_shard(path: str | PathLike[str]) -> list[tuple[bytes, int, int]]: ...
+
 @final
 class IndexBuilder:
     def __new__(
@@ -137,10 +143,18 @@ class IndexBuilder:
         folder: str | PathLike[str],
         labels: str,
         *,
+        key_scope: str = "global",
         num_threads: int | None = None,
+        include: list[str] | None = None,
         exclude: list[str] | None = None,
-        max_doubled_share: float = 0.0,
+        limits: dict[str, float] | None = None,
+        memory_bytes: int | None = None,
+        spill_dir: str | PathLike[str] | None = None,
+        resume_key: str | None = None,
+        append: bool = False,
     ) -> IndexBuilder: ...
+    @property
+    def is_resumed(self) -> bool: ...
     def add_records(
         self,
         stream: ArrowStream,
@@ -149,6 +163,9 @@ class IndexBuilder:
         hashtags_column: str,
         vocabulary: Vocabulary,
         separator: str | None = None,
+        shard_column: str | None = None,
+        key_format: str | None = None,
+        again: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
     def index_records(
@@ -159,6 +176,7 @@ class IndexBuilder:
         hashtags_column: str,
         vocabulary: Vocabulary,
         separator: str | None = None,
+        key_format: str | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
     def add_shards(
@@ -172,7 +190,13 @@ class IndexBuilder:
     @property
     def num_samples(self) -> int: ...
     def publish(
-        self, vocabulary: Vocabulary | None, *, label_kind: str | None, shard_root: str, provenance: str
+        self,
+        vocabulary: Vocabulary | None,
+        *,
+        vocabulary_file: str,
+        label_kind: str | None,
+        shard_root: str,
+        provenance: str,
     ) -> None: ...
 
 @final
@@ -185,8 +209,16 @@ class Index:
     def row(self, ordinal: int) -> tuple[str, Path, int, int]: ...
     def keys(self, ordinals: _Array) -> list[str]: ...
     def labels(self, ordinals: _Array) -> tuple[bytes, bytes]: ...
-    def read(self, ordinals: _Array, *, progress: Callable[[int], object] | None = None) -> list[bytes]: ...
+    def read(
+        self,
+        ordinals: _Array,
+        *,
+        num_threads: int = 1,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[bytes]: ...
     def find(self, key: str) -> int | None: ...
+    def find_all(self, key: str) -> list[int]: ...
+    def dropped(self) -> bytes: ...
     def label_counts(self) -> bytes: ...
     def repeat_factors(
         self, scheme: str, *, threshold: float | None = None, epoch_length: float | None = None

@@ -60,11 +60,21 @@ class IndexConfig(Config):
     """What the labels are; absent for unlabelled shards."""
     key_column: str = "key"
     hashtags_column: str = "hashtags"
+    key_scope: Literal["global", "shard"] = "global"
+    """Whether a key names one sample of the whole set, or keys begin anew in every shard."""
+    shard_column: str | None = None
+    """The column of the records that names their shard, in scope "shard"; else tables stand beside shards."""
+    key_format: str | None = None
+    """How integer keys are written in the names of members, such as "{:09d}"."""
     vocabulary: VocabularyConfig = VocabularyConfig()
     class_names: Path | None = None
     """A text file with the name of class i on line i."""
+    include: Path | None = None
+    """A text file of the only keys to take, one a line."""
     exclude: Path | None = None
     """A text file of keys to leave out, one a line (takedowns, images of a test set)."""
+    limits: dict[str, Share] = {}
+    """Shares above which the build is refused, such as {samples_without_record: 0.5}."""
 
 
 class StageSource(Config):

@@ -86,9 +86,14 @@ def open_records(
     hashtags_column: str,
     key_column: str | None = None,
     separator: str | None = None,
+    shard_column: str | None = None,
+    path_column: str | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Records:
     """The records of `source`, these columns only where the reader can choose them.
+
+    `shard_column` is a third column that is wanted; `path_column` is made: the path of the file, or of
+    the tar shard, that a record is from.
 
     In tar shards `hashtags_column` is a field of the ``.json`` members, its keys joined by dots, or
     ``.txt`` for the text of those members.
@@ -96,7 +101,8 @@ def open_records(
     Raises UsageError for a file of unknown kind, a glob without files and an unknown column, and
     DataError for a file that is not what its name says.
     """
-    columns = [hashtags_column] if key_column is None else [key_column, hashtags_column]
+    named = (key_column, hashtags_column, shard_column, path_column)
+    columns = [name for name in named if name is not None]
     if isinstance(source, (str, os.PathLike, list, tuple)):
         files = find_files(source)
         if kind_of(files) == "tar":
@@ -105,10 +111,16 @@ def open_records(
                 key_column=key_column or "key",
                 hashtags_column=hashtags_column,
                 separator=separator,
+                shard_column=path_column or shard_column,
             )
             return Records(held, None)
-        stream = _collect(scan(files, storage_options), columns, files)
+        stream = _collect(scan(files, storage_options, path_column), columns, files)
         return Records(stream, separator, tuple(files))
+    if path_column is not None:
+        raise UsageError(
+            "records: keys begin anew in every shard, so each record must say which shard it belongs to; "
+            "name the column that does (shard_column)"
+        )
     return Records(open_stream(source, columns), separator)
 
 
@@ -132,14 +144,20 @@ def open_stream(source: object, columns: list[str] | None = None) -> ArrowStream
     return cast("ArrowStream", source)
 
 
-def scan(source: object, storage_options: StorageOptions | None = None) -> pl.LazyFrame:
+def scan(
+    source: object, storage_options: StorageOptions | None = None, path_column: str | None = None
+) -> pl.LazyFrame:
     """A LazyFrame over the tables of a path, a folder, a glob, or a list of these.
+
+    `path_column` names a column to add: the path of each row's file.
 
     `storage_options` go to Polars for object stores; where absent it looks into the environment.
     """
     files = find_files(source)
     kind = kind_of(files)
     options: Any = {"storage_options": dict(storage_options)} if storage_options else {}
+    if path_column is not None:
+        options["include_file_paths"] = path_column
     if kind == "tar":
         raise UsageError(f"{files[0]}: a tar shard is no table; its members are read as records only")
     if kind == "parquet":

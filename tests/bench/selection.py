@@ -141,7 +141,8 @@ def run_duckdb(folder: str) -> int:
     connection = duckdb.connect(config={"threads": THREADS})
     query = f"""with best as (select * from '{folder}/pairs-*.parquet' qualify
         row_number() over (partition by class order by score desc, sample) <= {K})
-        select * from best qualify row_number() over (partition by sample order by score desc, class) <= {P}"""
+        select * from best
+        qualify row_number() over (partition by sample order by score desc, class) <= {P}"""
     return len(connection.sql(query).to_arrow_table())
 
 
@@ -290,7 +291,9 @@ def measure(task: str, program: str, folder: Path) -> dict[str, float]:
     return {"cpu": usage.ru_utime + usage.ru_stime, "wall": wall, "peak": peak, "rows": found}
 
 
-def measure_all(task: str, programs: list[str], folder: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+def measure_all(
+    task: str, programs: list[str], folder: Path, rounds: int
+) -> dict[str, list[dict[str, float]]]:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, kept in runs.items():

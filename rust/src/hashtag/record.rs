@@ -212,6 +212,7 @@ impl RecordReader {
             record.seen = if same_row { record.seen } else { 0 };
             record.start = if same_row { record.start } else { record.tags.len() };
             let before = record.tags.len();
+            let mut buffer = [0; 16];
             let view = block.views[other.place()];
             match column.view(view) {
                 Raw::Null => tally.reject(Rejection::Null),
@@ -221,18 +222,14 @@ impl RecordReader {
                         Raw::Long(text) => Tag::plain_long(text),
                         Raw::Null => None,
                     };
-                    match plain {
-                        Some(tag) if tag.is_long() || tag.is_view(view) => {
-                            keep(record, &tag, tally)
-                        }
-                        Some(tag) => keep_unless_among(record, block.views_of(row), &tag, tally),
-                        None => match normalize(raw.bytes(&mut [0; 16]), scratch) {
-                            Ok(text) => {
-                                let tag = Tag::new(text);
-                                keep_unless_among(record, block.views_of(row), &tag, tally);
-                            }
-                            Err(cause) => tally.reject(cause),
-                        },
+                    let tag = match plain {
+                        Some(tag) => Ok(tag),
+                        None => normalize(raw.bytes(&mut buffer), scratch).map(Tag::new),
+                    };
+                    match tag {
+                        Ok(tag) if tag.is_long() || tag.is_view(view) => keep(record, &tag, tally),
+                        Ok(tag) => keep_unless_among(record, block.views_of(row), &tag, tally),
+                        Err(cause) => tally.reject(cause),
                     }
                 }
             }

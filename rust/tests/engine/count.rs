@@ -208,11 +208,11 @@ proptest! {
     #[test]
     fn lists_of_views_count_as_lists_of_texts_do(
         records in prop::collection::vec(
-            prop::collection::vec("(#| |)([a-d]|[A-B]|)(|x|thirteen-byte|long-{12})", 0..12),
+            prop::collection::vec("(#| |)([a-d]|[A-B]|ö|Ö|)(|x| y|thirteen-byte|long-{12})", 0..12),
             0..300,
         ),
         long in 0usize..60,
-        repeats in 1usize..40,
+        repeats in 1usize..15,
         threads in 1usize..4,
     ) {
         let mut records = records;
