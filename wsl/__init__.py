@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsl._core import DataError, UsageError, WslError, __version__
     from wsl.building import build_index, drop_samples
-    from wsl.epoch import EpochOrder, label_noise
+    from wsl.epoch import EpochOrder, MixedOrder, label_noise
     from wsl.hashtags import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
-    from wsl.index import Index, repeat_factors
+    from wsl.index import Index, JoinedIndex, repeat_factors
     from wsl.selection import TopK
     from wsl.shards import pack_shards
     from wsl.vocabulary import Vocabulary
@@ -30,7 +30,9 @@ _HOME = {
     "count_hashtags": "wsl.hashtags",
     "fit_zipf": "wsl.hashtags",
     "EpochOrder": "wsl.epoch",
+    "MixedOrder": "wsl.epoch",
     "Index": "wsl.index",
+    "JoinedIndex": "wsl.index",
     "build_index": "wsl.building",
     "drop_samples": "wsl.building",
     "label_noise": "wsl.epoch",
@@ -44,6 +46,8 @@ __all__ = [
     "EpochOrder",
     "HashtagCounts",
     "Index",
+    "JoinedIndex",
+    "MixedOrder",
     "TopK",
     "UsageError",
     "Vocabulary",

@@ -134,7 +134,7 @@ class Vocabulary:
 # --- index (rust/src/python/index.rs) ---
 
 def drop_keys(folder: str | PathLike[str], keys: list[str]) -> tuple[int, int, list[str]]: ...
-def scan_shard(path: str | PathLike[str]) -> list[tuple[bytes, int, int]]: ...
+def scan_shard(path: str | PathLike[str]) -> tuple[list[tuple[bytes, int, int, int]], int]: ...
 
 @final
 class IndexBuilder:
@@ -150,6 +150,7 @@ class IndexBuilder:
         limits: dict[str, float] | None = None,
         memory_bytes: int | None = None,
         spill_dir: str | PathLike[str] | None = None,
+        part_rows: int = 1_048_576,
         resume_key: str | None = None,
         append: bool = False,
     ) -> IndexBuilder: ...
@@ -223,13 +224,30 @@ class Index:
     def repeat_factors(
         self, scheme: str, *, threshold: float | None = None, epoch_length: float | None = None
     ) -> tuple[bytes, float | None]: ...
+    def write_factors(
+        self,
+        path: str | PathLike[str],
+        scheme: str,
+        *,
+        threshold: float | None = None,
+        epoch_length: float | None = None,
+    ) -> float | None: ...
     def verify(self, *, progress: Callable[[int], object] | None = None) -> None: ...
 
 # --- epoch (rust/src/python/epoch.rs) ---
 
 @final
 class EpochOrder:
-    def __new__(cls, num_samples: int, factors: _Array | None, seed: int) -> EpochOrder: ...
+    def __new__(
+        cls,
+        num_samples: int,
+        factors: _Array | None,
+        seed: int,
+        *,
+        factors_file: str | PathLike[str] | None = None,
+        window: int | None = None,
+        first_samples: _Array | None = None,
+    ) -> EpochOrder: ...
     def take(self, start: int, stop: int) -> bytearray: ...
     def epoch_length(self, epoch: int) -> int: ...
     @property

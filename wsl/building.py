@@ -74,6 +74,7 @@ def build_index(
     limits: Mapping[str, float] | None = None,
     memory_bytes: int | None = None,
     spill_dir: str | os.PathLike[str] | None = None,
+    part_rows: int = 1 << 20,
     num_threads: int | None = None,
     provenance: dict[str, Any] | None = None,
     append: Literal["all records", "new records"] | None = None,
@@ -100,7 +101,8 @@ def build_index(
     ``samples_without_record`` (0.99), ``records_without_sample`` (0.99) and ``records_doubled`` (1).
     `progress` is called with the number of shards done (records, where there are no shards).
     `memory_bytes` limits the counting and the join, which go to disk (`spill_dir`) beyond it; the part
-    under way takes about 100 MB more.
+    under way takes about 100 MB more. A part holds `part_rows` samples, at most 2^20; a killed build
+    goes on after the last part that was finished.
 
     `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
     all of the index's again, or only those of the new shards (of the new samples, without shards).
@@ -120,7 +122,7 @@ def build_index(
         if known is not None:
             vocabulary = known.vocabulary
         source = {None: "none", "class": "members", "hashtag": "records"}[label_kind]
-        made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels]
+        made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels, part_rows]
         made_of += [class_names, provenance, getattr(vocabulary, "fingerprint", None)]
         builder = _core.IndexBuilder(
             folder,
@@ -132,6 +134,7 @@ def build_index(
             limits=dict(lists.limits),
             memory_bytes=memory_bytes,
             spill_dir=spill_dir,
+            part_rows=part_rows,
             resume_key=_resume_key(made_of, shards, records, lists),
             append=append is not None,
         )

@@ -162,6 +162,11 @@ class Index:
         schema = {"path": pl.String, "size": pl.UInt64, "first_sample": pl.UInt64, "num_samples": pl.UInt64}
         return pl.DataFrame(self._core.shards(), schema=schema, orient="row")
 
+    def shard_paths(self) -> list[Path]:
+        """Where each shard lies; none for an index of records alone."""
+        root = self._shard_root or self.path / str(self.manifest["shard_root"])
+        return [root / path.removeprefix("file://") for path in self.shards()["path"]]
+
     def scan(self) -> pl.LazyFrame:
         """All samples in order: sample, key, shard, offset, size, labels; not those taken down.
 
@@ -213,6 +218,7 @@ def repeat_factors(
     scheme: Scheme = "square-root",
     threshold: float | None = None,
     epoch_length: float | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> npt.NDArray[np.float32]:
     """How often an epoch shows each sample: float32, one for each (Mahajan et al. 2018, section 2.2).
 
@@ -221,7 +227,8 @@ def repeat_factors(
     label h. "clip" is the mirror image, at most 1: max over the labels of min(1, t / f(h)), the balancing
     of MetaCLIP (Xu et al. 2024). A sample without labels has 0. `threshold` is t; or it is solved so that
     an epoch has about `epoch_length` samples: twice the labelled ones where neither is given, half of them
-    for "clip".
+    for "clip". With `out` they are written to that file and the result is mapped from it: `EpochOrder`
+    takes it without loading it.
 
     Raises UsageError for both, for an unknown scheme, and for lengths that cannot be.
     """
@@ -231,8 +238,66 @@ def repeat_factors(
             threshold = 1.0
         else:
             epoch_length = labelled / 2 if scheme == "clip" else 2.0 * labelled
+    if out is not None:
+        index._core.write_factors(out, scheme, threshold=threshold, epoch_length=epoch_length)
+        return np.memmap(out, dtype=np.float32, mode="r")
     factors, _ = index._core.repeat_factors(scheme, threshold=threshold, epoch_length=epoch_length)
     return np.frombuffer(factors, dtype=np.float32)
+
+
+class JoinedIndex:
+    """Several indexes end to end, as `wsl.MixedOrder` numbers their samples.
+
+    They must carry the same vocabulary, or have none. Ordinals of the second begin at the length of the
+    first. Raises UsageError for indexes of different vocabularies.
+    """
+
+    def __init__(self, indexes: Sequence[Index]) -> None:
+        if not indexes:
+            raise UsageError("a joined index needs at least one index")
+        for index in indexes[1:]:
+            if index.vocabulary_fingerprint != indexes[0].vocabulary_fingerprint:
+                raise UsageError(
+                    f"{index.path} and {indexes[0].path} have different vocabularies "
+                    f"({index.vocabulary_fingerprint} and {indexes[0].vocabulary_fingerprint}); build one of "
+                    "them with the vocabulary of the other (--vocabulary FILE)"
+                )
+        self.indexes = tuple(indexes)
+        self._firsts = np.cumsum([0, *(len(index) for index in indexes)])
+        self.num_labels = indexes[0].num_labels
+        self.label_kind = indexes[0].label_kind
+        self.vocabulary_fingerprint = indexes[0].vocabulary_fingerprint
+        self.fingerprint = "+".join(index.fingerprint for index in indexes)
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def labels(self, ordinals: Ordinals | Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """The labels of each sample, ascending int64 arrays."""
+        return self._each(ordinals, lambda index, own: index.labels(own))
+
+    def keys(self, ordinals: Ordinals | Sequence[int]) -> list[str]:
+        """The keys of samples."""
+        return self._each(ordinals, lambda index, own: index.keys(own))
+
+    def read(self, ordinals: Ordinals | Sequence[int], *, num_threads: int = 1) -> list[bytes]:
+        """The encoded images of samples."""
+        return self._each(ordinals, lambda index, own: index.read(own, num_threads=num_threads))
+
+    def _each(
+        self, ordinals: Ordinals | Sequence[int], ask: Callable[[Index, Ordinals], Sequence[Any]]
+    ) -> list[Any]:
+        wanted = np.ascontiguousarray(ordinals, dtype=np.int64)
+        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
+            raise UsageError(f"ordinals of a joined index run from 0 to {len(self) - 1}")
+        source = np.searchsorted(self._firsts, wanted, side="right") - 1
+        found: list[Any] = [None] * len(wanted)
+        for number in np.unique(source):
+            places = np.flatnonzero(source == number)
+            values = ask(self.indexes[number], wanted[places] - self._firsts[number])
+            for place, value in zip(places, values, strict=True):
+                found[place] = value
+        return found
 
 
 def _reopen(path: Path, shard_root: Path | None, fingerprint: str) -> Index:

@@ -34,10 +34,12 @@ pub const IMAGE_EXTENSIONS: [&str; 10] =
     ["jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff"];
 
 /// One regular file of a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Member {
     /// The whole name, folder included.
     pub name: Vec<u8>,
+    /// Where its first header begins: its own, or an extended one before it.
+    pub start: u64,
     /// Where its content begins; its own header is the block before.
     pub offset: u64,
     /// Bytes of content.
@@ -65,6 +67,7 @@ pub struct Scanner {
     window_start: u64,
     hasher: Xxh3,
     finished: bool,
+    end_of_members: u64,
     num_links: u64,
     num_devices: u64,
 }
@@ -95,6 +98,7 @@ impl Scanner {
             window_start: 0,
             hasher,
             finished: false,
+            end_of_members: 0,
             num_links: 0,
             num_devices: 0,
         })
@@ -102,13 +106,14 @@ impl Scanner {
 
     /// The next regular file, in tar order; `None` at the end mark.
     pub fn next_member(&mut self) -> Result<Option<Member>> {
-        let mut member = Member { name: Vec::new(), offset: 0, size: 0, size_in_header: true };
+        let mut member = Member::default();
         Ok(self.next_into(&mut member)?.then_some(member))
     }
 
     /// The same into `member`, whose memory is used again; says whether there was one.
     pub fn next_into(&mut self, member: &mut Member) -> Result<bool> {
         let mut extension = Extension::default();
+        let mut start = None;
         while !self.finished {
             let at = self.position;
             let header = self.header(at)?;
@@ -116,6 +121,7 @@ impl Scanner {
                 if extension.name.is_some() || extension.size.is_some() {
                     return Err(self.bad(at, "the archive ends after a name without its member"));
                 }
+                self.end_of_members = at;
                 self.finish(at)?;
                 break;
             };
@@ -124,6 +130,7 @@ impl Scanner {
             let stated = number(&header[124..136]).ok_or_else(|| self.bad(at, "no valid size"))?;
             match kind {
                 b'L' | b'K' | b'x' | b'g' => {
+                    start = start.or_else(|| (kind != b'g').then_some(at));
                     let bytes = self.extension(at, stated)?;
                     match kind {
                         b'L' => extension.name = Some(until_nul(&bytes).to_vec()),
@@ -146,17 +153,18 @@ impl Scanner {
                     }
                     // Before POSIX a folder was a file whose name ends so; its size says nothing.
                     if kind == 0 && member.name.last() == Some(&b'/') {
-                        self.position = content;
+                        (self.position, start) = (content, None);
                         continue;
                     }
                     (member.offset, member.size) = (content, size);
+                    member.start = start.unwrap_or(at);
                     member.size_in_header = size == stated;
                     return Ok(true);
                 }
                 b'1'..=b'6' => {
                     self.num_links += u64::from(kind <= b'2');
                     self.num_devices += u64::from(matches!(kind, b'3' | b'4' | b'6'));
-                    self.position = content;
+                    (self.position, start) = (content, None);
                     extension = Extension::default();
                 }
                 b'S' => return Err(self.bad(at, "sparse members are not read; repack the shard")),
@@ -164,6 +172,11 @@ impl Scanner {
             }
         }
         Ok(false)
+    }
+
+    /// Where the last header that was read ends, its content included; at the end, the end mark.
+    pub fn end_of_members(&self) -> u64 {
+        self.end_of_members
     }
 
     /// Links so far; they are passed over.
@@ -350,7 +363,7 @@ pub fn split_name(name: &str) -> Option<(&str, &str)> {
 pub fn summarize(path: &Path, job: &Job) -> Result<Summary> {
     let mut scanner = Scanner::open(path)?;
     let mut number = 0_u64;
-    let mut member = Member { name: Vec::new(), offset: 0, size: 0, size_in_header: true };
+    let mut member = Member::default();
     while scanner.next_into(&mut member)? {
         number += 1;
         if number.is_multiple_of(4096) {
@@ -360,8 +373,8 @@ pub fn summarize(path: &Path, job: &Job) -> Result<Summary> {
     Ok(scanner.summary())
 }
 
-/// All regular files of a shard.
-pub fn members(path: &Path, job: &Job) -> Result<Vec<Member>> {
+/// All regular files of a shard, and where its end mark is.
+pub fn members(path: &Path, job: &Job) -> Result<(Vec<Member>, u64)> {
     let mut scanner = Scanner::open(path)?;
     let mut members = Vec::new();
     while let Some(member) = scanner.next_member()? {
@@ -370,7 +383,7 @@ pub fn members(path: &Path, job: &Job) -> Result<Vec<Member>> {
         }
         members.push(member);
     }
-    Ok(members)
+    Ok((members, scanner.end_of_members()))
 }
 
 /// Whether `header`, the block before the content of a member of sample `key`, states `size` and

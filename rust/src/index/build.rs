@@ -76,6 +76,8 @@ pub struct BuildOptions {
     pub limits: BTreeMap<String, f64>,
     /// How much memory the records may take.
     pub memory: Memory,
+    /// Rows of a part, at most [`PART_ROWS`]; those of all parts but the last.
+    pub part_rows: usize,
     /// What the build is made of, in the caller's words: a killed build goes on only where they are
     /// the same, and never where they are absent.
     pub resume_key: Option<String>,
@@ -156,6 +158,9 @@ impl Builder {
         let folder = folder.as_ref().to_path_buf();
         std::fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
         check_limits(&options.limits)?;
+        if !(1..=PART_ROWS).contains(&options.part_rows) {
+            return Err(Error::usage(format!("part_rows: expected 1 to {PART_ROWS}")));
+        }
         let lists = Lists::new(&options)?;
         // What cannot be read any more is replaced, not appended to.
         let old = match Index::open(&folder, None) {
@@ -410,7 +415,7 @@ impl Builder {
             }
             self.rows.push(key, (shard, offset, size), known);
             self.num_samples += 1;
-            if self.rows.len() == PART_ROWS {
+            if self.rows.len() == self.options.part_rows {
                 self.write_rows(sample + 1, first)?;
             }
         }
@@ -437,7 +442,11 @@ impl Builder {
         }
         self.rows.push(key, (NO_SHARD, 0, 0), labels);
         self.num_samples += 1;
-        if self.rows.len() == PART_ROWS { self.write_rows(number + 1, 0) } else { Ok(()) }
+        if self.rows.len() == self.options.part_rows {
+            self.write_rows(number + 1, 0)
+        } else {
+            Ok(())
+        }
     }
 
     /// Records alone that a killed build has taken.
@@ -483,10 +492,10 @@ impl Builder {
         Ok(file)
     }
 
-    /// Gives the rows that wait for them their labels.
-    fn label_scans(&mut self, job: &Job) -> Result<()> {
+    /// Gives the rows that wait for them their labels; returns a key of records that no sample has.
+    fn label_scans(&mut self, job: &Job) -> Result<Option<String>> {
         if !self.records.is_spilled() {
-            return Ok(());
+            return Ok(None);
         }
         let (shards, scope) = (std::mem::take(&mut self.shards), self.options.key_scope);
         let names = |shard| scoped_name(&shards, scope, shard);
@@ -517,8 +526,13 @@ impl Builder {
                 num_empty += u64::from(of_row.is_empty());
                 self.rows.push(place.key, (place.shard, place.offset, place.size), of_row);
             }
-            *self.count("samples_without_record") += num_without;
-            *self.count("samples_without_labels") += num_empty;
+            for (name, number) in
+                [("samples_without_record", num_without), ("samples_without_labels", num_empty)]
+            {
+                if number > 0 {
+                    *self.count(name) += number;
+                }
+            }
             let file = self.write_file(Kind::Labelled)?;
             self.num_labelled += 1;
             // The counts of the join are made again by whoever goes on.
@@ -531,7 +545,7 @@ impl Builder {
             let step = Step { kind, file, shards, num_done, first_sample, counts, highest_class };
             self.journal.note(&step)?;
         }
-        Ok(())
+        Ok(labels.unused_key)
     }
 
     /// The highest class number seen, from which the number of classes follows where nobody names them.
@@ -570,7 +584,7 @@ impl Builder {
             *self.count("records_without_sample") += unused;
             self.records = Records::default();
         }
-        self.label_scans(job)?;
+        let unused_key = self.label_scans(job)?.or(unused_key);
         let old = self.old.clone();
         let name = next_name("shards", "arrow", old.as_ref().map(|old| &old.shards));
         let batch = shards_batch(&self.shards);

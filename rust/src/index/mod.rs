@@ -7,6 +7,7 @@ pub mod alone;
 mod build;
 pub mod dropped;
 mod encode;
+mod factors;
 mod fetch;
 pub mod format;
 mod join;

@@ -60,7 +60,7 @@ pub(super) fn scan_shard(
 ) -> Result<Scan> {
     let mut scanner = Scanner::open(path)?;
     let mut samples = Samples::default();
-    let mut member = Member { name: Vec::new(), offset: 0, size: 0, size_in_header: true };
+    let mut member = Member::default();
     let mut number = 0_u64;
     while scanner.next_into(&mut member)? {
         number += 1;

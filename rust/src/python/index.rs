@@ -17,9 +17,8 @@ use crate::count::CountOptions;
 use crate::index::format::{KeyScope, LabelKind};
 use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, LabelSource};
 use crate::job::Job;
-use crate::resample::{RepeatFactors, Scheme};
+use crate::resample::Scheme;
 use crate::spill::Memory;
-use crate::{Error, Result};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<IndexBuilder>()?;
@@ -39,13 +38,14 @@ fn drop_keys(
     Ok((outcome.num_dropped, outcome.num_known, outcome.unknown))
 }
 
-type Members<'a> = Vec<(Cow<'a, [u8]>, u64, u64)>;
+type Members<'a> = Vec<(Cow<'a, [u8]>, u64, u64, u64)>;
 
-/// Name, offset and size of each regular file of a shard.
+/// Name, first header, offset and size of each regular file of a shard; where the end mark is.
 #[pyfunction]
-fn scan_shard(py: Python<'_>, path: PathBuf) -> PyResult<Members<'_>> {
-    let members = long_call(py, None, |job| crate::shard::members(&path, job))?;
-    Ok(members.into_iter().map(|m| (Cow::Owned(m.name), m.offset, m.size)).collect())
+fn scan_shard(py: Python<'_>, path: PathBuf) -> PyResult<(Members<'_>, u64)> {
+    let (members, end) = long_call(py, None, |job| crate::shard::members(&path, job))?;
+    let row = |m: crate::shard::Member| (Cow::Owned(m.name), m.start, m.offset, m.size);
+    Ok((members.into_iter().map(row).collect(), end))
 }
 
 /// An index being built; visible only after `publish`.
@@ -67,7 +67,7 @@ impl IndexBuilder {
     #[new]
     #[pyo3(signature = (
         folder, labels, *, key_scope="global", num_threads=None, include=None, exclude=None, limits=None,
-        memory_bytes=None, spill_dir=None, resume_key=None, append=false
+        memory_bytes=None, spill_dir=None, part_rows=1_048_576, resume_key=None, append=false
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
     fn new(
@@ -81,6 +81,7 @@ impl IndexBuilder {
         limits: Option<BTreeMap<String, f64>>,
         memory_bytes: Option<usize>,
         spill_dir: Option<PathBuf>,
+        part_rows: usize,
         resume_key: Option<String>,
         append: bool,
     ) -> PyResult<Self> {
@@ -102,6 +103,7 @@ impl IndexBuilder {
             exclude: exclude.unwrap_or_default(),
             limits: limits.unwrap_or_default(),
             memory: Memory::limited(memory_bytes, spill_dir)?,
+            part_rows,
             resume_key,
             append,
         };
@@ -269,7 +271,7 @@ impl Index {
     fn keys(&self, py: Python<'_>, ordinals: PyBuffer<i64>) -> PyResult<Vec<String>> {
         let ordinals = buffer::ordinals(py, &ordinals)?;
         let key = |&ordinal: &u64| Ok(self.inner.row(ordinal)?.key.to_owned());
-        Ok(py.detach(|| ordinals.iter().map(key).collect::<Result<_>>())?)
+        Ok(py.detach(|| ordinals.iter().map(key).collect::<crate::Result<_>>())?)
     }
 
     /// The labels of samples: uint32 labels one after another, and int64 offsets, one more than samples.
@@ -330,9 +332,34 @@ impl Index {
         epoch_length: Option<f64>,
     ) -> PyResult<(Bound<'py, PyBytes>, Option<f64>)> {
         let scheme = Scheme::parse(scheme)?;
-        let work = |job: &Job| repeat_factors(&self.inner, scheme, threshold, epoch_length, job);
-        let (factors, threshold) = long_call(py, None, work)?;
+        let (factors, threshold) = long_call(py, None, |job| {
+            let factors = self.inner.repeat_factors(scheme, threshold, epoch_length, job)?;
+            let mut all = Vec::with_capacity(self.inner.num_samples() as usize);
+            self.inner.each_factor(&factors, job, |factor| {
+                all.push(factor);
+                Ok(())
+            })?;
+            Ok((all, factors.threshold))
+        })?;
         Ok((buffer::bytes(py, &factors), threshold))
+    }
+
+    /// The same into a file of float32, published whole, and the sums beside it; returns the threshold.
+    #[pyo3(signature = (path, scheme, *, threshold=None, epoch_length=None))]
+    fn write_factors(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        scheme: &str,
+        threshold: Option<f64>,
+        epoch_length: Option<f64>,
+    ) -> PyResult<Option<f64>> {
+        let scheme = Scheme::parse(scheme)?;
+        long_call(py, None, |job| {
+            let factors = self.inner.repeat_factors(scheme, threshold, epoch_length, job)?;
+            self.inner.write_factors(&factors, &path, job)?;
+            Ok(factors.threshold)
+        })
     }
 
     /// Reads every byte and holds it against the checksums.
@@ -340,32 +367,4 @@ impl Index {
     fn verify(&self, py: Python<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         long_call(py, progress, |job| self.inner.verify(job))
     }
-}
-
-fn repeat_factors(
-    index: &Mapped,
-    scheme: Scheme,
-    threshold: Option<f64>,
-    epoch_length: Option<f64>,
-    job: &Job,
-) -> Result<(Vec<f32>, Option<f64>)> {
-    let counts = index.label_counts(job)?;
-    let num_samples = index.num_samples();
-    let factors = match (threshold, epoch_length) {
-        (Some(threshold), None) => RepeatFactors::new(scheme, counts, num_samples, threshold)?,
-        (None, Some(length)) => {
-            let mut rarest = std::collections::BTreeMap::new();
-            for ordinal in 0..num_samples {
-                let count = index.labels(ordinal)?.map(|label| counts[label as usize]).min();
-                if let Some(count) = count {
-                    *rarest.entry(count).or_insert(0) += 1;
-                }
-            }
-            RepeatFactors::with_length(scheme, counts, num_samples, &rarest, length)?
-        }
-        _ => return Err(Error::usage("give either threshold or epoch_length")),
-    };
-    let of_image = |ordinal| Ok(factors.of_image(index.labels(ordinal)?));
-    let all = (0..num_samples).map(of_image).collect::<Result<_>>()?;
-    Ok((all, factors.threshold))
 }
