@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def launch(arguments: list[str], num_accelerators: int | None) -> int:
+def launch(arguments: list[str], num_accelerators: int | None, module: str = "wsl.train") -> int:
     """Trains with one rank for each accelerator; one rank trains in this process.
 
     Several ranks run under DeepSpeed's launcher on a free port. Signals reach every one of them, and
@@ -67,10 +67,10 @@ def launch(arguments: list[str], num_accelerators: int | None) -> int:
         import torch
 
         number = max(torch.cuda.device_count(), 1)
-    if number == 1:
+    if number == 1 and module == "wsl.train":
         return main(arguments)
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(number)]
-    command += ["--master_port", str(free_port()), "--module", "wsl.train", *arguments]
+    command += ["--master_port", str(free_port()), "--module", module, *arguments]
     alone = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     environment = {name: value for name, value in os.environ.items() if name not in alone}
     process = subprocess.Popen(command, start_new_session=True, env=environment)
