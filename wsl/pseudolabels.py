@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
+import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import polars as pl
 
+from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.index import Index
-from wsl.publish import publishing
-from wsl.selection import Selection, TopK
+from wsl.publish import publish_text
+from wsl.selection import Order, Selection, TopK
+from wsl.source import count_rows, open_stream, scan
 from wsl.workspace import Workspace, fingerprint
+
+if TYPE_CHECKING:
+    from wsl.scoring import StateJob
 
 Progress = Callable[[int], object]
 Warn = Callable[[str], object]
 
-MAX_KEPT_BYTES = 4 << 30
-"""Larger predictions are not kept when a selection scores by itself."""
+SMALL = 50_000_000
+"""Scores that both orders are selected from unasked, to tell how far they agree."""
 
 
 def _silent(_: object) -> None:
@@ -63,19 +70,56 @@ def scoring_paths(
     return ScoringPaths(run, index, out)
 
 
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How a network scores."""
+
+    flip: bool = True
+    temperature: float = 1.0
+    batch_size: int = 256
+    num_accelerators: int | None = None
+    """Ranks; one in this process where None or 1."""
+
+
 def score(
     paths: ScoringPaths,
     *,
     keep: int | None = None,
-    flip: bool = True,
-    batch_size: int = 256,
-    progress: Progress = _silent,
+    options: ScoringOptions | None = None,
 ) -> dict[str, Any]:
-    """Scores every sample of an index; what is there already is left as it is."""
-    from wsl.scoring import Scorer, write_predictions
+    """Scores every sample of an index into files; what is there already is left as it is."""
+    options = options or ScoringOptions()
+    paths.out.mkdir(parents=True, exist_ok=True)
+    job = _job(paths, options) | {"out": str(paths.out), "keep": keep}
+    return _score_on_ranks(job, options, paths.out)
 
-    scorer = Scorer(paths.run, paths.index, flip=flip, batch_size=batch_size)
-    return write_predictions(scorer, paths.out, keep=keep, progress=progress)
+
+def _job(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
+    chosen = asdict(options)
+    del chosen["num_accelerators"]
+    return {"run": str(paths.run.resolve()), "index": str(paths.index.resolve())} | chosen
+
+
+def _score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -> dict[str, Any]:
+    """Runs the job on its ranks; the last look, in this process, finds what is done up to date."""
+    from wsl import scoring_rank
+
+    number = options.num_accelerators or 1
+    if number > 1:
+        from wsl.training.launch import launch_ranks
+
+        with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=".job-", dir=folder) as file:
+            json.dump(job, file)
+            file.flush()
+            command = [sys.executable, "-m", "wsl.scoring_rank", file.name]
+            code = launch_ranks(command, number)
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise RuntimeError(
+                f"scoring on {number} ranks ended with code {code}; run it again to go on where it was"
+            )
+    return scoring_rank.run(job, 0, 1)
 
 
 def parse_keep(text: str) -> int | None:
@@ -99,9 +143,29 @@ class SelectionRequest:
     index: Path | None = None
     out: Path | None = None
     state: Path | None = None
-    flip: bool = True
+    keep: str | None = None
+    """Classes kept of each image as predictions, or "all"; None where only the state is kept."""
+    scoring: ScoringOptions = ScoringOptions()
     allow_truncated: bool = False
+    compare_orders: bool = False
+    truth: Path | None = None
+    truth_column: str = "label"
+    memory_bytes: int | None = None
+    spill_dir: Path | None = None
+    num_threads: int | None = None
     overwrite: bool = False
+
+    def new(self, num_classes: int, order: str | None = None) -> TopK:
+        """An empty selection."""
+        return TopK(
+            num_classes,
+            self.k,
+            self.p,
+            cast("Order", order or self.order),
+            memory_bytes=self.memory_bytes,
+            spill_dir=self.spill_dir,
+            num_threads=self.num_threads,
+        )
 
 
 def select(
@@ -116,42 +180,191 @@ def select(
     Predictions come from files, or the teacher scores first. UsageError for k or p below 1, and
     where another selection is at `out` already.
     """
+    _check(request)
+    out = request.out or Workspace.find(folder).pseudolabels
+    source = _source(request, out, folder)
+    provenance = source.made_by | {"k": request.k, "p": request.p, "order": request.order}
+    known = _up_to_date(out, provenance, request.overwrite)
+    if known is not None and (request.state is None or request.state.is_file()):
+        return known | {"state": "up to date", "out": str(out), "warnings": []}
+    num_classes = int(source.made_by["num_classes"])
+    index = None if source.index is None else Index.open(source.index)
+    num_samples = source.num_rows if index is None else len(index)
+    warnings = _early_warnings(request, num_classes, num_samples)
+    for text in warnings:
+        warn(text)
+    numbers = _Numbers.of(source.files, index)
+    truth = _truth(request, source.made_by, index)
+    tops = _take(request, source, numbers, num_classes, progress, warn)
+    top = tops[request.order]
+    selection = top.finish(request.k, request.p)
+    _check_truncated(selection, source.made_by.get("keep"), request)
+    if request.state is not None:
+        top.save(request.state)
+    keys = numbers.keys if numbers else None if index is None else index.keys
+    agreement = _agreement(request, selection, tops, num_classes)
+    found = dhat.write(selection, out, provenance, keys=keys, truth=truth, agreement=agreement)
+    warnings += _late_warnings(found, selection, warn)
+    options = {key: provenance[key] for key in ("k", "p", "order")}
+    return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the scores come from: files, or a network that is to score."""
+
+    made_by: dict[str, Any]
+    index: Path | None
+    files: list[Path]
+    paths: ScoringPaths | None = None
+    num_rows: int | None = None
+
+
+def _check(request: SelectionRequest) -> None:
     for name, number in (("--k", request.k), ("--p", request.p)):
         if number < 1:
             raise UsageError(f"{name} {number}: expected at least 1")
     if request.order not in ("class-first", "image-first"):
         raise UsageError(f"--order {request.order}: expected class-first or image-first")
-    out = request.out
-    if out is None:
-        out = Workspace.find(folder).pseudolabels
+    if request.keep is not None:
+        parse_keep(request.keep)
+
+
+def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Source:
     if request.predictions is not None:
-        index = request.index
         files = _prediction_files(request.predictions)
         made_by = _metadata_of(files)
-    else:
-        wanted = None
-        if request.checkpoint is not None and request.index is not None:
-            wanted = out.parent / "unused"
-        paths = scoring_paths(request.checkpoint, request.index, wanted, folder)
-        index = paths.index
-        made_by = _teacher_of(paths, request.flip)
-        files = []
-    provenance = made_by | {"k": request.k, "p": request.p, "order": request.order}
-    known = _up_to_date(out, provenance, request.overwrite)
-    if known is not None and (request.state is None or request.state.is_file()):
-        return known | {"state": "up to date", "out": str(out), "warnings": []}
-    num_samples = len(Index.open(index)) if index is not None else None
-    _warn_early(request, int(made_by["num_classes"]), num_samples, warn)
-    if request.predictions is None:
-        top, files = _score_for(request, paths, made_by, progress)
-    else:
-        top = TopK(int(made_by["num_classes"]), request.k, request.p, request.order)  # type: ignore[arg-type]
+        if request.index is not None:
+            _same_index(files[0], made_by, Index.open(request.index))
+        rows = None if made_by.get("index_fingerprint") is None else count_rows(files)
+        return _Source(made_by, request.index, files, num_rows=rows)
+    wanted = None
+    if request.checkpoint is not None and request.index is not None:
+        wanted = out.parent / f"{out.stem}-scores"
+    paths = scoring_paths(request.checkpoint, request.index, wanted, folder)
+    made_by = _teacher_of(paths, request.scoring)
+    files = sorted(paths.out.glob("scores-*.parquet"))
+    if request.keep is None and not _is_whole(files, made_by, len(Index.open(paths.index))):
+        return _Source(made_by, paths.index, [], paths)
+    keep = parse_keep(request.keep) if request.keep is not None else _read_metadata(files[0]).get("keep")
+    return _Source(made_by | {"keep": keep}, paths.index, files, paths)
+
+
+def _same_index(file: Path, made_by: dict[str, Any], index: Index) -> None:
+    made_for = made_by.get("index_fingerprint")
+    if made_for not in (None, index.fingerprint):
+        raise UsageError(
+            f"{file} holds predictions of the index {made_for}, and {index.path} is {index.fingerprint}; "
+            "name the index that was scored, or score this one with 'wsl score'"
+        )
+
+
+def _is_whole(files: list[Path], made_by: dict[str, Any], num_samples: int) -> bool:
+    """Whether the files are this teacher's predictions of every sample."""
+    same = ("teacher_fingerprint", "index_fingerprint", "flip", "temperature")
+    starts = set()
     for file in files:
-        _feed(top, file, progress)
-    _check_truncated(top, made_by.get("keep"), request)
-    if request.state is not None:
-        top.save(request.state)
-    return _publish(top.finish(), out, provenance, index, warn)
+        known = _read_metadata(file)
+        if any(known.get(key) != made_by[key] for key in same):
+            return False
+        starts.add((known["first_sample"], known["end_sample"]))
+    ends = dict(starts)
+    place = 0
+    while place in ends:
+        place = ends[place]
+    return bool(files) and place >= num_samples
+
+
+def _take(
+    request: SelectionRequest,
+    source: _Source,
+    numbers: _Numbers | None,
+    num_classes: int,
+    progress: Progress,
+    warn: Warn,
+) -> dict[str, TopK]:
+    """Selections that have taken all scores, by order: the one asked for, and the other to compare."""
+    if source.paths is not None and request.keep is None and not source.files:
+        return _score_into_states(request, source, num_classes)
+    files = source.files
+    if source.paths is not None and request.keep is not None:
+        score(source.paths, keep=source.made_by["keep"], options=request.scoring)
+        files = sorted(source.paths.out.glob("scores-*.parquet"))
+    tops = {order: request.new(num_classes, order) for order in _orders(request, files, num_classes)}
+    for top in tops.values():
+        _feed(top, files, numbers, progress, warn)
+    return tops
+
+
+def _orders(request: SelectionRequest, files: list[Path], num_classes: int) -> list[str]:
+    other = "image-first" if request.order == "class-first" else "class-first"
+    if request.p >= num_classes:
+        return [request.order]
+    if not request.compare_orders:
+        rows = count_rows([str(file) for file in files])
+        dense = "scores" in scan([str(file) for file in files]).collect_schema()
+        if not dense or rows is None or rows * num_classes > SMALL:
+            return [request.order]
+    return [request.order, other]
+
+
+def _agreement(
+    request: SelectionRequest, selection: Selection, tops: dict[str, TopK], num_classes: int
+) -> float | None:
+    if request.p >= num_classes:
+        return 1.0
+    others = [top for order, top in tops.items() if order != request.order]
+    return selection.agreement(others[0].finish(request.k, request.p)) if others else None
+
+
+def _score_into_states(request: SelectionRequest, source: _Source, num_classes: int) -> dict[str, TopK]:
+    """Lets the teacher score into selections, unless a state of a K as large has all of it already."""
+    from wsl.scoring import StateJob
+
+    assert source.paths is not None
+    num_samples = len(Index.open(source.paths.index))
+    orders = [cast("Order", request.order)]
+    if request.compare_orders and request.p < num_classes:
+        orders.append("image-first" if request.order == "class-first" else "class-first")
+    parent = source.paths.out / "states"
+    limits: dict[str, Any] = {
+        "memory_bytes": request.memory_bytes,
+        "spill_dir": request.spill_dir,
+        "num_threads": request.num_threads,
+    }
+    job: StateJob | None = None
+    for found in sorted(parent.glob("*/job.json")):
+        known = json.loads(found.read_text())
+        if _serves(known, request, source, orders) and job is None:
+            chosen = {key: known[key] for key in ("num_classes", "k", "p")}
+            given = cast("list[Order]", known["orders"])
+            job = StateJob(found.parent, orders=tuple(given), **chosen, **limits)
+            job = job if known["k"] == request.k or job.is_complete(num_samples) else None
+    if job is None:
+        name = f"{'-and-'.join(orders)}-k{request.k}-p{request.p}-{_short(source.made_by)}"
+        job = StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        about = {"num_classes": num_classes, "k": request.k, "p": request.p, "orders": orders}
+        publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
+    if not job.is_complete(num_samples):
+        given_states = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(job).items()}
+        states = _job(source.paths, request.scoring) | {"states": given_states}
+        _score_on_ranks(states, request.scoring, job.folder)
+    return {order: job.merged(order) for order in orders}
+
+
+def _serves(known: dict[str, Any], request: SelectionRequest, source: _Source, orders: list[Order]) -> bool:
+    """Whether a state of these options can be finished as the request wants."""
+    same = ("teacher_fingerprint", "index_fingerprint", "flip", "temperature")
+    if any(known["made_by"].get(key) != source.made_by[key] for key in same):
+        return False
+    fits = known["p"] == request.p or "image-first" not in orders
+    return bool(fits and known["k"] >= request.k and set(orders) <= set(known["orders"]))
+
+
+def _short(made_by: dict[str, Any]) -> str:
+    """A name for what the scores depend on."""
+    return f"{'flip' if made_by['flip'] else 'plain'}-t{made_by['temperature']:g}"
 
 
 def merge_states(
@@ -162,30 +375,47 @@ def merge_states(
     k: int | None,
     p: int | None,
     overwrite: bool,
+    memory_bytes: int | None = None,
+    spill_dir: Path | None = None,
     warn: Warn = _silent,
 ) -> dict[str, Any]:
     """Joins states saved apart and publishes their selection; `k` and `p` may cut it further."""
-    top = TopK.load(parts[0])
-    for part in parts[1:]:
-        top.merge(TopK.load(part))
-    provenance = {
+    limits: dict[str, Any] = {"memory_bytes": memory_bytes, "spill_dir": spill_dir}
+    top = TopK.load(parts[0], **limits)
+    # A state does not know how its part was called, so the name of a file must not matter.
+    made_of = sorted(fingerprint(part) for part in parts)
+    twice = next((found for found in made_of if made_of.count(found) > 1), None)
+    if twice is not None:
+        raise DataError(f"two of the parts are the same file, {twice[:12]}: every part counts once")
+    provenance: dict[str, Any] = {
         "k": k or top.k,
         "p": p or top.p,
         "order": top.order,
         "num_classes": top.num_classes,
-        "parts": {part.name: fingerprint(part) for part in parts},
+        "parts": made_of,
         "index_fingerprint": Index.open(index).fingerprint if index else None,
     }
     known = _up_to_date(out, provenance, overwrite)
     if known is not None:
         return known | {"state": "up to date", "out": str(out), "warnings": []}
-    return _publish(top.finish(k, p), out, provenance, index, warn)
+    for part in parts[1:]:
+        top.merge(TopK.load(part, **limits))
+    selection = top.finish(k, p)
+    keys = Index.open(index).keys if index else None
+    agreement = 1.0 if provenance["p"] >= top.num_classes else None
+    found = dhat.write(selection, out, provenance, keys=keys, agreement=agreement)
+    warnings = _late_warnings(found, selection, warn)
+    options = {key: provenance[key] for key in ("k", "p", "order")}
+    return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
 
 
 def _prediction_files(pattern: str) -> list[Path]:
     if os.path.isdir(pattern):
-        pattern = os.path.join(pattern, "*.parquet")
-    files = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
+        pattern = os.path.join(pattern, "*.*")
+    files = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
+    for file in files:
+        if file.stat().st_size == 0:
+            raise DataError(f"{file}: the file is empty; make the predictions again, or leave it out")
     if not files:
         raise UsageError(f"--predictions: no file matches {pattern!r}; make them with 'wsl score'")
     return files
@@ -194,7 +424,14 @@ def _prediction_files(pattern: str) -> list[Path]:
 def _metadata_of(files: list[Path]) -> dict[str, Any]:
     """What the files agree on; the number of classes is looked for in them where nobody says it."""
     first: dict[str, Any] | None = None
-    same = ("teacher_fingerprint", "index_fingerprint", "vocabulary_fingerprint", "flip", "keep")
+    same = (
+        "teacher_fingerprint",
+        "index_fingerprint",
+        "vocabulary_fingerprint",
+        "flip",
+        "temperature",
+        "keep",
+    )
     for file in files:
         known = _read_metadata(file)
         if first is None:
@@ -213,6 +450,8 @@ def _metadata_of(files: list[Path]) -> dict[str, Any]:
 
 
 def _read_metadata(file: Path) -> dict[str, Any]:
+    if file.suffix != ".parquet":
+        return {}
     try:
         content = pl.read_parquet_metadata(file).get("wsl")
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -221,21 +460,82 @@ def _read_metadata(file: Path) -> dict[str, Any]:
 
 
 def _count_classes(files: list[Path]) -> int:
-    frame = pl.scan_parquet(files)
+    frame = scan([str(file) for file in files])
     schema = frame.collect_schema()
-    missing = [name for name in ("sample", "class", "score") if name not in schema]
-    if missing:
+    named = "sample" if "sample" in schema else "key"
+    layouts = [[named, "class", "score"], [named, "classes", "scores"], [named, "scores"]]
+    fits = [layout for layout in layouts if all(name in schema for name in layout)]
+    if not fits:
+        missing = next(name for name in layouts[0] if name not in schema)
         raise UsageError(
-            f"{files[0]}: expected columns sample, class and score; there is no {missing[0]!r} among "
-            f"{', '.join(schema)}"
+            f"{files[0]}: expected columns sample (or key), class and score, or classes and scores as lists; "
+            f"there is no {missing!r} among {', '.join(schema)}"
         )
-    highest = frame.select(pl.col("class").max()).collect().item()
+    if fits[0] == layouts[2]:
+        kind = schema["scores"]
+        if not isinstance(kind, pl.Array):
+            raise UsageError(
+                f"{files[0]}: column scores is of type {kind} and there is no column classes; expected lists "
+                "of classes beside it, or arrays of one size with a score for every class"
+            )
+        return int(kind.size)
+    column = pl.col("class") if fits[0] == layouts[0] else pl.col("classes").explode()
+    highest = frame.select(column.max()).collect().item()
     if highest is None:
         raise DataError(f"{files[0]}: the predictions hold no rows")
     return int(highest) + 1
 
 
-def _teacher_of(paths: ScoringPaths, flip: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Numbers:
+    """Which sample a key is: an index says so, or the order of the keys by bytes."""
+
+    table: pl.DataFrame
+    """Columns key and sample."""
+
+    @classmethod
+    def of(cls, files: list[Path], index: Index | None) -> _Numbers | None:
+        """The numbers that the files need; None where they name samples by number."""
+        if not files:
+            return None
+        frame = scan([str(file) for file in files])
+        schema = frame.collect_schema()
+        if "sample" in schema or "key" not in schema:
+            return None
+        if index is not None:
+            return cls(numbers_of(index))
+        keys = frame.select(pl.col("key").cast(pl.String).unique().sort()).collect()
+        return cls(keys.with_row_index("sample").select("key", pl.col("sample").cast(pl.UInt64)))
+
+    def keys(self, samples: Any) -> list[str]:
+        """The keys of samples."""
+        return cast("list[str]", self.table["key"].gather(samples).to_list())
+
+    def apply(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """`frame` with the samples; DataError for a key that is none of them."""
+        frame = frame.with_columns(pl.col("key").cast(pl.String))
+        unknown = frame.join(self.table.lazy(), on="key", how="anti").select("key").head(1).collect()
+        if len(unknown):
+            raise DataError(f"the predictions name {unknown.item()!r}, which is no key of the index")
+        return frame.join(self.table.lazy(), on="key", how="left", maintain_order="left").drop("key")
+
+
+def numbers_of(index: Index) -> pl.DataFrame:
+    """Which sample a key is; DataError where two samples of the index share one."""
+    table = index.scan().select("key").with_row_index("sample").collect()
+    if table["key"].n_unique() != len(table):
+        raise DataError(f"{index.path}: two samples share a key, so that scores by key have no one sample")
+    return table.select("key", pl.col("sample").cast(pl.UInt64))
+
+
+def _truth(request: SelectionRequest, made_by: dict[str, Any], index: Index | None) -> dhat.Truth | None:
+    if request.truth is None:
+        return None
+    find = None if index is None else numbers_of(index)
+    return dhat.Truth.read(request.truth, request.truth_column, made_by.get("class_names"), find)
+
+
+def _teacher_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
     """The provenance that scoring would give, without loading the network."""
     from wsl.workspace import is_complete, read_run
 
@@ -251,63 +551,72 @@ def _teacher_of(paths: ScoringPaths, flip: bool) -> dict[str, Any]:
         "index_fingerprint": Index.open(paths.index).fingerprint,
         "num_classes": info["num_labels"],
         "class_names": info.get("class_names"),
-        "flip": flip,
+        "flip": options.flip,
+        "temperature": options.temperature,
     }
 
 
-def _warn_early(request: SelectionRequest, num_classes: int, num_samples: int | None, warn: Warn) -> None:
-    if num_samples is not None and request.k * num_classes > num_samples:
-        warn(
-            f"K = {request.k:,} times {num_classes:,} classes is beyond the {num_samples:,} images: classes "
-            "will take images that are not theirs; a K up to the size of a class is meant "
-            f"(here about {max(num_samples // num_classes, 1):,})"
-        )
+def _early_warnings(request: SelectionRequest, num_classes: int, num_samples: int | None) -> list[str]:
+    if num_samples is None or request.k * num_classes <= num_samples:
+        return []
+    enough = num_samples // num_classes
+    advice = f"with K = {enough:,} they need not" if enough else "there are more classes than images"
+    if request.k > num_samples:
+        advice += f"; K is beyond the {num_samples:,} images, so every class takes all of them"
+    return [
+        f"K = {request.k:,} times {num_classes:,} classes is beyond the {num_samples:,} images: most images "
+        f"must serve several classes, and classes take images that are not theirs; {advice}"
+    ]
 
 
-def _score_for(
-    request: SelectionRequest, paths: ScoringPaths, made_by: dict[str, Any], progress: Progress
-) -> tuple[TopK, list[Path]]:
-    """An empty state and files to feed it; or a full state, where predictions are not to be kept."""
-    num_classes = int(made_by["num_classes"])
-    top = TopK(num_classes, request.k, request.p, request.order)  # type: ignore[arg-type]
-    size = len(Index.open(paths.index)) * num_classes * 4
-    keep = paths.out.name != "unused" and size <= MAX_KEPT_BYTES
-    if keep:
-        score(paths, flip=request.flip, progress=progress)
-        return top, sorted(paths.out.glob("scores-*.parquet"))
-    from wsl.scoring import Scorer
+def _late_warnings(report: dict[str, Any], selection: Selection, warn: Warn) -> list[str]:
+    short = [row for row in report["classes"] if row["missing"]]
+    if not short:
+        return []
+    most = sorted(short, key=lambda row: -row["missing"])[:5]
+    lacking = ", ".join(f"{row['class']} lacks {row['missing']:,}" for row in most)
+    text = (
+        f"{len(short):,} of {len(report['classes']):,} classes have fewer than K = {selection.k:,} images "
+        f"(most: {lacking})"
+    )
+    warn(text)
+    return [text]
 
-    scorer = Scorer(paths.run, paths.index, flip=request.flip)
+
+def _feed(top: TopK, files: list[Path], numbers: _Numbers | None, progress: Progress, warn: Warn) -> None:
+    """Gives the files to a selection, one after another; scattered pairs together, where it matters."""
+    schema = scan([str(file) for file in files]).collect_schema()
+    columns = [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
+    scattered = top.order == "image-first" and "score" in schema
+    groups = [files] if scattered else [[file] for file in files]
+    if scattered and (rows := count_rows([str(file) for file in files])):
+        warn(f"image-first sorts {rows:,} pairs by image first, {16 * rows / (1 << 30):,.2f} GiB at most")
     done = 0
-    for scores in scorer.score():
-        top.update_dense(scores.values, scores.samples)
-        done += scores.num_seen
-        progress(done)
-    scorer.corrupt.check()
-    return top, []
+    for group in groups:
+        names = [str(file) for file in group]
+        frame = scan(names)
+        if numbers is not None:
+            frame, columns = numbers.apply(frame), [c for c in ("sample", *columns) if c != "key"]
+        before = done
+        seen = 0
 
+        def advance(rows: int, before: int = before) -> None:
+            nonlocal seen
+            seen = rows
+            progress(before + rows)
 
-def _feed(top: TopK, file: Path, progress: Progress) -> None:
-    try:
-        table = pl.read_parquet(file)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file}: expected predictions as a Parquet file, found: {error}") from None
-    if "scores" in table.columns:
-        values = np.ascontiguousarray(table["scores"].to_numpy())
-        top.update_dense(values, table["sample"].to_numpy())
-    else:
         try:
-            top.update_pairs(table.select("sample", "class", "score"))
+            stream = open_stream(names if numbers is None else frame, columns)
+            top.update_pairs(stream, grouped=not scattered, progress=advance)
         except (UsageError, DataError) as error:
-            raise type(error)(f"{file}: {error}") from None
-        except pl.exceptions.ColumnNotFoundError as error:
-            raise UsageError(f"{file}: expected columns sample, class and score: {error}") from None
-    progress(int(table["sample"].max() or 0) + 1)  # type: ignore[arg-type]
+            where = "" if str(error).startswith(names[0]) else f"{names[0]}: "
+            raise type(error)(f"{where}{error}") from None
+        done += seen
 
 
-def _check_truncated(top: TopK, keep: int | None, request: SelectionRequest) -> None:
+def _check_truncated(selection: Selection, keep: int | None, request: SelectionRequest) -> None:
     """Predictions cut to M classes are enough only where no class outside them could be selected."""
-    if keep is None or keep >= top.num_classes or request.allow_truncated:
+    if keep is None or keep >= len(selection.before) or request.allow_truncated:
         return
     if request.order == "image-first":
         if request.p > keep:
@@ -316,10 +625,10 @@ def _check_truncated(top: TopK, keep: int | None, request: SelectionRequest) -> 
                 "again with a larger --keep, or pass --allow-truncated"
             )
         return
-    table = top.finish(p=top.num_classes).table
-    lowest = table.filter(pl.col("rank") == request.k).select("class", "probability")
-    certain = set(lowest.filter(pl.col("probability") > 1 / (keep + 1))["class"].to_list())
-    doubtful = [number for number in range(top.num_classes) if number not in certain]
+    # A softmax's class outside the M best has at most a probability of 1/(M+1), which is a log-odds
+    # of -log(M).
+    certain = (selection.before == request.k) & (selection.lowest > -math.log(keep))
+    doubtful = (~certain).nonzero()[0].tolist()
     if doubtful:
         raise UsageError(
             f"the predictions hold the {keep} best classes of an image, and for {len(doubtful):,} classes "
@@ -339,37 +648,3 @@ def _up_to_date(out: Path, provenance: dict[str, Any], overwrite: bool) -> dict[
             "or --out FILE for another place"
         )
     return dict(known["report"]) | {key: known[key] for key in ("k", "p", "order")}
-
-
-def _publish(
-    selection: Selection, out: Path, provenance: dict[str, Any], index: Path | None, warn: Warn
-) -> dict[str, Any]:
-    table = selection.table
-    names = provenance.get("class_names") or [str(number) for number in range(len(selection.before))]
-    classes = [
-        {"class": name, "before": int(before), "after": int(after)}
-        for name, before, after in zip(names, selection.before, selection.after, strict=True)
-    ]
-    short = selection.short_classes
-    warnings = []
-    if len(short):
-        warnings.append(
-            f"{len(short):,} of {len(classes):,} classes have fewer than K = {selection.k:,} images "
-            f"(first: {', '.join(str(names[number]) for number in short[:5])})"
-        )
-    for text in warnings:
-        warn(text)
-    report = {
-        "num_pairs": len(table),
-        "num_images": table["sample"].n_unique(),
-        "num_short_classes": len(short),
-        "classes": classes,
-    }
-    if index is not None:
-        keys = Index.open(index).keys(table["sample"].to_numpy().astype(np.int64))
-        table = table.insert_column(1, pl.Series("key", keys, dtype=pl.String))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with publishing(out) as temporary:
-        table.write_parquet(temporary, metadata={"wsl": json.dumps(provenance | {"report": report})})
-    options = {key: provenance[key] for key in ("k", "p", "order")}
-    return report | options | {"state": "selected", "out": str(out), "warnings": warnings}

@@ -8,8 +8,8 @@ agree where P is at least the number of classes. Nothing is refilled after a cut
 
 Scores are float32 and ranked as they are: the higher first, ties to the smaller sample, then to the
 smaller class. The selection is a function of the set of scored pairs alone, however they are split
-over calls, states that are merged, files, threads or limits of memory. Each class keeps no more than
-2K pairs of 12 bytes; `update_dense` reads a matrix of scores once and mostly forgets it. With a limit
+over calls, states that are merged, files, threads or limits of memory. Each class keeps K pairs and a
+quarter, of 12 bytes; `update_dense` reads a matrix of scores once and mostly forgets it. With a limit
 of memory the rest goes to sorted runs in a private folder, which is gone at the end.
 """
 

@@ -79,7 +79,7 @@ def make_workload(folder: Path, num_samples: int) -> None:
         writer = None
         for start in range(0, share, SAMPLES_PER_BATCH):
             size = min(SAMPLES_PER_BATCH, share - start)
-            logits = np.exp(rng.normal(0, 1.5, (size, PAIRS_PER_SAMPLE)))
+            logits = np.exp(rng.normal(0, 0.7, (size, PAIRS_PER_SAMPLE)))
             scores = (logits / logits.sum(axis=1, keepdims=True)).astype(np.float32)
             samples = np.repeat(np.arange(first, first + size, dtype=np.uint64), PAIRS_PER_SAMPLE)
             classes = distinct_classes(size, cumulative, rng)

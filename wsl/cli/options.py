@@ -65,3 +65,7 @@ SynsetsOption = Annotated[
     Path | None,
     typer.Option("--synsets", help="Text file of WNIDs that are chosen before others, one a line."),
 ]
+FlipOption = Annotated[bool, typer.Option(help="Average scores over the image and its mirror image.")]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", help="Divides the logits before the softmax.")
+]

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from wsl.cli.console import note, print_json, print_table, progress
-from wsl.cli.options import JsonOption, OverwriteOption, WorkspaceOption
+from wsl.cli.options import (
+    FlipOption,
+    JsonOption,
+    MemoryOption,
+    OverwriteOption,
+    SpillDirOption,
+    TemperatureOption,
+    ThreadsOption,
+    WorkspaceOption,
+    parse_bytes,
+)
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -16,6 +26,12 @@ app = typer.Typer(
 )
 
 KOption = Annotated[int | None, typer.Option("--k", help="Images kept of each class.")]
+SHOWN = 20
+"""Classes in the table."""
+
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", help="Picture of the selection: .svg, .png or .pdf.")
+]
 POption = Annotated[int | None, typer.Option("--p", help="Classes kept of each image.")]
 
 
@@ -36,10 +52,29 @@ def pseudolabel(
     state: Annotated[
         Path | None, typer.Option(help="Also save the selection's state, to merge parts.")
     ] = None,
-    flip: Annotated[bool, typer.Option(help="Average scores over the mirror image.")] = True,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Keep predictions too: classes of each image, or all; default: the state alone."),
+    ] = None,
+    flip: FlipOption = True,
+    temperature: TemperatureOption = 1.0,
+    num_accelerators: Annotated[
+        int | None, typer.Option(min=1, help="Ranks that score, under the DeepSpeed launcher; default: one.")
+    ] = None,
     allow_truncated: Annotated[
         bool, typer.Option(help="Accept predictions that may lack classes which matter.")
     ] = False,
+    compare_orders: Annotated[
+        bool, typer.Option(help="Say how far the two orders agree, also where that takes a second selection.")
+    ] = False,
+    truth: Annotated[
+        Path | None, typer.Option(help="Table of true classes by sample or key: precision by class.")
+    ] = None,
+    truth_column: Annotated[str, typer.Option(help="Its column with the class, a number or name.")] = "label",
+    plot: PlotOption = None,
+    memory: MemoryOption = None,
+    spill_dir: SpillDirOption = None,
+    workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -55,6 +90,7 @@ def pseudolabel(
             "--k and --p are needed: 'wsl pseudolabel --k 8000 --p 10' keeps the 8,000 best "
             "images of every class and at most 10 classes of an image"
         )
+    _check_plot(plot)
     request = pseudolabels.SelectionRequest(
         k=k,
         p=p,
@@ -64,13 +100,20 @@ def pseudolabel(
         index=index,
         out=out,
         state=state,
+        keep=keep,
+        scoring=pseudolabels.ScoringOptions(flip, temperature, num_accelerators=num_accelerators),
         allow_truncated=allow_truncated,
-        flip=flip,
+        compare_orders=compare_orders,
+        truth=truth,
+        truth_column=truth_column,
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        spill_dir=spill_dir,
+        num_threads=workers,
         overwrite=overwrite,
     )
-    with progress("select", unit="images") as advance:
+    with progress("select", unit="rows") as advance:
         report = pseudolabels.select(request, workspace, progress=advance, warn=_warn)
-    _show(report, as_json)
+    _show(report, as_json, plot)
 
 
 @app.command("merge")
@@ -80,29 +123,82 @@ def merge(
     index: Annotated[Path | None, typer.Option(help="The index that was scored, for the keys.")] = None,
     k: KOption = None,
     p: POption = None,
+    plot: PlotOption = None,
+    memory: MemoryOption = None,
+    spill_dir: SpillDirOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Join the states of parts scored apart; the result is the same however the work was split."""
     from wsl import pseudolabels
 
-    _show(pseudolabels.merge_states(parts, out, index, k=k, p=p, overwrite=overwrite, warn=_warn), as_json)
+    _check_plot(plot)
+    report = pseudolabels.merge_states(
+        parts,
+        out,
+        index,
+        k=k,
+        p=p,
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        spill_dir=spill_dir,
+        overwrite=overwrite,
+        warn=_warn,
+    )
+    _show(report, as_json, plot)
+
+
+def _check_plot(plot: Path | None) -> None:
+    from wsl._core import UsageError
+
+    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
+        raise UsageError(f"--plot {plot}: expected a name that ends in .svg, .png or .pdf")
 
 
 def _warn(text: str) -> None:
     note(f"warning: {text}")
 
 
-def _show(report: dict[str, object], as_json: bool) -> None:
+def _show(report: dict[str, Any], as_json: bool, plot: Path | None) -> None:
+    rows = report["classes"]
+    if plot is not None:
+        from wsl.report.plots import save_selection
+
+        save_selection(plot, rows, report["images_by_classes"])
     if as_json:
         print_json(report)
         return
-    note(f"{report['state']}: {report['num_pairs']:,} pseudo-labels in {report['out']}")
-    rows = report.get("classes")
-    if isinstance(rows, list) and rows:
-        shown = rows[:20]
-        print_table(
-            "selected by class" + (f" (first 20 of {len(rows):,})" if len(rows) > 20 else ""),
-            ["class", "before the P cut", "after"],
-            [[row["class"], row["before"], row["after"]] for row in shown],
+    note(
+        f"{report['state']}: {report['num_pairs']:,} pseudo-labels on {report['num_images']:,} images in "
+        f"{report['out']}"
+    )
+    has_truth = "precision" in report
+    columns = ["class", "wanted", "taken", "after the P cut", "lowest probability"]
+    shown = [
+        [row["class"], row["wanted"], row["before"], row["after"], row["lowest_probability"]]
+        + ([row["precision"]] if has_truth else [])
+        for row in rows[:SHOWN]
+    ]
+    title = "selected by class" + (f" (first {SHOWN} of {len(rows):,})" if len(rows) > SHOWN else "")
+    print_table(title, columns + ["precision"] * has_truth, [[_dash(cell) for cell in row] for row in shown])
+    print_table(
+        "images by the number of classes that they serve",
+        ["classes", "images"],
+        [[int(number), images] for number, images in report["images_by_classes"].items()],
+    )
+    if report["num_missing"]:
+        note(f"{report['num_short_classes']:,} classes are short of K, by {report['num_missing']:,} images")
+    if report["agreement_of_orders"] is not None:
+        note(f"class-first and image-first agree on {report['agreement_of_orders']:.1%} of the pairs")
+    if has_truth:
+        note(
+            f"precision {_percent(report['precision'])} on {report['num_pairs_of_known_truth']:,} pairs of "
+            "known truth"
         )
+
+
+def _dash(cell: Any) -> Any:
+    return "-" if cell is None else cell
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"

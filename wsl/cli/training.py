@@ -7,8 +7,14 @@ from typing import Annotated
 
 import typer
 
-from wsl.cli.console import note, print_json, print_table, progress
-from wsl.cli.options import JsonOption, OverwriteOption, WorkspaceOption
+from wsl.cli.console import note, print_json, print_table
+from wsl.cli.options import (
+    FlipOption,
+    JsonOption,
+    OverwriteOption,
+    TemperatureOption,
+    WorkspaceOption,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -75,8 +81,12 @@ def score(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the predictions.")] = None,
     keep: Annotated[str, typer.Option(help="Classes kept of each image: a number, or all.")] = "all",
-    flip: Annotated[bool, typer.Option(help="Average over the image and its mirror image.")] = True,
+    flip: FlipOption = True,
+    temperature: TemperatureOption = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+    num_accelerators: Annotated[
+        int | None, typer.Option(min=1, help="Ranks under the DeepSpeed launcher; default: one.")
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,18 +94,14 @@ def score(
     from wsl import pseudolabels
 
     paths = pseudolabels.scoring_paths(checkpoint, index, out, workspace)
-    with progress("score", unit="images") as advance:
-        report = pseudolabels.score(
-            paths,
-            keep=pseudolabels.parse_keep(keep),
-            flip=flip,
-            batch_size=batch_size,
-            progress=advance,
-        )
+    kept = pseudolabels.parse_keep(keep)
+    options = pseudolabels.ScoringOptions(flip, temperature, batch_size, num_accelerators)
+    report = pseudolabels.score(paths, keep=kept, options=options)
     if as_json:
         print_json(report)
     else:
-        note(f"{report['num_samples']:,} samples scored in {paths.out}")
+        rate = f", {report['images_per_second']:,.0f} images/s" if report["num_scored"] else ""
+        note(f"{report['num_samples']:,} samples scored in {paths.out}{rate}")
 
 
 def evaluate(

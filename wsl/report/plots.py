@@ -154,6 +154,43 @@ def selection_balance(names: Sequence[str], before: Sequence[int], after: Sequen
     return _svg(figure, "Selected images by class")
 
 
+def save_selection(path: Path, classes: Sequence[Mapping[str, Any]], images: Mapping[str, int]) -> None:
+    """A selection as a file: images of each class, score at its cut, images by their number of classes.
+
+    `classes` are the rows of the selection's report, `images` says how many images serve how many
+    classes. ValueError for a name of another kind of file.
+    """
+    _save(path, lambda: _selection_figure(classes, images))
+
+
+def _selection_figure(classes: Sequence[Mapping[str, Any]], images: Mapping[str, int]) -> Figure:
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(8.4, 8.4), layout="constrained")
+    counts, cuts, served = figure.subplots(3, 1)
+    order = sorted(range(len(classes)), key=lambda number: -classes[number]["after"])
+    places = np.arange(1, len(classes) + 1)
+    for key, color, label in (("before", ORANGE, "taken"), ("after", BLUE, "after the P cut")):
+        values = [classes[number][key] for number in order]
+        counts.step(places, values, where="mid", color=color, label=label)
+    counts.axhline(classes[0]["wanted"], color=GREY, linestyle="--", linewidth=1, label="K")
+    counts.set_ylabel("images")
+    counts.set_ylim(bottom=0)
+    counts.legend(loc="lower left", fontsize=9)
+    probability = [classes[number]["lowest_probability"] for number in order]
+    shown = [np.nan if value is None else value for value in probability]
+    cuts.plot(places, shown, ".", color=RED, markersize=4)
+    cuts.set_ylabel("probability at the cut")
+    cuts.set_xlabel("classes, the largest first")
+    numbers = [int(number) for number in images]
+    served.bar(numbers, list(images.values()), color=GREEN)
+    served.set_xlabel("classes that an image serves")
+    served.set_ylabel("images")
+    for axes in (counts, cuts, served):
+        axes.set_axisbelow(True)
+    return figure
+
+
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str, title: str = "") -> str:
     """Lines of (step, value), one for each run, as they were measured: nothing is smoothed."""
     drawn = {name: points for name, points in lines.items() if len(points)}

@@ -16,7 +16,7 @@
 //! pairs alone: neither their order, nor threads, nor parts that are merged or saved in between
 //! change a byte of it.
 //!
-//! **Memory.** A class keeps at most 2K entries of 12 bytes and a threshold that rises ([`top_k`]),
+//! **Memory.** A class keeps K and a quarter entries of 12 bytes and a threshold that rises ([`top_k`]),
 //! so that nearly every score costs one comparison and is forgotten. Nothing is reserved before it
 //! is needed. With a limit of [`Memory`] entries go to disk as sorted runs ([`runs`]), and so do the
 //! selected pairs while they are sorted by sample ([`finish`]); the result is the same to the byte.

@@ -1,7 +1,7 @@
 //! The K best entries of every class, in one pass.
 //!
-//! A class collects entries in a list; when 2K are in it, the K best stay (a partial selection, so
-//! that an entry costs constant time on average) and the K-th becomes the class's cut: what is not
+//! A class collects entries in a list; when K and a quarter are in it, the K best stay (a partial
+//! selection, so that an entry costs constant time on average) and the K-th becomes the class's cut: what is not
 //! better than the cut can never be among the K best and is dropped unseen. Beside the exact cut
 //! stands its score as a plain float, the floor, so that a row of scores is compared with the floors
 //! of its classes sixteen at a time; after the first few thousand rows almost nothing gets past that.
@@ -29,7 +29,7 @@ const MAX_PARTS: usize = 64;
 /// Entries that wait at most before the classes take them, and fewer where memory is limited.
 const MAX_WAITING: usize = 1 << 18;
 
-/// The best entries of one class: up to 2K, the K best among them.
+/// The best entries of one class: up to [`most_kept`], the K best among them.
 #[derive(Debug, Clone)]
 pub(super) struct Best {
     pub(super) list: List,
@@ -62,7 +62,7 @@ impl Part {
             return false;
         }
         self.pool.push(&mut best.list, entry);
-        let full = best.list.len() >= 2 * k;
+        let full = best.list.len() >= most_kept(k);
         if full {
             self.compact(class, k, scratch);
         }
@@ -82,6 +82,12 @@ impl Part {
             self.pool.push(&mut best.list, entry);
         }
     }
+}
+
+/// Entries of a class before they are cut down to K: a quarter more, and for small K some more, since
+/// every cut looks at all of them.
+pub(super) fn most_kept(k: usize) -> usize {
+    k.saturating_add(k.min((k / 4).max(64)))
 }
 
 /// An entry on its way to a class.
@@ -144,7 +150,7 @@ impl Budget {
         // An eighth for what waits and for the blocks of runs.
         let rest = (limit - limit / 8).saturating_sub(num_classes * of_class);
         // A class that is cut down or written is copied out of its list first, one in each thread.
-        let copies = (2 * k).saturating_mul(size_of::<Entry>() * rayon::current_num_threads());
+        let copies = most_kept(k).saturating_mul(size_of::<Entry>() * rayon::current_num_threads());
         let entries = if copies <= limit / 8 { rest - rest.min(copies) } else { rest / 2 };
         let round = (limit / 16 / size_of::<Offer>()).max(64);
         let waiting = round.min(MAX_WAITING);
@@ -173,7 +179,7 @@ impl TopK {
         let shift = wanted.next_power_of_two().ilog2();
         let sizes =
             (0..num_classes).step_by(1 << shift).map(|first| (num_classes - first).min(1 << shift));
-        let pool = Pool::new(k.saturating_mul(2));
+        let pool = Pool::new(most_kept(k));
         let budget = Budget::new(&spill, num_classes, k, pool.chunk_bytes())?;
         let part = |size| Part { classes: vec![Best::EMPTY; size], pool: pool.clone() };
         Ok(Self {
