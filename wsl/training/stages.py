@@ -172,6 +172,9 @@ def _set_up(
     marker = checkpoint.check_whole(found) if found else None
     micro = deepspeed.micro_batch(config, world_size, marker["micro_batch_size"] if marker else None)
     check_even(config.regularization, micro)
+    # Weights that do not fit are found before anything in the run folder is touched.
+    model = make_model(config, inputs, task).to(device)
+    model = prepare_model(model, config.execution, deepspeed.zero_stage(settings))
     deepspeed.barrier()
     failure: Exception | None = None
     whole: Path | None = None
@@ -187,8 +190,6 @@ def _set_up(
             failure = error
     deepspeed.agree(failure)
     whole = deepspeed.gather(whole)[0]
-    model = make_model(config, inputs, task).to(device)
-    model = prepare_model(model, config.execution, deepspeed.zero_stage(settings))
     engine = deepspeed.initialize(config, settings, model, world_size, micro=micro)
     lay_out_weights(engine.module, config.execution, deepspeed.zero_stage(settings))
     checkpoint.seed_rank(config.seed, rank)
@@ -212,6 +213,8 @@ def _look(config: StageConfig, inputs: StageInputs, task: Task, overwrite: bool)
     if overwrite or not (inputs.out / "run.json").is_file():
         return None
     info = read_run(inputs.out)
+    if info.get("state") != "complete" and not checkpoint.find_all(inputs.out / "checkpoints"):
+        return None  # it came to nothing that could be lost
     changed = _differences(config, task, info)
     if changed:
         raise UsageError(

@@ -17,7 +17,8 @@ Row = tuple[str, str]
 def print_summary(config: StageConfig, summary: RunSummary) -> None:
     """What a stage came to, on standard error."""
     console = Console(stderr=True)
-    table = Table(title=f"{config.stage}: {summary.run}", title_justify="left", box=box.SIMPLE_HEAD)
+    console.print(f"{config.stage}: {summary.run}", soft_wrap=True, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("measure")
     table.add_column("value", justify="right")
     for name, value in summary_rows(config, summary):

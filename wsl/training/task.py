@@ -56,6 +56,8 @@ def prepare_task(config: StageConfig, inputs: StageInputs, settings: dict[str, A
     index: ImageIndex = wsl.Index.open(inputs.index)
     facts: dict[str, Any] = {"index_fingerprint": index.fingerprint, "deepspeed": settings}
     if inputs.init is not None:
+        if not inputs.init.exists():
+            raise UsageError(f"--init {inputs.init} is not there: expected a run, or a file of weights")
         facts["init"] = fingerprint(inputs.init / WEIGHTS if inputs.init.is_dir() else inputs.init)
     if config.stage == "student":
         task = _student_task(config, inputs, index, facts)
