@@ -142,7 +142,7 @@ def test_added_shards_leave_parts_ordinals_and_vocabulary_as_they_are(tmp_path: 
     old = workspace_index(tmp_path, **settings)
     before = {path.name: path.read_bytes() for path in old.path.glob("part-*")}
     make_shards(tmp_path / "data", [25], start=50, first=2)
-    with pytest.raises(wsl.UsageError, match="no sample 60|run from 0 to 49"):
+    with pytest.raises(wsl.UsageError, match="run from 0 to 49"):
         old.keys([60])
     config = IndexConfig(shards="data/*.tar", **settings)
     result = build_one_index(tmp_path / "index", config, tmp_path)
@@ -317,13 +317,13 @@ def test_shares_above_their_limits_are_refused_and_say_which_key(tmp_path: Path)
 
 
 def test_samples_whose_members_do_not_stand_together_are_refused(tmp_path: Path) -> None:
+    samples: list[tuple[str, dict[str, bytes]]] = [
+        ("a", {"png": b"1"}),
+        ("b", {"png": b"2"}),
+        ("a", {"cls": b"3"}),
+    ]
+    write_shard(tmp_path / "s.tar", samples)
     with pytest.raises(wsl.DataError, match="do not stand together"):
-        samples: list[tuple[str, dict[str, bytes]]] = [
-            ("a", {"png": b"1"}),
-            ("b", {"png": b"2"}),
-            ("a", {"cls": b"3"}),
-        ]
-        write_shard(tmp_path / "s.tar", samples)
         wsl.build_index(tmp_path / "index", [tmp_path / "s.tar"])
 
 

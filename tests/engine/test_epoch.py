@@ -210,7 +210,8 @@ def slow_windows(firsts: list[int], num: int, size: int, seed: int, epoch: int) 
         low_bits = (bits + 1) // 2
         low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
         out = []
-        for value in range(n):
+        for position in range(n):
+            value = position
             while True:
                 low, high = value & low_mask, value >> low_bits
                 for r in range(0, 6, 2):
@@ -287,8 +288,8 @@ def test_factors_of_a_file_are_those_in_memory_and_a_changed_file_is_known(tmp_p
     path = tmp_path / "factors.f32"
     factors.tofile(path)
     memory = wsl.EpochOrder(len(factors), factors, seed=4)
-    for given in (path, np.memmap(path, dtype=np.float32, mode="r"), str(path)):
-        order = wsl.EpochOrder(len(factors), given, seed=4)
+    for source in (path, np.memmap(path, dtype=np.float32, mode="r"), str(path)):
+        order = wsl.EpochOrder(len(factors), source, seed=4)
         assert order.fingerprint == memory.fingerprint
         assert (order[1000:20000] == memory[1000:20000]).all()
     sums = tmp_path / "factors.f32.sums"

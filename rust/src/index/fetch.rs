@@ -163,13 +163,16 @@ impl Index {
             )));
         }
         let (shard, size, key) = (row.shard, row.size, row.key);
-        let start = row.offset.checked_sub(BLOCK as u64);
-        let start =
-            start.filter(|start| start.checked_add(BLOCK as u64 + u64::from(size)).is_some());
-        let wanted = Wanted { shard, start: start.unwrap_or(0), size, place, ordinal, key };
-        match start {
-            Some(_) => Ok(wanted),
-            None => Err(self.changed(&wanted, "no header")),
+        let length = self.shards().get(shard as usize).map(|shard| shard.size);
+        let end = row.offset.checked_add(u64::from(size));
+        match row.offset.checked_sub(BLOCK as u64) {
+            Some(start) if end.is_some_and(|end| length.is_some_and(|length| end <= length)) => {
+                Ok(Wanted { shard, start, size, place, ordinal, key })
+            }
+            _ => Err(Error::data(format!(
+                "{}: sample {ordinal} points outside its shard; the index is damaged, so build it again",
+                self.folder().display()
+            ))),
         }
     }
 

@@ -319,7 +319,9 @@ impl Write for Sink {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
+        self.file.flush().inspect_err(|error| {
+            self.fault = error.raw_os_error().map(std::io::Error::from_raw_os_error);
+        })
     }
 }
 
