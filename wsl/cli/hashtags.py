@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from wsl.cli.console import note, print_json, print_table, progress
+from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
     JsonOption,
@@ -23,6 +23,7 @@ from wsl.cli.options import (
     WordNetOption,
     parse_bytes,
 )
+from wsl.progress import progress
 
 if TYPE_CHECKING:
     from wsl.counting import Memory

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wsl.cli.console import note, print_json, print_table, progress
+from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
     JsonOption,
@@ -23,6 +23,7 @@ from wsl.cli.options import (
     WorkspaceOption,
     parse_bytes,
 )
+from wsl.progress import progress
 
 app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify the index over tar shards.")
 
