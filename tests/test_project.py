@@ -73,7 +73,7 @@ def test_every_command_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     """The walk in a folder like the repository's root; the student trains on two ranks in it."""
     for name in ("wsl", "configs", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for mark in ("walk: fashion-mnist", "walk: openclipart", "walk: more"):
+    for mark in ("walk: fashion-mnist", "walk: openclipart", "walk: counts", "walk: more"):
         for line in fenced(mark):
             command = line.split("#")[0].strip()
             if command:
