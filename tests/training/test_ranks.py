@@ -34,6 +34,8 @@ def launch(folder: Path, *parts: str) -> tuple[int, str]:
     command = [sys.executable, "-c", code, str(PROGRAM), str(folder), *parts]
     own = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"}
     environment = {key: value for key, value in os.environ.items() if key not in own}
+    # Neither a compiler nor ninja nor anything compiled before is there, and none is missed.
+    environment |= {"PATH": str(folder), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
     with log.open("wb") as out:
         done = subprocess.run(command, stdout=out, stderr=out, env=environment, check=False)
     return done.returncode, log.read_text(encoding="utf-8", errors="replace")

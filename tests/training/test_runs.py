@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ import polars as pl
 import pytest
 import torch
 from fakes import FileIndex, StageMaker, write_index
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import wsl
@@ -405,6 +408,28 @@ def test_runs_are_compared_side_by_side(stages: StageMaker, capsys: pytest.Captu
     assert "optimizer.lr" in text
     assert "macro-averaged recall" in text
     assert wsl_command(["compare", str(stages.root)]) == 2
+
+
+def test_a_terminal_shows_one_line_of_progress_and_files_show_plain_ones(stages: StageMaker) -> None:
+    shown = []
+    for terminal in (True, False):
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=200)
+        run_stage(stages.config(log_every=1, num_steps=10), stages.inputs(f"{terminal}"), console=console)
+        shown.append(text.getvalue())
+    for text_shown in shown:
+        assert re.search(r"10/10  loss \d\.\d+  lr \S+  [\d,]+ images/s  data \d+%  [\d,]+ MiB", text_shown)
+    assert "\x1b[2K" in shown[0]
+    assert "\x1b" not in shown[1]
+
+
+def test_half_a_line_of_metrics_is_dropped_when_a_run_goes_on(stages: StageMaker) -> None:
+    stopped(stages, 4, log_every=1)
+    file = stages.root / "run" / "metrics.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:-1], lines[-1][:9]]))
+    summary = run_stage(stages.config(log_every=1), stages.inputs())
+    assert [row["step"] for row in metrics(summary)] == ["1", "2", "3", "5", "6"]
 
 
 def test_the_state_of_a_run_tells_what_it_was(stages: StageMaker) -> None:

@@ -160,6 +160,11 @@ def _name(names: list[str] | None, number: int) -> str:
     return names[number] if names and number < len(names) else str(number)
 
 
+def _whole(row: dict[str, str]) -> bool:
+    """Whether a row was written to its end; a machine that crashed may leave half of one."""
+    return row["step"].isdigit() and tuple(row) == COLUMNS and None not in row.values()
+
+
 class MetricsLog:
     """`metrics.csv` and TensorBoard events of a run; rows from `start` on are written anew."""
 
@@ -170,7 +175,7 @@ class MetricsLog:
         old: list[dict[str, str]] = []
         if start and file.is_file():
             with file.open(encoding="utf-8", newline="") as lines:
-                old = [row for row in csv.DictReader(lines) if int(row["step"]) <= start]
+                old = [row for row in csv.DictReader(lines) if _whole(row) and int(row["step"]) <= start]
         self._file = file.open("w", encoding="utf-8", newline="")
         self._table = csv.DictWriter(self._file, COLUMNS)
         self._table.writeheader()

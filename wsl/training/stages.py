@@ -155,6 +155,19 @@ def _check_zero(config: StageConfig, settings: dict[str, Any]) -> None:
         )
 
 
+def _check_regrouping(config: StageConfig, settings: dict[str, Any], num_ranks: int) -> None:
+    """UsageError where a checkpoint of `num_ranks` cannot be put together for another number."""
+    resolved = deepspeed.resolve_settings(config, settings, 1, 1)
+    zero = settings.get("zero_optimization", {})
+    on_disk = any(zero.get(f"offload_{part}", {}).get("device") == "nvme" for part in ("optimizer", "param"))
+    if on_disk or (resolved["bf16"]["enabled"] and deepspeed.zero_stage(settings) == 0):
+        what = "states on NVMe" if on_disk else "bf16 under ZeRO 0"
+        raise UsageError(
+            f"the checkpoint was written by {num_ranks} ranks, and {what} cannot go on with another "
+            f"number; run 'wsl train --stage {config.stage} --num-accelerators {num_ranks}' in the same way"
+        )
+
+
 def _set_up(
     config: StageConfig,
     inputs: StageInputs,
@@ -175,6 +188,8 @@ def _set_up(
     # Weights that do not fit are found before anything in the run folder is touched.
     model = make_model(config, inputs, task).to(device)
     model = prepare_model(model, config.execution, deepspeed.zero_stage(settings))
+    if marker and marker["world_size"] != world_size:
+        _check_regrouping(config, settings, marker["world_size"])
     deepspeed.barrier()
     failure: Exception | None = None
     whole: Path | None = None
