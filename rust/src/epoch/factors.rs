@@ -29,6 +29,9 @@ const HEADER: usize = 56;
 const CHUNK: usize = 1 << 18;
 
 /// A repeat factor for each sample.
+///
+/// Files are mapped for many look-ups and read for few: a page that is mapped brings its neighbours
+/// along, so that a single batch would seem to take half a gigabyte.
 #[derive(Debug)]
 pub struct Factors {
     values: Values,
@@ -40,13 +43,12 @@ pub struct Factors {
 #[derive(Debug)]
 enum Values {
     Memory(Vec<f32>),
-    Mapped(Map),
+    Mapped(Map, File),
 }
 
 #[derive(Debug)]
 enum Sums {
     Memory(Vec<f64>),
-    /// The map is for single sums; all of them are read from the file, so that they stay out of memory.
     Mapped(Map, File),
 }
 
@@ -82,12 +84,14 @@ impl Factors {
         }
         let time = metadata.mtime() as u64 * 1_000_000_000 + metadata.mtime_nsec() as u64;
         let head = [num_samples, metadata.len(), time];
-        let values = Values::Mapped(Map::open(path, Some(metadata.len()))?);
+        let map = Map::open(path, Some(metadata.len()))?;
         let beside = sums_path(path);
         if let Some((checksum, sums)) = open_sums(&beside, head) {
+            let values = Values::Mapped(map, file);
             return Self { values, sums, checksum }.check_total();
         }
         let (sums, checksum) = sum_file(path, &file, num_samples, job)?;
+        let values = Values::Mapped(map, file);
         let written = write_sums(&beside, head, checksum, &sums).ok();
         let sums = match written.and_then(|()| open_sums(&beside, head)) {
             Some((_, mapped)) => mapped,
@@ -109,29 +113,82 @@ impl Factors {
         Ok(self)
     }
 
-    /// The factor of a sample.
+    /// The factors of a block, of which there are `out.len()`; `few` says that little is looked up.
     #[inline]
-    pub(super) fn get(&self, sample: usize) -> f32 {
+    pub(super) fn block(&self, block: usize, out: &mut [f32], few: bool) -> Result<()> {
+        let first = block * BLOCK;
         match &self.values {
-            Values::Memory(values) => values[sample],
-            Values::Mapped(map) => {
-                let mut bytes = [0; 4];
-                bytes.copy_from_slice(&map[4 * sample..4 * sample + 4]);
-                f32::from_le_bytes(bytes)
+            Values::Memory(values) => out.copy_from_slice(&values[first..first + out.len()]),
+            Values::Mapped(map, file) => {
+                let mut bytes = [0; 4 * BLOCK];
+                let bytes = &mut bytes[..4 * out.len()];
+                let start = 4 * first;
+                if few {
+                    let read = file.read_exact_at(bytes, start as u64);
+                    read.map_err(|error| Error::io(map.path(), error))?;
+                } else {
+                    bytes.copy_from_slice(&map[start..start + bytes.len()]);
+                }
+                for (slot, bytes) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                    let mut number = [0; 4];
+                    number.copy_from_slice(bytes);
+                    *slot = f32::from_le_bytes(number);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The sums of the blocks from `first` on, of which there are `out.len()`; at most 64.
+    #[inline]
+    pub(super) fn sums(&self, first: usize, out: &mut [f64], few: bool) -> Result<()> {
+        match &self.sums {
+            Sums::Memory(sums) => out.copy_from_slice(&sums[first..first + out.len()]),
+            Sums::Mapped(map, file) => {
+                let mut bytes = [0; 8 * BLOCK];
+                let bytes = &mut bytes[..8 * out.len()];
+                let start = HEADER + 8 * first;
+                if few {
+                    let read = file.read_exact_at(bytes, start as u64);
+                    read.map_err(|error| Error::io(map.path(), error))?;
+                } else {
+                    bytes.copy_from_slice(&map[start..start + bytes.len()]);
+                }
+                for (slot, bytes) in out.iter_mut().zip(bytes.chunks_exact(8)) {
+                    let mut number = [0; 8];
+                    number.copy_from_slice(bytes);
+                    *slot = f64::from_le_bytes(number);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the processor fetch what a look-up will want.
+    #[inline]
+    pub(super) fn touch(&self, block: usize) {
+        match &self.values {
+            Values::Memory(values) => {
+                std::hint::black_box(values[block * BLOCK]);
+            }
+            Values::Mapped(map, _) => {
+                for line in 0..4 {
+                    std::hint::black_box(map.get(4 * BLOCK * block + 64 * line));
+                }
             }
         }
     }
 
-    /// The sum of a block.
+    /// The same for the sums of some blocks.
     #[inline]
-    pub(super) fn sum(&self, block: usize) -> f64 {
+    pub(super) fn touch_sums(&self, first: usize) {
         match &self.sums {
-            Sums::Memory(sums) => sums[block],
+            Sums::Memory(sums) => {
+                std::hint::black_box(sums[first]);
+            }
             Sums::Mapped(map, _) => {
-                let start = HEADER + 8 * block;
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(&map[start..start + 8]);
-                f64::from_le_bytes(bytes)
+                std::hint::black_box(map[HEADER + 8 * first]);
+                std::hint::black_box(map.get(HEADER + 8 * first + 64));
             }
         }
     }
