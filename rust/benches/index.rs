@@ -42,7 +42,8 @@ fn ours(path: &Path) -> u64 {
 }
 
 fn main() {
-    let paths: Vec<String> = std::env::args().skip(1).filter(|name| name.ends_with(".tar")).collect();
+    let paths: Vec<String> =
+        std::env::args().skip(1).filter(|name| name.ends_with(".tar")).collect();
     if paths.is_empty() {
         println!("name some shards: cargo bench --bench index -- SHARD...");
         return;

@@ -202,54 +202,49 @@ impl EpochOrder {
         few: bool,
     ) -> Result<()> {
         let mut blocks = [0; LANES];
+        let mut buffer = [0; 4 * BLOCK];
         for (place, block) in places.iter().zip(&mut blocks) {
             *block = group_of(&epoch.before, *place, epoch.length);
             if !few {
-                factors.touch_sums(*block * STRIDE);
+                factors.touch_sums(*block * STRIDE, STRIDE);
             }
         }
-        let mut sums = [0.0; STRIDE];
         for (place, block) in places.iter_mut().zip(&mut blocks) {
             let first = *block * STRIDE;
-            let sums = &mut sums[..STRIDE.min(factors.num_blocks() - first)];
-            factors.sums(first, sums, few)?;
+            let number = STRIDE.min(factors.num_blocks() - first);
             let mut left = *place - epoch.before[*block];
-            let found = (first..).zip(sums.iter()).find(|&(at, &sum)| {
+            let mut found = None;
+            for (at, sum) in (first..).zip(factors.sums(first, number, few, &mut buffer)?) {
                 let length = block_length(sum, epoch.rounding, at);
-                let is_here = left < length;
-                left -= if is_here { 0 } else { length };
-                is_here
-            });
-            let (at, _) = found.ok_or_else(changed)?;
-            (*place, *block) = (left, at);
+                if left < length {
+                    found = Some(at);
+                    break;
+                }
+                left -= length;
+            }
+            (*place, *block) = (left, found.ok_or_else(changed)?);
             if !few {
-                factors.touch(at);
+                factors.touch(*block);
             }
         }
-        let mut values = [0.0; BLOCK];
         for (place, &block) in places.iter_mut().zip(&blocks) {
-            let values = self.block_of(factors, block, &mut values, few)?;
+            let mut values = factors.block(block, self.size_of(block), few, &mut buffer)?;
             let offset = offset(epoch.rounding, block);
+            // floor(x) > p is x >= p + 1.
+            let wanted = (*place + 1) as f64;
             let mut total = 0.0;
-            let found = values.iter().position(|&factor| {
+            let found = values.position(|factor| {
                 total += f64::from(factor);
-                (total + offset) as u64 > *place
+                total + offset >= wanted
             });
             *place = (block * BLOCK + found.ok_or_else(changed)?) as u64;
         }
         Ok(())
     }
 
-    fn block_of<'a>(
-        &self,
-        factors: &Factors,
-        block: usize,
-        values: &'a mut [f32; BLOCK],
-        few: bool,
-    ) -> Result<&'a [f32]> {
-        let values = &mut values[..BLOCK.min(self.num_samples as usize - block * BLOCK)];
-        factors.block(block, values, few)?;
-        Ok(values)
+    /// Samples of a block.
+    fn size_of(&self, block: usize) -> usize {
+        BLOCK.min(self.num_samples as usize - block * BLOCK)
     }
 
     /// The place of a sample in the epoch's list of repeated samples.
@@ -262,14 +257,11 @@ impl EpochOrder {
     ) -> Result<u64> {
         let (block, inside) = (sample as usize / BLOCK, sample as usize % BLOCK);
         let first = block / STRIDE * STRIDE;
-        let mut sums = [0.0; STRIDE];
-        let sums = &mut sums[..block - first];
-        factors.sums(first, sums, true)?;
-        let whole: u64 =
-            (first..).zip(sums.iter()).map(|(at, &sum)| block_length(sum, rounding, at)).sum();
-        let mut values = [0.0; BLOCK];
-        let values = self.block_of(factors, block, &mut values, true)?;
-        let total = values[..inside].iter().fold(0.0, |total, &factor| total + f64::from(factor));
+        let mut buffer = [0; 4 * BLOCK];
+        let sums = factors.sums(first, block - first, true, &mut buffer)?;
+        let whole: u64 = (first..).zip(sums).map(|(at, sum)| block_length(sum, rounding, at)).sum();
+        let values = factors.block(block, inside, true, &mut buffer)?;
+        let total = values.fold(0.0, |total, factor| total + f64::from(factor));
         let part = if inside == 0 { 0 } else { (total + offset(rounding, block)) as u64 };
         Ok(before[block / STRIDE] + whole + part)
     }
@@ -366,7 +358,7 @@ fn offset(rounding: u64, block: usize) -> f64 {
 /// How many repeated samples a block has.
 #[inline]
 fn block_length(sum: f64, rounding: u64, block: usize) -> u64 {
-    (sum + offset(rounding, block)) as u64
+    (sum + offset(rounding, block)) as i64 as u64
 }
 
 /// The last entry of `before` that is at most `place`, sought from where it would be if factors were

@@ -34,22 +34,78 @@ const CHUNK: usize = 1 << 18;
 /// along, so that a single batch would seem to take half a gigabyte.
 #[derive(Debug)]
 pub struct Factors {
-    values: Values,
-    sums: Sums,
+    values: Bytes,
+    sums: Bytes,
     /// XXH3 of the factors, little-endian float32.
     pub(super) checksum: u128,
 }
 
+/// Numbers as little-endian bytes.
 #[derive(Debug)]
-enum Values {
-    Memory(Vec<f32>),
-    Mapped(Map, File),
+enum Bytes {
+    Memory(Vec<u8>),
+    /// With what stands before them in the file.
+    Mapped(Map, File, usize),
 }
 
-#[derive(Debug)]
-enum Sums {
-    Memory(Vec<f64>),
-    Mapped(Map, File),
+impl Bytes {
+    fn len(&self) -> usize {
+        match self {
+            Self::Memory(bytes) => bytes.len(),
+            Self::Mapped(map, _, before) => map.len() - before,
+        }
+    }
+
+    /// `length` bytes from `start` on; where `few`, a file is read into `buffer`.
+    #[inline]
+    fn get<'a>(
+        &'a self,
+        start: usize,
+        length: usize,
+        few: bool,
+        buffer: &'a mut [u8; 4 * BLOCK],
+    ) -> Result<&'a [u8]> {
+        match self {
+            Self::Memory(bytes) => Ok(&bytes[start..start + length]),
+            Self::Mapped(map, _, before) if !few => {
+                Ok(&map[before + start..before + start + length])
+            }
+            Self::Mapped(map, file, before) => {
+                let bytes = &mut buffer[..length];
+                let read = file.read_exact_at(bytes, (before + start) as u64);
+                read.map_err(|error| Error::io(map.path(), error))?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Makes the processor fetch the lines of `length` bytes.
+    #[inline]
+    fn touch(&self, start: usize, length: usize) {
+        let bytes = match self {
+            Self::Memory(bytes) => &bytes[..],
+            Self::Mapped(map, _, before) => &map[*before..],
+        };
+        for line in (start..start + length).step_by(64) {
+            std::hint::black_box(bytes.get(line));
+        }
+    }
+}
+
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.chunks_exact(4).map(|bytes| {
+        let mut number = [0; 4];
+        number.copy_from_slice(bytes);
+        f32::from_le_bytes(number)
+    })
+}
+
+fn doubles(bytes: &[u8]) -> impl Iterator<Item = f64> + '_ {
+    bytes.chunks_exact(8).map(|bytes| {
+        let mut number = [0; 8];
+        number.copy_from_slice(bytes);
+        f64::from_le_bytes(number)
+    })
 }
 
 impl Factors {
@@ -67,12 +123,9 @@ impl Factors {
             some.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
             hasher.update(&bytes);
         }
-        let factors = Self {
-            values: Values::Memory(values),
-            sums: Sums::Memory(sums),
-            checksum: hasher.digest128(),
-        };
-        factors.check_total()
+        let values = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let (values, sums) = (Bytes::Memory(values), Bytes::Memory(bytes_of(&sums)));
+        Self { values, sums, checksum: hasher.digest128() }.check_total()
     }
 
     /// The factors of a file of float32; `job` advances by samples where it has to be read whole.
@@ -87,16 +140,16 @@ impl Factors {
         let map = Map::open(path, Some(metadata.len()))?;
         let beside = sums_path(path);
         if let Some((checksum, sums)) = open_sums(&beside, head) {
-            let values = Values::Mapped(map, file);
+            let values = Bytes::Mapped(map, file, 0);
             return Self { values, sums, checksum }.check_total();
         }
         let (sums, checksum) = sum_file(path, &file, num_samples, job)?;
-        let values = Values::Mapped(map, file);
+        let values = Bytes::Mapped(map, file, 0);
         let written = write_sums(&beside, head, checksum, &sums).ok();
         let sums = match written.and_then(|()| open_sums(&beside, head)) {
             Some((_, mapped)) => mapped,
             // A folder that cannot be written to: they are kept in memory.
-            None => Sums::Memory(sums),
+            None => Bytes::Memory(bytes_of(&sums)),
         };
         Self { values, sums, checksum }.check_total()
     }
@@ -113,112 +166,63 @@ impl Factors {
         Ok(self)
     }
 
-    /// The factors of a block, of which there are `out.len()`; `few` says that little is looked up.
+    /// The factors of a block, of which there are `number`; `few` says that little is looked up.
     #[inline]
-    pub(super) fn block(&self, block: usize, out: &mut [f32], few: bool) -> Result<()> {
-        let first = block * BLOCK;
-        match &self.values {
-            Values::Memory(values) => out.copy_from_slice(&values[first..first + out.len()]),
-            Values::Mapped(map, file) => {
-                let mut bytes = [0; 4 * BLOCK];
-                let bytes = &mut bytes[..4 * out.len()];
-                let start = 4 * first;
-                if few {
-                    let read = file.read_exact_at(bytes, start as u64);
-                    read.map_err(|error| Error::io(map.path(), error))?;
-                } else {
-                    bytes.copy_from_slice(&map[start..start + bytes.len()]);
-                }
-                for (slot, bytes) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-                    let mut number = [0; 4];
-                    number.copy_from_slice(bytes);
-                    *slot = f32::from_le_bytes(number);
-                }
-            }
-        }
-        Ok(())
+    pub(super) fn block<'a>(
+        &'a self,
+        block: usize,
+        number: usize,
+        few: bool,
+        buffer: &'a mut Buffer,
+    ) -> Result<impl Iterator<Item = f32> + 'a> {
+        Ok(floats(self.values.get(4 * BLOCK * block, 4 * number, few, buffer)?))
     }
 
-    /// The sums of the blocks from `first` on, of which there are `out.len()`; at most 64.
+    /// The sums of the blocks from `first` on, of which there are `number`, at most 32.
     #[inline]
-    pub(super) fn sums(&self, first: usize, out: &mut [f64], few: bool) -> Result<()> {
-        match &self.sums {
-            Sums::Memory(sums) => out.copy_from_slice(&sums[first..first + out.len()]),
-            Sums::Mapped(map, file) => {
-                let mut bytes = [0; 8 * BLOCK];
-                let bytes = &mut bytes[..8 * out.len()];
-                let start = HEADER + 8 * first;
-                if few {
-                    let read = file.read_exact_at(bytes, start as u64);
-                    read.map_err(|error| Error::io(map.path(), error))?;
-                } else {
-                    bytes.copy_from_slice(&map[start..start + bytes.len()]);
-                }
-                for (slot, bytes) in out.iter_mut().zip(bytes.chunks_exact(8)) {
-                    let mut number = [0; 8];
-                    number.copy_from_slice(bytes);
-                    *slot = f64::from_le_bytes(number);
-                }
-            }
-        }
-        Ok(())
+    pub(super) fn sums<'a>(
+        &'a self,
+        first: usize,
+        number: usize,
+        few: bool,
+        buffer: &'a mut Buffer,
+    ) -> Result<impl Iterator<Item = f64> + 'a> {
+        Ok(doubles(self.sums.get(8 * first, 8 * number, few, buffer)?))
     }
 
-    /// Makes the processor fetch what a look-up will want.
+    /// Makes the processor fetch the factors of a block.
     #[inline]
     pub(super) fn touch(&self, block: usize) {
-        match &self.values {
-            Values::Memory(values) => {
-                std::hint::black_box(values[block * BLOCK]);
-            }
-            Values::Mapped(map, _) => {
-                for line in 0..4 {
-                    std::hint::black_box(map.get(4 * BLOCK * block + 64 * line));
-                }
-            }
-        }
+        self.values.touch(4 * BLOCK * block, 4 * BLOCK);
     }
 
     /// The same for the sums of some blocks.
     #[inline]
-    pub(super) fn touch_sums(&self, first: usize) {
-        match &self.sums {
-            Sums::Memory(sums) => {
-                std::hint::black_box(sums[first]);
-            }
-            Sums::Mapped(map, _) => {
-                std::hint::black_box(map[HEADER + 8 * first]);
-                std::hint::black_box(map.get(HEADER + 8 * first + 64));
-            }
-        }
+    pub(super) fn touch_sums(&self, first: usize, number: usize) {
+        self.sums.touch(8 * first, 8 * number);
     }
 
     /// Number of blocks.
     pub(super) fn num_blocks(&self) -> usize {
-        match &self.sums {
-            Sums::Memory(sums) => sums.len(),
-            Sums::Mapped(map, _) => (map.len() - HEADER) / 8,
-        }
+        self.sums.len() / 8
     }
 
     /// Calls `take` with the sum of every block in turn.
     pub(super) fn each_sum(&self, mut take: impl FnMut(usize, f64)) -> Result<()> {
         match &self.sums {
-            Sums::Memory(sums) => {
-                sums.iter().enumerate().for_each(|(block, &sum)| take(block, sum));
+            Bytes::Memory(bytes) => {
+                doubles(bytes).enumerate().for_each(|(block, sum)| take(block, sum));
                 Ok(())
             }
-            Sums::Mapped(map, file) => {
+            Bytes::Mapped(map, file, before) => {
                 let mut bytes = vec![0; 1 << 20];
-                let (mut at, mut block) = (HEADER, 0);
+                let (mut at, mut block) = (*before, 0);
                 while at < map.len() {
                     let some = &mut bytes[..(map.len() - at).min(1 << 20)];
                     file.read_exact_at(some, at as u64)
                         .map_err(|error| Error::io(map.path(), error))?;
-                    for sum in some.chunks_exact(8) {
-                        let mut number = [0; 8];
-                        number.copy_from_slice(sum);
-                        take(block, f64::from_le_bytes(number));
+                    for sum in doubles(some) {
+                        take(block, sum);
                         block += 1;
                     }
                     at += some.len();
@@ -228,6 +232,9 @@ impl Factors {
         }
     }
 }
+
+/// What a look-up in a file is read into.
+pub(super) type Buffer = [u8; 4 * BLOCK];
 
 fn wrong_number(expected: u64, found: u64) -> Error {
     Error::usage(format!(
@@ -280,11 +287,7 @@ fn sum_file(path: &Path, file: &File, num_samples: u64, job: &Job) -> Result<(Ve
         file.read_exact_at(some, 4 * first).map_err(|error| Error::io(path, error))?;
         hasher.update(some);
         values.clear();
-        values.extend(some.chunks_exact(4).map(|bytes| {
-            let mut number = [0; 4];
-            number.copy_from_slice(bytes);
-            f32::from_le_bytes(number)
-        }));
+        values.extend(floats(some));
         add_sums(&values, first, &mut sums)?;
         first += number as u64;
         job.advance(number as u64);
@@ -314,7 +317,7 @@ fn bytes_of(sums: &[f64]) -> Vec<u8> {
 }
 
 /// The sums beside a file of factors, where they are whole and of this very file.
-fn open_sums(path: &Path, head: [u64; 3]) -> Option<(u128, Sums)> {
+fn open_sums(path: &Path, head: [u64; 3]) -> Option<(u128, Bytes)> {
     let file = File::open(path).ok()?;
     let blocks = usize::try_from(head[0]).ok()?.div_ceil(BLOCK);
     let size = blocks.checked_mul(8)?.checked_add(HEADER)?;
@@ -343,5 +346,5 @@ fn open_sums(path: &Path, head: [u64; 3]) -> Option<(u128, Sums)> {
         return None;
     }
     let map = Map::open(path, Some(size as u64)).ok()?;
-    Some((checksum, Sums::Mapped(map, file)))
+    Some((checksum, Bytes::Mapped(map, file, HEADER)))
 }
