@@ -35,6 +35,8 @@ pub const MAX_FACTOR: f32 = 16_777_216.0;
 const STRIDE: usize = 16;
 /// Positions that are looked up together, so that their misses of the cache overlap.
 const LANES: usize = 128;
+/// Positions up to which files of factors are read and not mapped.
+const FEW: usize = 4096;
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 /// What the hashes of the rounding begin with.
 const ROUNDING: u64 = 1;
@@ -184,75 +186,84 @@ impl EpochOrder {
             Shuffle::Windows(windows) => windows.fill(offset, out),
         }
         if let Some(factors) = &self.factors {
-            out.chunks_mut(LANES).try_for_each(|some| self.samples_at(factors, &epoch, some))?;
+            let few = out.len() <= FEW;
+            let look = |some| self.samples_at(factors, &epoch, some, few);
+            out.chunks_mut(LANES).try_for_each(look)?;
         }
         Ok(())
     }
 
     /// Turns places in the list of repeated samples into samples.
-    fn samples_at(&self, factors: &Factors, epoch: &Epoch, places: &mut [u64]) -> Result<()> {
+    fn samples_at(
+        &self,
+        factors: &Factors,
+        epoch: &Epoch,
+        places: &mut [u64],
+        few: bool,
+    ) -> Result<()> {
         let mut blocks = [0; LANES];
-        let number = places.len();
+        let mut buffer = [0; 4 * BLOCK];
         for (place, block) in places.iter().zip(&mut blocks) {
             *block = group_of(&epoch.before, *place, epoch.length);
-            std::hint::black_box(factors.sum(*block * STRIDE));
+            if !few {
+                factors.touch_sums(*block * STRIDE, STRIDE);
+            }
         }
         for (place, block) in places.iter_mut().zip(&mut blocks) {
+            let first = *block * STRIDE;
+            let number = STRIDE.min(factors.num_blocks() - first);
             let mut left = *place - epoch.before[*block];
-            let mut at = *block * STRIDE;
-            loop {
-                let length = block_length(factors.sum(at), epoch.rounding, at);
+            let mut found = None;
+            for (at, sum) in (first..).zip(factors.sums(first, number, few, &mut buffer)?) {
+                let length = block_length(sum, epoch.rounding, at);
                 if left < length {
+                    found = Some(at);
                     break;
                 }
                 left -= length;
-                at += 1;
-                if at == factors.num_blocks() {
-                    return Err(changed());
-                }
             }
-            (*place, *block) = (left, at);
-            std::hint::black_box(factors.get(at * BLOCK));
+            (*place, *block) = (left, found.ok_or_else(changed)?);
+            if !few {
+                factors.touch(*block);
+            }
         }
-        for (place, &block) in places.iter_mut().zip(&blocks[..number]) {
-            *place = self.within(factors, epoch, block, *place)?;
+        for (place, &block) in places.iter_mut().zip(&blocks) {
+            let mut values = factors.block(block, self.size_of(block), few, &mut buffer)?;
+            let offset = offset(epoch.rounding, block);
+            // floor(x) > p is x >= p + 1.
+            let wanted = (*place + 1) as f64;
+            let mut total = 0.0;
+            let found = values.position(|factor| {
+                total += f64::from(factor);
+                total + offset >= wanted
+            });
+            *place = (block * BLOCK + found.ok_or_else(changed)?) as u64;
         }
         Ok(())
     }
 
-    /// The sample at `place` in the list of a block's repeated samples.
-    #[inline]
-    fn within(&self, factors: &Factors, epoch: &Epoch, block: usize, place: u64) -> Result<u64> {
-        let first = block * BLOCK;
-        let end = (first + BLOCK).min(self.num_samples as usize);
-        let offset = offset(epoch.rounding, block);
-        let mut total = 0.0;
-        for sample in first..end {
-            total += f64::from(factors.get(sample));
-            if (total + offset) as u64 > place {
-                return Ok(sample as u64);
-            }
-        }
-        Err(changed())
+    /// Samples of a block.
+    fn size_of(&self, block: usize) -> usize {
+        BLOCK.min(self.num_samples as usize - block * BLOCK)
     }
 
     /// The place of a sample in the epoch's list of repeated samples.
-    fn place_of(&self, factors: &Factors, before: &[u64], rounding: u64, sample: u64) -> u64 {
-        let block = sample as usize / BLOCK;
-        let group = block / STRIDE;
-        let whole = (group * STRIDE..block)
-            .map(|at| block_length(factors.sum(at), rounding, at))
-            .sum::<u64>();
-        let mut total = 0.0;
-        for earlier in block * BLOCK..sample as usize {
-            total += f64::from(factors.get(earlier));
-        }
-        let inside = if (sample as usize).is_multiple_of(BLOCK) {
-            0
-        } else {
-            (total + offset(rounding, block)) as u64
-        };
-        before[group] + whole + inside
+    fn place_of(
+        &self,
+        factors: &Factors,
+        before: &[u64],
+        rounding: u64,
+        sample: u64,
+    ) -> Result<u64> {
+        let (block, inside) = (sample as usize / BLOCK, sample as usize % BLOCK);
+        let first = block / STRIDE * STRIDE;
+        let mut buffer = [0; 4 * BLOCK];
+        let sums = factors.sums(first, block - first, true, &mut buffer)?;
+        let whole: u64 = (first..).zip(sums).map(|(at, sum)| block_length(sum, rounding, at)).sum();
+        let values = factors.block(block, inside, true, &mut buffer)?;
+        let total = values.fold(0.0, |total, factor| total + f64::from(factor));
+        let part = if inside == 0 { 0 } else { (total + offset(rounding, block)) as u64 };
+        Ok(before[block / STRIDE] + whole + part)
     }
 
     /// The epoch of a position, the first position of that epoch, and its length.
@@ -314,11 +325,11 @@ impl EpochOrder {
             None => Shuffle::Whole(Permutation::new(length, self.seed, number)),
             Some(window) => {
                 let place_of = |sample| match &self.factors {
-                    None => sample,
-                    Some(_) if sample == self.num_samples => length,
+                    None => Ok(sample),
+                    Some(_) if sample == self.num_samples => Ok(length),
                     Some(factors) => self.place_of(factors, &before, rounding, sample),
                 };
-                Shuffle::Windows(Windows::new(window, self.seed, number, place_of))
+                Shuffle::Windows(Windows::new(window, self.seed, number, place_of)?)
             }
         };
         Ok(Epoch { number, length, before, rounding, shuffle })
@@ -347,7 +358,7 @@ fn offset(rounding: u64, block: usize) -> f64 {
 /// How many repeated samples a block has.
 #[inline]
 fn block_length(sum: f64, rounding: u64, block: usize) -> u64 {
-    (sum + offset(rounding, block)) as u64
+    (sum + offset(rounding, block)) as i64 as u64
 }
 
 /// The last entry of `before` that is at most `place`, sought from where it would be if factors were

@@ -23,7 +23,7 @@ NAMES = st.text(alphabet="ab./é-_0", min_size=1, max_size=12) | st.text(
 )
 KINDS = [tarfile.REGTYPE, tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE]
 KINDS += [tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.CONTTYPE]
-MEMBERS = st.lists(st.tuples(NAMES, st.sampled_from(KINDS), st.integers(0, 1500)), max_size=8)
+MEMBERS = st.lists(st.tuples(NAMES, st.sampled_from(KINDS), st.integers(0, 1500)), min_size=1, max_size=8)
 LAYOUTS = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 
 

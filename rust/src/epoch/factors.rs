@@ -29,25 +29,83 @@ const HEADER: usize = 56;
 const CHUNK: usize = 1 << 18;
 
 /// A repeat factor for each sample.
+///
+/// Files are mapped for many look-ups and read for few: a page that is mapped brings its neighbours
+/// along, so that a single batch would seem to take half a gigabyte.
 #[derive(Debug)]
 pub struct Factors {
-    values: Values,
-    sums: Sums,
+    values: Bytes,
+    sums: Bytes,
     /// XXH3 of the factors, little-endian float32.
     pub(super) checksum: u128,
 }
 
+/// Numbers as little-endian bytes.
 #[derive(Debug)]
-enum Values {
-    Memory(Vec<f32>),
-    Mapped(Map),
+enum Bytes {
+    Memory(Vec<u8>),
+    /// With what stands before them in the file.
+    Mapped(Map, File, usize),
 }
 
-#[derive(Debug)]
-enum Sums {
-    Memory(Vec<f64>),
-    /// The map is for single sums; all of them are read from the file, so that they stay out of memory.
-    Mapped(Map, File),
+impl Bytes {
+    fn len(&self) -> usize {
+        match self {
+            Self::Memory(bytes) => bytes.len(),
+            Self::Mapped(map, _, before) => map.len() - before,
+        }
+    }
+
+    /// `length` bytes from `start` on; where `few`, a file is read into `buffer`.
+    #[inline]
+    fn get<'a>(
+        &'a self,
+        start: usize,
+        length: usize,
+        few: bool,
+        buffer: &'a mut [u8; 4 * BLOCK],
+    ) -> Result<&'a [u8]> {
+        match self {
+            Self::Memory(bytes) => Ok(&bytes[start..start + length]),
+            Self::Mapped(map, _, before) if !few => {
+                Ok(&map[before + start..before + start + length])
+            }
+            Self::Mapped(map, file, before) => {
+                let bytes = &mut buffer[..length];
+                let read = file.read_exact_at(bytes, (before + start) as u64);
+                read.map_err(|error| Error::io(map.path(), error))?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Makes the processor fetch the lines of `length` bytes.
+    #[inline]
+    fn touch(&self, start: usize, length: usize) {
+        let bytes = match self {
+            Self::Memory(bytes) => &bytes[..],
+            Self::Mapped(map, _, before) => &map[*before..],
+        };
+        for line in (start..start + length).step_by(64) {
+            std::hint::black_box(bytes.get(line));
+        }
+    }
+}
+
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.chunks_exact(4).map(|bytes| {
+        let mut number = [0; 4];
+        number.copy_from_slice(bytes);
+        f32::from_le_bytes(number)
+    })
+}
+
+fn doubles(bytes: &[u8]) -> impl Iterator<Item = f64> + '_ {
+    bytes.chunks_exact(8).map(|bytes| {
+        let mut number = [0; 8];
+        number.copy_from_slice(bytes);
+        f64::from_le_bytes(number)
+    })
 }
 
 impl Factors {
@@ -65,12 +123,9 @@ impl Factors {
             some.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
             hasher.update(&bytes);
         }
-        let factors = Self {
-            values: Values::Memory(values),
-            sums: Sums::Memory(sums),
-            checksum: hasher.digest128(),
-        };
-        factors.check_total()
+        let values = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let (values, sums) = (Bytes::Memory(values), Bytes::Memory(bytes_of(&sums)));
+        Self { values, sums, checksum: hasher.digest128() }.check_total()
     }
 
     /// The factors of a file of float32; `job` advances by samples where it has to be read whole.
@@ -82,17 +137,19 @@ impl Factors {
         }
         let time = metadata.mtime() as u64 * 1_000_000_000 + metadata.mtime_nsec() as u64;
         let head = [num_samples, metadata.len(), time];
-        let values = Values::Mapped(Map::open(path, Some(metadata.len()))?);
+        let map = Map::open(path, Some(metadata.len()))?;
         let beside = sums_path(path);
         if let Some((checksum, sums)) = open_sums(&beside, head) {
+            let values = Bytes::Mapped(map, file, 0);
             return Self { values, sums, checksum }.check_total();
         }
         let (sums, checksum) = sum_file(path, &file, num_samples, job)?;
+        let values = Bytes::Mapped(map, file, 0);
         let written = write_sums(&beside, head, checksum, &sums).ok();
         let sums = match written.and_then(|()| open_sums(&beside, head)) {
             Some((_, mapped)) => mapped,
             // A folder that cannot be written to: they are kept in memory.
-            None => Sums::Memory(sums),
+            None => Bytes::Memory(bytes_of(&sums)),
         };
         Self { values, sums, checksum }.check_total()
     }
@@ -109,59 +166,63 @@ impl Factors {
         Ok(self)
     }
 
-    /// The factor of a sample.
+    /// The factors of a block, of which there are `number`; `few` says that little is looked up.
     #[inline]
-    pub(super) fn get(&self, sample: usize) -> f32 {
-        match &self.values {
-            Values::Memory(values) => values[sample],
-            Values::Mapped(map) => {
-                let mut bytes = [0; 4];
-                bytes.copy_from_slice(&map[4 * sample..4 * sample + 4]);
-                f32::from_le_bytes(bytes)
-            }
-        }
+    pub(super) fn block<'a>(
+        &'a self,
+        block: usize,
+        number: usize,
+        few: bool,
+        buffer: &'a mut Buffer,
+    ) -> Result<impl Iterator<Item = f32> + 'a> {
+        Ok(floats(self.values.get(4 * BLOCK * block, 4 * number, few, buffer)?))
     }
 
-    /// The sum of a block.
+    /// The sums of the blocks from `first` on, of which there are `number`, at most 32.
     #[inline]
-    pub(super) fn sum(&self, block: usize) -> f64 {
-        match &self.sums {
-            Sums::Memory(sums) => sums[block],
-            Sums::Mapped(map, _) => {
-                let start = HEADER + 8 * block;
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(&map[start..start + 8]);
-                f64::from_le_bytes(bytes)
-            }
-        }
+    pub(super) fn sums<'a>(
+        &'a self,
+        first: usize,
+        number: usize,
+        few: bool,
+        buffer: &'a mut Buffer,
+    ) -> Result<impl Iterator<Item = f64> + 'a> {
+        Ok(doubles(self.sums.get(8 * first, 8 * number, few, buffer)?))
+    }
+
+    /// Makes the processor fetch the factors of a block.
+    #[inline]
+    pub(super) fn touch(&self, block: usize) {
+        self.values.touch(4 * BLOCK * block, 4 * BLOCK);
+    }
+
+    /// The same for the sums of some blocks.
+    #[inline]
+    pub(super) fn touch_sums(&self, first: usize, number: usize) {
+        self.sums.touch(8 * first, 8 * number);
     }
 
     /// Number of blocks.
     pub(super) fn num_blocks(&self) -> usize {
-        match &self.sums {
-            Sums::Memory(sums) => sums.len(),
-            Sums::Mapped(map, _) => (map.len() - HEADER) / 8,
-        }
+        self.sums.len() / 8
     }
 
     /// Calls `take` with the sum of every block in turn.
     pub(super) fn each_sum(&self, mut take: impl FnMut(usize, f64)) -> Result<()> {
         match &self.sums {
-            Sums::Memory(sums) => {
-                sums.iter().enumerate().for_each(|(block, &sum)| take(block, sum));
+            Bytes::Memory(bytes) => {
+                doubles(bytes).enumerate().for_each(|(block, sum)| take(block, sum));
                 Ok(())
             }
-            Sums::Mapped(map, file) => {
+            Bytes::Mapped(map, file, before) => {
                 let mut bytes = vec![0; 1 << 20];
-                let (mut at, mut block) = (HEADER, 0);
+                let (mut at, mut block) = (*before, 0);
                 while at < map.len() {
                     let some = &mut bytes[..(map.len() - at).min(1 << 20)];
                     file.read_exact_at(some, at as u64)
                         .map_err(|error| Error::io(map.path(), error))?;
-                    for sum in some.chunks_exact(8) {
-                        let mut number = [0; 8];
-                        number.copy_from_slice(sum);
-                        take(block, f64::from_le_bytes(number));
+                    for sum in doubles(some) {
+                        take(block, sum);
                         block += 1;
                     }
                     at += some.len();
@@ -171,6 +232,9 @@ impl Factors {
         }
     }
 }
+
+/// What a look-up in a file is read into.
+pub(super) type Buffer = [u8; 4 * BLOCK];
 
 fn wrong_number(expected: u64, found: u64) -> Error {
     Error::usage(format!(
@@ -223,11 +287,7 @@ fn sum_file(path: &Path, file: &File, num_samples: u64, job: &Job) -> Result<(Ve
         file.read_exact_at(some, 4 * first).map_err(|error| Error::io(path, error))?;
         hasher.update(some);
         values.clear();
-        values.extend(some.chunks_exact(4).map(|bytes| {
-            let mut number = [0; 4];
-            number.copy_from_slice(bytes);
-            f32::from_le_bytes(number)
-        }));
+        values.extend(floats(some));
         add_sums(&values, first, &mut sums)?;
         first += number as u64;
         job.advance(number as u64);
@@ -257,7 +317,7 @@ fn bytes_of(sums: &[f64]) -> Vec<u8> {
 }
 
 /// The sums beside a file of factors, where they are whole and of this very file.
-fn open_sums(path: &Path, head: [u64; 3]) -> Option<(u128, Sums)> {
+fn open_sums(path: &Path, head: [u64; 3]) -> Option<(u128, Bytes)> {
     let file = File::open(path).ok()?;
     let blocks = usize::try_from(head[0]).ok()?.div_ceil(BLOCK);
     let size = blocks.checked_mul(8)?.checked_add(HEADER)?;
@@ -286,5 +346,5 @@ fn open_sums(path: &Path, head: [u64; 3]) -> Option<(u128, Sums)> {
         return None;
     }
     let map = Map::open(path, Some(size as u64)).ok()?;
-    Some((checksum, Sums::Mapped(map, file)))
+    Some((checksum, Bytes::Mapped(map, file, HEADER)))
 }

@@ -69,9 +69,10 @@ impl Windows {
         window: &Window,
         seed: u64,
         epoch: u64,
-        mut place_of: impl FnMut(u64) -> u64,
-    ) -> Self {
-        let bounds: Vec<u64> = window.bounds.iter().map(|&sample| place_of(sample)).collect();
+        mut place_of: impl FnMut(u64) -> Result<u64>,
+    ) -> Result<Self> {
+        let bounds: Vec<u64> =
+            window.bounds.iter().map(|&sample| place_of(sample)).collect::<Result<_>>()?;
         let num_shards = bounds.len() - 1;
         let order =
             Permutation::keyed(num_shards as u64, |round| hash([SHARDS, seed, epoch, round]));
@@ -82,7 +83,7 @@ impl Windows {
             total += bounds[shard + 1] - bounds[shard];
             starts.push(total);
         }
-        Self { places, starts, size: window.size, seed, epoch }
+        Ok(Self { places, starts, size: window.size, seed, epoch })
     }
 
     /// Writes the places that the positions from `first` on are sent to.

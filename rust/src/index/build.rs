@@ -664,11 +664,10 @@ impl Builder {
     }
 
     fn write_keys(&mut self, old: Option<&Manifest>, job: &Job) -> Result<FileEntry> {
-        let open = |entry| Part::open(&self.folder, entry);
-        let parts: Vec<Part> = self.parts.iter().map(open).collect::<Result<_>>()?;
         let name = next_name("keys", "idx", old.map(|old| &old.keys));
         let distinct = self.options.key_scope == KeyScope::Global;
-        let (all, memory) = (AllParts::new(&parts), &self.options.memory);
+        let all = AllParts::new(&self.folder, &self.parts);
+        let memory = &self.options.memory;
         let written = keys::write(&self.folder, &name, &all, distinct, memory, job)?;
         if distinct && written.num_doubled > 0 {
             self.counts.insert("keys_doubled".to_owned(), written.num_doubled);

@@ -4,6 +4,7 @@
 //! upper bits of the key's hash (XXH3). Entries are sorted. A look-up finds those whose upper bits are
 //! those of the wanted hash and compares keys, so what the hash has lost costs time and never truth.
 
+use std::cell::OnceCell;
 use std::io::Write;
 use std::path::Path;
 
@@ -88,24 +89,36 @@ pub(super) struct Written {
     pub(super) doubled: Option<String>,
 }
 
-/// Rows of all parts by ordinal.
+/// The parts of an index, one of them mapped at a time unless rows are asked for out of order.
 pub(super) struct AllParts<'a> {
-    pub(super) parts: &'a [Part],
-    pub(super) starts: Vec<u64>,
+    folder: &'a Path,
+    entries: &'a [FileEntry],
+    open: OnceCell<Vec<Part>>,
+    starts: Vec<u64>,
 }
 
 impl<'a> AllParts<'a> {
-    pub(super) fn new(parts: &'a [Part]) -> Self {
+    pub(super) fn new(folder: &'a Path, entries: &'a [FileEntry]) -> Self {
         let mut starts = vec![0];
-        for part in parts {
-            starts.push(starts[starts.len() - 1] + part.num_rows() as u64);
+        for entry in entries {
+            starts.push(starts[starts.len() - 1] + entry.num_rows);
         }
-        Self { parts, starts }
+        Self { folder, entries, open: OnceCell::new(), starts }
     }
 
-    fn key(&self, ordinal: u64) -> Result<&'a str> {
+    fn num_samples(&self) -> u64 {
+        self.starts[self.starts.len() - 1]
+    }
+
+    fn key(&self, ordinal: u64) -> Result<&str> {
+        if self.open.get().is_none() {
+            let open = |entry| Part::open(self.folder, entry);
+            let parts = self.entries.iter().map(open).collect::<Result<_>>()?;
+            let _ = self.open.set(parts);
+        }
         let part = self.starts.partition_point(|&start| start <= ordinal) - 1;
-        Ok(self.parts[part].row((ordinal - self.starts[part]) as usize)?.key)
+        let parts = self.open.get().map(Vec::as_slice).unwrap_or_default();
+        Ok(parts[part].row((ordinal - self.starts[part]) as usize)?.key)
     }
 }
 
@@ -118,7 +131,7 @@ pub(super) fn write(
     memory: &Memory,
     job: &Job,
 ) -> Result<Written> {
-    let num_samples = parts.starts[parts.starts.len() - 1];
+    let num_samples = parts.num_samples();
     let path = folder.join(name);
     let mut writer = Writer {
         file: Unpublished::create(&path)?,
@@ -172,7 +185,8 @@ fn each_key(
     job: &Job,
     mut take: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    for (part, &start) in parts.parts.iter().zip(&parts.starts) {
+    for (entry, &start) in parts.entries.iter().zip(&parts.starts) {
+        let part = Part::open(parts.folder, entry)?;
         for row in 0..part.num_rows() {
             if row % 65_536 == 0 {
                 job.check()?;

@@ -25,6 +25,16 @@ pub struct Map {
 impl Map {
     /// Maps the file at `path`, which must have `expected_size` bytes where that is given.
     pub fn open(path: impl AsRef<Path>, expected_size: Option<u64>) -> Result<Self> {
+        Ok(Self::open_after(path, expected_size, |_, _| ())?.0)
+    }
+
+    /// The same, after `look` has seen the file and its size: what it reads from the file is not mapped,
+    /// and neither are the pages around it.
+    pub fn open_after<T>(
+        path: impl AsRef<Path>,
+        expected_size: Option<u64>,
+        look: impl FnOnce(&File, u64) -> T,
+    ) -> Result<(Self, T)> {
         let path = path.as_ref().to_path_buf();
         let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
         let size = file.metadata().map_err(|error| Error::io(&path, error))?.len();
@@ -37,6 +47,7 @@ impl Map {
                 path.display()
             )));
         }
+        let seen = look(&file, size);
         // An empty file cannot be mapped.
         let bytes = if size == 0 {
             None
@@ -45,7 +56,7 @@ impl Map {
             // is the contract of this module.
             Some(unsafe { Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?)
         };
-        Ok(Self { path, bytes })
+        Ok((Self { path, bytes }, seen))
     }
 
     /// Where the file lies.

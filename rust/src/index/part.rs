@@ -5,7 +5,9 @@
 //! buffers hold (offsets of keys and labels) is checked at each lookup: a damaged file gives an error,
 //! never a wrong slice.
 
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use arrow_ipc::convert::try_fb_to_schema;
@@ -55,8 +57,9 @@ struct Batch {
 impl Part {
     /// Maps the part that `entry` of the manifest names.
     pub fn open(folder: &Path, entry: &FileEntry) -> Result<Self> {
-        let map = Map::open(folder.join(&entry.file), Some(entry.size))?;
-        let batches = read_layout(&map).map_err(|what| damaged(&map, &what))?;
+        let path = folder.join(&entry.file);
+        let (map, batches) = Map::open_after(path, Some(entry.size), read_layout)?;
+        let batches = batches.map_err(|what| damaged(&map, &what))?;
         let num_rows: usize = batches.iter().map(|batch| batch.num_rows).sum();
         let full = batches.iter().rev().skip(1).all(|batch| batch.num_rows == BATCH_ROWS);
         if num_rows as u64 != entry.num_rows || !full {
@@ -160,14 +163,22 @@ fn u64_at(bytes: &[u8], range: &Range<usize>, at: usize) -> Option<u64> {
 
 type Parsed<T> = std::result::Result<T, String>;
 
-fn read_layout(bytes: &[u8]) -> Parsed<Vec<Batch>> {
-    let tail = bytes.len().checked_sub(10).filter(|&tail| tail >= 8).ok_or("it is too short")?;
-    if !bytes.starts_with(MAGIC) || &bytes[tail + 4..] != MAGIC {
+fn read(file: &File, at: u64, length: usize) -> Parsed<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, at).map_err(|error| format!("byte {at}: {error}"))?;
+    Ok(bytes)
+}
+
+fn read_layout(file: &File, size: u64) -> Parsed<Vec<Batch>> {
+    let tail = size.checked_sub(10).filter(|&tail| tail >= 8).ok_or("it is too short")?;
+    let end = read(file, tail, 10)?;
+    if read(file, 0, MAGIC.len())? != MAGIC || &end[4..] != MAGIC {
         return Err("it is not an Arrow IPC file".to_owned());
     }
-    let length = u32_at(bytes, &(tail..tail + 4), 0).unwrap_or_default() as usize;
-    let start = tail.checked_sub(length).ok_or("its footer is longer than the file")?;
-    let footer = root_as_footer(&bytes[start..tail]).map_err(|error| format!("footer: {error}"))?;
+    let length = u32_at(&end, &(0..4), 0).unwrap_or_default();
+    let start = tail.checked_sub(u64::from(length)).ok_or("its footer is longer than the file")?;
+    let footer = read(file, start, length as usize)?;
+    let footer = root_as_footer(&footer).map_err(|error| format!("footer: {error}"))?;
     let schema = footer.schema().ok_or("its footer has no schema")?;
     let schema = try_fb_to_schema(schema).map_err(|error| format!("schema: {error}"))?;
     if schema.fields() != part_schema().fields() {
@@ -181,17 +192,20 @@ fn read_layout(bytes: &[u8]) -> Parsed<Vec<Batch>> {
             let header =
                 usize::try_from(block.metaDataLength()).map_err(|_| "a negative length")?;
             let body = usize::try_from(block.bodyLength()).map_err(|_| "a negative length")?;
-            read_batch(&bytes[..start], at, header, body)
+            read_batch(file, start as usize, at, header, body)
         })
         .collect()
 }
 
-fn read_batch(bytes: &[u8], at: usize, header: usize, body: usize) -> Parsed<Batch> {
-    let body_start = at.checked_add(header).ok_or("a block outside the file")?;
-    let body_end = body_start.checked_add(body).filter(|&end| end <= bytes.len());
+/// One record batch of a file whose footer is at `limit`.
+fn read_batch(file: &File, limit: usize, at: usize, header: usize, body: usize) -> Parsed<Batch> {
+    let body_start = at.checked_add(header).filter(|&end| end <= limit);
+    let body_start = body_start.ok_or("a block outside the file")?;
+    let body_end = body_start.checked_add(body).filter(|&end| end <= limit);
     let body_end = body_end.ok_or("a block outside the file")?;
-    let prefix = if bytes.get(at..at + 4) == Some(&CONTINUATION[..]) { 8 } else { 4 };
-    let message = bytes.get(at + prefix..body_start).ok_or("a block without a header")?;
+    let message = read(file, at as u64, header)?;
+    let prefix = if message.starts_with(&CONTINUATION) { 8 } else { 4 };
+    let message = message.get(prefix..).ok_or("a block without a header")?;
     let message = root_as_message(message).map_err(|error| format!("message: {error}"))?;
     if message.header_type() != MessageHeader::RecordBatch {
         return Err("a block that is no record batch".to_owned());
