@@ -111,9 +111,7 @@ def test_statistics_are_one_json_document(tmp_path: Path, capsys: pytest.Capture
 def test_selection_scores_first_agrees_with_polars_and_is_then_up_to_date(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = wsl_json(
-        capsys, "pseudolabel", "-w", workspace, "--k", 300, "--p", 2, "--keep", "all", "--json"
-    )
+    report = wsl_json(capsys, "pseudolabel", "-w", workspace, "--k", 300, "--p", 2, "--keep", "all", "--json")
     assert report["state"] == "selected"
     assert wsl_json(capsys, "pseudolabel", "-w", workspace, "--k", 300, "--p", 2, "--json")["state"] == (
         "up to date"
