@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import zipfile
@@ -72,7 +73,7 @@ def test_every_command_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     """The walk in a folder like the repository's root; the student trains on two ranks in it."""
     for name in ("wsl", "configs", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for mark in ("walk: fashion-mnist", "walk: openclipart", "walk: more"):
+    for mark in ("walk: fashion-mnist", "walk: openclipart", "walk: counts", "walk: more"):
         for line in fenced(mark):
             command = line.split("#")[0].strip()
             if command:
@@ -91,7 +92,9 @@ def test_every_command_of_the_readme_runs_as_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_cut_down_pipeline_trains_on_two_ranks_under_every_zero_stage(tmp_path: Path) -> None:
+def test_a_cut_down_pipeline_trains_on_two_ranks_and_as_two_machines_under_zero_1_to_3(
+    tmp_path: Path,
+) -> None:
     def wsl(*arguments: str) -> None:
         command = [sys.executable, "-c", "from wsl.cli import main; main()", *arguments]
         done = subprocess.run(
@@ -105,12 +108,31 @@ def test_a_cut_down_pipeline_trains_on_two_ranks_under_every_zero_stage(tmp_path
     wsl("train", "--stage", "teacher", *two)
     wsl("pseudolabel", "--k", "100", "--p", "1")
     wsl("train", "--stage", "student", *two, "--set", "deepspeed=configs/deepspeed/zero2.json")
-    wsl("train", "--stage", "finetune", *two, "--set", "deepspeed=configs/deepspeed/zero3.json")
+    settings = [*two[2:], "--set", "deepspeed=configs/deepspeed/zero3.json"]
+    _train_on_two_machines(tmp_path, "--stage", "finetune", *settings)
     for stage in ("teacher", "student", "finetune"):
         run = json.loads((tmp_path / "runs" / stage / "run.json").read_text())
         assert run["state"] == "complete"
         assert run["evaluation"]["num_samples"] == 5000
         assert (tmp_path / "runs" / stage / "model.safetensors").is_file()
+
+
+def _train_on_two_machines(folder: Path, *arguments: str) -> None:
+    """As the README says for several machines, with this one as both: a launch for each."""
+    (folder / "hostfile").write_text("first slots=1\nsecond slots=1\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launches = []
+    for number in range(2):
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hostfile", "--no_ssh"]
+        command += ["--node_rank", str(number), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+        command += ["--module", "wsl.train", *arguments]
+        with (folder / f"machine-{number}.txt").open("w") as log:
+            launch = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+        launches.append(launch)
+    for number, launch in enumerate(launches):
+        assert launch.wait(timeout=300) == 0, (folder / f"machine-{number}.txt").read_text()
 
 
 @pytest.mark.timeout(600)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsl._core import DataError, UsageError, WslError, __version__
-    from wsl.epoch import EpochOrder, label_noise
+    from wsl.building import build_index, drop_samples
+    from wsl.epoch import EpochOrder, MixedOrder, label_noise
     from wsl.hashtags import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
-    from wsl.index import Index, build_index, repeat_factors
+    from wsl.index import Index, JoinedIndex, repeat_factors
     from wsl.selection import TopK
     from wsl.shards import pack_shards
     from wsl.vocabulary import Vocabulary
@@ -29,8 +30,11 @@ _HOME = {
     "count_hashtags": "wsl.hashtags",
     "fit_zipf": "wsl.hashtags",
     "EpochOrder": "wsl.epoch",
+    "MixedOrder": "wsl.epoch",
     "Index": "wsl.index",
-    "build_index": "wsl.index",
+    "JoinedIndex": "wsl.index",
+    "build_index": "wsl.building",
+    "drop_samples": "wsl.building",
     "label_noise": "wsl.epoch",
     "pack_shards": "wsl.shards",
     "repeat_factors": "wsl.index",
@@ -42,6 +46,8 @@ __all__ = [
     "EpochOrder",
     "HashtagCounts",
     "Index",
+    "JoinedIndex",
+    "MixedOrder",
     "TopK",
     "UsageError",
     "Vocabulary",
@@ -50,6 +56,7 @@ __all__ = [
     "__version__",
     "build_index",
     "count_hashtags",
+    "drop_samples",
     "fit_zipf",
     "label_noise",
     "pack_shards",

@@ -7,6 +7,7 @@ about ten times a second. Friendlier forms of everything here are exported by `i
 
 from collections.abc import Callable
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol, final, type_check_only
 
 import numpy.typing as npt
@@ -33,9 +34,11 @@ __all__ = [
     "Vocabulary",
     "WslError",
     "__version__",
+    "drop_keys",
     "log_odds",
     "member_records",
     "normalize_hashtag",
+    "scan_shard",
 ]
 __version__: str
 UNICODE_VERSION: str
@@ -58,6 +61,7 @@ def member_records(
     key_column: str,
     hashtags_column: str,
     separator: str | None = None,
+    shard_column: str | None = None,
 ) -> Table: ...
 
 @final
@@ -129,6 +133,9 @@ class Vocabulary:
 
 # --- index (rust/src/python/index.rs) ---
 
+def drop_keys(folder: str | PathLike[str], keys: list[str]) -> tuple[int, int, list[str]]: ...
+def scan_shard(path: str | PathLike[str]) -> tuple[list[tuple[bytes, int, int, int]], int]: ...
+
 @final
 class IndexBuilder:
     def __new__(
@@ -136,10 +143,19 @@ class IndexBuilder:
         folder: str | PathLike[str],
         labels: str,
         *,
+        key_scope: str = "global",
         num_threads: int | None = None,
+        include: list[str] | None = None,
         exclude: list[str] | None = None,
-        max_doubled_share: float = 0.0,
+        limits: dict[str, float] | None = None,
+        memory_bytes: int | None = None,
+        spill_dir: str | PathLike[str] | None = None,
+        part_rows: int = 1_048_576,
+        resume_key: str | None = None,
+        append: bool = False,
     ) -> IndexBuilder: ...
+    @property
+    def is_resumed(self) -> bool: ...
     def add_records(
         self,
         stream: ArrowStream,
@@ -148,6 +164,9 @@ class IndexBuilder:
         hashtags_column: str,
         vocabulary: Vocabulary,
         separator: str | None = None,
+        shard_column: str | None = None,
+        key_format: str | None = None,
+        again: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
     def index_records(
@@ -158,6 +177,7 @@ class IndexBuilder:
         hashtags_column: str,
         vocabulary: Vocabulary,
         separator: str | None = None,
+        key_format: str | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
     def add_shards(
@@ -171,7 +191,13 @@ class IndexBuilder:
     @property
     def num_samples(self) -> int: ...
     def publish(
-        self, vocabulary: Vocabulary | None, *, label_kind: str | None, shard_root: str, provenance: str
+        self,
+        vocabulary: Vocabulary | None,
+        *,
+        vocabulary_file: str,
+        label_kind: str | None,
+        shard_root: str,
+        provenance: str,
     ) -> None: ...
 
 @final
@@ -181,22 +207,47 @@ class Index:
     def __len__(self) -> int: ...
     def manifest(self) -> str: ...
     def shards(self) -> list[tuple[str, int, int, int]]: ...
-    def row(self, ordinal: int) -> tuple[str, str, int, int]: ...
+    def row(self, ordinal: int) -> tuple[str, Path, int, int]: ...
     def keys(self, ordinals: _Array) -> list[str]: ...
     def labels(self, ordinals: _Array) -> tuple[bytes, bytes]: ...
-    def read(self, ordinals: _Array, *, progress: Callable[[int], object] | None = None) -> list[bytes]: ...
+    def read(
+        self,
+        ordinals: _Array,
+        *,
+        num_threads: int = 1,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[bytes]: ...
     def find(self, key: str) -> int | None: ...
+    def find_all(self, key: str) -> list[int]: ...
+    def dropped(self) -> bytes: ...
     def label_counts(self) -> bytes: ...
     def repeat_factors(
         self, scheme: str, *, threshold: float | None = None, epoch_length: float | None = None
     ) -> tuple[bytes, float | None]: ...
+    def write_factors(
+        self,
+        path: str | PathLike[str],
+        scheme: str,
+        *,
+        threshold: float | None = None,
+        epoch_length: float | None = None,
+    ) -> float | None: ...
     def verify(self, *, progress: Callable[[int], object] | None = None) -> None: ...
 
 # --- epoch (rust/src/python/epoch.rs) ---
 
 @final
 class EpochOrder:
-    def __new__(cls, num_samples: int, factors: _Array | None, seed: int) -> EpochOrder: ...
+    def __new__(
+        cls,
+        num_samples: int,
+        factors: _Array | None,
+        seed: int,
+        *,
+        factors_file: str | PathLike[str] | None = None,
+        window: int | None = None,
+        first_samples: _Array | None = None,
+    ) -> EpochOrder: ...
     def take(self, start: int, stop: int) -> bytearray: ...
     def epoch_length(self, epoch: int) -> int: ...
     @property

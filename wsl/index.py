@@ -1,4 +1,4 @@
-"""The memory-mapped index over tar shards: building it, looking samples up, reading images."""
+"""The memory-mapped index over tar shards: looking samples up, reading images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import polars as pl
 
 from wsl import _core
 from wsl._core import DataError, UsageError
-from wsl.hashtags import count_hashtags
-from wsl.source import open_records
 from wsl.vocabulary import Vocabulary
 
 VOCABULARY = "vocabulary.parquet"
@@ -30,12 +28,14 @@ class Index:
 
     Opening maps the files and reads next to nothing. Ordinals run from 0 in the order of the shards
     and of their members; arrays of ordinals are int64. Unknown ordinals raise UsageError, damaged
-    files DataError.
+    files DataError. An index pickles as its path (and what it was opened with): a process that is given
+    it opens it anew, and refuses one that was replaced meanwhile.
     """
 
-    def __init__(self, core: _core.Index, path: Path) -> None:
+    def __init__(self, core: _core.Index, path: Path, shard_root: Path | None = None) -> None:
         self._core = core
         self.path = path
+        self._shard_root = shard_root
         self.manifest: dict[str, Any] = json.loads(core.manifest())
         self._noise: tuple[tuple[float, int], _core.LabelNoise] | None = None
 
@@ -45,7 +45,11 @@ class Index:
 
         Raises UsageError where there is no index, DataError where it is damaged or of another version.
         """
-        return cls(_core.Index.open(path, shard_root=shard_root), Path(path))
+        root = None if shard_root is None else Path(shard_root)
+        return cls(_core.Index.open(path, shard_root=shard_root), Path(path), root)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path.resolve(), self._shard_root, self.fingerprint)
 
     def __len__(self) -> int:
         return len(self._core)
@@ -93,7 +97,7 @@ class Index:
         return None if self.vocabulary is None else self.vocabulary.names
 
     def labels(self, ordinals: Ordinals | Sequence[int]) -> list[npt.NDArray[np.int64]]:
-        """The labels of each sample, ascending int64 arrays."""
+        """The labels of each sample, ascending int64 arrays; none for a sample that was taken down."""
         flat, offsets = self.flat_labels(np.ascontiguousarray(ordinals, dtype=np.int64))
         return np.split(flat.astype(np.int64), offsets[1:-1])
 
@@ -107,14 +111,33 @@ class Index:
         return self._core.keys(np.ascontiguousarray(ordinals, dtype=np.int64))
 
     def read(
-        self, ordinals: Ordinals | Sequence[int], *, progress: Callable[[int], object] | None = None
+        self,
+        ordinals: Ordinals | Sequence[int],
+        *,
+        num_threads: int = 1,
+        progress: Callable[[int], object] | None = None,
     ) -> list[bytes]:
-        """The encoded images of samples; DataError where a shard changed after the index was built."""
-        return self._core.read(np.ascontiguousarray(ordinals, dtype=np.int64), progress=progress)
+        """The encoded images of samples; empty for a sample that was taken down.
+
+        Neighbours are read together, at most 256 shards are kept open, and no thread outlives the call.
+        DataError names the shard that was replaced or cut after the index was built.
+        """
+        return self._core.read(
+            np.ascontiguousarray(ordinals, dtype=np.int64), num_threads=num_threads, progress=progress
+        )
+
+    @functools.cached_property
+    def dropped(self) -> Ordinals:
+        """The ordinals of samples that were taken down, ascending int64."""
+        return np.frombuffer(self._core.dropped(), dtype=np.uint64).astype(np.int64)
 
     def find(self, key: str) -> int | None:
         """The ordinal of the first sample with `key`, or None."""
         return self._core.find(key)
+
+    def find_all(self, key: str) -> list[int]:
+        """The ordinals of all samples with `key`: one in each shard, where keys begin anew in every shard."""
+        return self._core.find_all(key)
 
     def row(self, ordinal: int) -> dict[str, Any]:
         """Everything the index knows of a sample."""
@@ -126,11 +149,12 @@ class Index:
         return {
             "sample": ordinal,
             "key": key,
-            "shard": None if shard == Path() else os.fspath(shard),
+            "shard": None if Path(shard) == Path() else os.fspath(shard),
             "offset": offset,
             "size": size,
             "labels": labels,
             "names": [names[label] for label in labels] if names else [],
+            "dropped": bool(np.isin(ordinal, self.dropped)),
         }
 
     def shards(self) -> pl.DataFrame:
@@ -138,9 +162,22 @@ class Index:
         schema = {"path": pl.String, "size": pl.UInt64, "first_sample": pl.UInt64, "num_samples": pl.UInt64}
         return pl.DataFrame(self._core.shards(), schema=schema, orient="row")
 
+    def shard_paths(self) -> list[Path]:
+        """Where each shard lies; none for an index of records alone."""
+        root = self._shard_root or self.path / str(self.manifest["shard_root"])
+        return [root / path.removeprefix("file://") for path in self.shards()["path"]]
+
     def scan(self) -> pl.LazyFrame:
-        """All rows in order: key, shard, offset, size, labels."""
-        return pl.scan_ipc([self.path / part["file"] for part in self.manifest["parts"]])
+        """All samples in order: sample, key, shard, offset, size, labels; not those taken down.
+
+        Polars streams it, and DuckDB reads it as a table.
+        """
+        parts = [self.path / part["file"] for part in self.manifest["parts"]]
+        rows = pl.scan_ipc(parts).with_row_index("sample").with_columns(pl.col("sample").cast(pl.UInt64))
+        if not len(self.dropped):
+            return rows
+        dropped = pl.LazyFrame({"sample": pl.Series(self.dropped, dtype=pl.UInt64)})
+        return rows.join(dropped, on="sample", how="anti", maintain_order="left")
 
     def label_counts(self) -> npt.NDArray[np.uint64]:
         """Samples with each label, uint64; one pass over the index, made once."""
@@ -168,8 +205,9 @@ class Index:
             "vocabulary_fingerprint": self.vocabulary_fingerprint,
             "num_shards": len(shards),
             "shard_bytes": int(shards["size"].sum()),
+            "key_scope": self.manifest["key_scope"],
             "num_parts": len(self.manifest["parts"]),
-            "index_bytes": sum(part["size"] for part in self.manifest["parts"]),
+            "index_bytes": sum(part["size"] for part in (*self.manifest["parts"], self.manifest["keys"])),
             "counts": self.manifest["counts"],
         }
 
@@ -180,6 +218,7 @@ def repeat_factors(
     scheme: Scheme = "square-root",
     threshold: float | None = None,
     epoch_length: float | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> npt.NDArray[np.float32]:
     """How often an epoch shows each sample: float32, one for each (Mahajan et al. 2018, section 2.2).
 
@@ -188,7 +227,8 @@ def repeat_factors(
     label h. "clip" is the mirror image, at most 1: max over the labels of min(1, t / f(h)), the balancing
     of MetaCLIP (Xu et al. 2024). A sample without labels has 0. `threshold` is t; or it is solved so that
     an epoch has about `epoch_length` samples: twice the labelled ones where neither is given, half of them
-    for "clip".
+    for "clip". With `out` they are written to that file and the result is mapped from it: `EpochOrder`
+    takes it without loading it.
 
     Raises UsageError for both, for an unknown scheme, and for lengths that cannot be.
     """
@@ -198,119 +238,72 @@ def repeat_factors(
             threshold = 1.0
         else:
             epoch_length = labelled / 2 if scheme == "clip" else 2.0 * labelled
+    if out is not None:
+        index._core.write_factors(out, scheme, threshold=threshold, epoch_length=epoch_length)
+        return np.memmap(out, dtype=np.float32, mode="r")
     factors, _ = index._core.repeat_factors(scheme, threshold=threshold, epoch_length=epoch_length)
     return np.frombuffer(factors, dtype=np.float32)
 
 
-def build_index(
-    out: str | os.PathLike[str],
-    shards: Sequence[str | os.PathLike[str]] = (),
-    *,
-    records: object = None,
-    label_kind: Literal["hashtag", "class"] | None = None,
-    key_column: str = "key",
-    hashtags_column: str = "hashtags",
-    separator: str | None = None,
-    vocabulary: Vocabulary | None = None,
-    min_count: int = 1,
-    max_labels: int | None = None,
-    class_names: list[str] | None = None,
-    exclude: Sequence[str] = (),
-    memory_bytes: int | None = None,
-    spill_dir: str | os.PathLike[str] | None = None,
-    num_threads: int | None = None,
-    provenance: dict[str, Any] | None = None,
-    overwrite: bool = False,
-    progress: Callable[[int], object] | None = None,
-) -> Index:
-    """Indexes tar shards, or records alone, into the folder `out` and opens the result.
+class JoinedIndex:
+    """Several indexes end to end, as `wsl.MixedOrder` numbers their samples.
 
-    `label_kind` "hashtag" joins `records` (a path, glob, Polars frame or Arrow stream with a column of
-    keys and one of hashtags; what can be read only once needs `vocabulary`) by their keys. Without
-    records the hashtags are those of the shards' own members: `hashtags_column` is the field of their
-    ``.json``, or ``.txt``. Without shards each record is a sample that has no image. "class" reads the
-    shards' ``.cls`` members, None makes an index without labels. The vocabulary is `vocabulary`, or made
-    from the counts (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the order
-    given. `exclude` lists keys to leave out. `progress` is called with the number of shards done
-    (records, where there are no shards). `memory_bytes` and `spill_dir` limit the counting, as in
-    `count_hashtags`.
-
-    The index is there whole or not at all: its manifest is written last. Raises UsageError for options
-    that do not fit together or an index that is there already, DataError for damaged shards or records.
+    They must carry the same vocabulary, or have none. Ordinals of the second begin at the length of the
+    first. Raises UsageError for indexes of different vocabularies.
     """
-    folder = Path(out)
-    _check_options(folder, shards, records, label_kind, overwrite)
-    if label_kind == "hashtag" and records is None:
-        records = [os.fspath(shard) for shard in shards]
-    source = {None: "none", "class": "members", "hashtag": "records"}[label_kind]
-    (folder / MANIFEST).unlink(missing_ok=True)
-    builder = _core.IndexBuilder(folder, source, num_threads=num_threads, exclude=list(exclude))
-    if label_kind == "hashtag":
-        if vocabulary is None:
-            counts = count_hashtags(
-                records,
-                hashtags_column=hashtags_column,
-                separator=separator,
-                memory_bytes=memory_bytes,
-                spill_dir=spill_dir,
-                num_threads=num_threads,
-            )
-            vocabulary = Vocabulary.build(counts, min_count=min_count, max_labels=max_labels)
-        if not len(vocabulary):
-            raise UsageError(
-                f"{folder}: no hashtag is on min_count = {min_count} records; lower it, or name where the "
-                "hashtags are (records, hashtags_column)"
-            )
-        found = open_records(
-            records, key_column=key_column, hashtags_column=hashtags_column, separator=separator
+
+    def __init__(self, indexes: Sequence[Index]) -> None:
+        if not indexes:
+            raise UsageError("a joined index needs at least one index")
+        for index in indexes[1:]:
+            if index.vocabulary_fingerprint != indexes[0].vocabulary_fingerprint:
+                raise UsageError(
+                    f"{index.path} and {indexes[0].path} have different vocabularies "
+                    f"({index.vocabulary_fingerprint} and {indexes[0].vocabulary_fingerprint}); build one of "
+                    "them with the vocabulary of the other (--vocabulary FILE)"
+                )
+        self.indexes = tuple(indexes)
+        self._firsts = np.cumsum([0, *(len(index) for index in indexes)])
+        self.num_labels = indexes[0].num_labels
+        self.label_kind = indexes[0].label_kind
+        self.vocabulary_fingerprint = indexes[0].vocabulary_fingerprint
+        self.fingerprint = "+".join(index.fingerprint for index in indexes)
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def labels(self, ordinals: Ordinals | Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """The labels of each sample, ascending int64 arrays."""
+        return self._each(ordinals, lambda index, own: index.labels(own))
+
+    def keys(self, ordinals: Ordinals | Sequence[int]) -> list[str]:
+        """The keys of samples."""
+        return self._each(ordinals, lambda index, own: index.keys(own))
+
+    def read(self, ordinals: Ordinals | Sequence[int], *, num_threads: int = 1) -> list[bytes]:
+        """The encoded images of samples."""
+        return self._each(ordinals, lambda index, own: index.read(own, num_threads=num_threads))
+
+    def _each(
+        self, ordinals: Ordinals | Sequence[int], ask: Callable[[Index, Ordinals], Sequence[Any]]
+    ) -> list[Any]:
+        wanted = np.ascontiguousarray(ordinals, dtype=np.int64)
+        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
+            raise UsageError(f"ordinals of a joined index run from 0 to {len(self) - 1}")
+        source = np.searchsorted(self._firsts, wanted, side="right") - 1
+        found: list[Any] = [None] * len(wanted)
+        for number in np.unique(source):
+            places = np.flatnonzero(source == number)
+            values = ask(self.indexes[number], wanted[places] - self._firsts[number])
+            for place, value in zip(places, values, strict=True):
+                found[place] = value
+        return found
+
+
+def _reopen(path: Path, shard_root: Path | None, fingerprint: str) -> Index:
+    index = Index.open(path, shard_root=shard_root)
+    if index.fingerprint != fingerprint:
+        raise UsageError(
+            f"{path}: the index was replaced or appended to after it was opened here; open it again"
         )
-        take_in = builder.add_records if shards else builder.index_records
-        with found.reading():
-            take_in(
-                found.stream,
-                key_column=key_column,
-                hashtags_column=hashtags_column,
-                vocabulary=vocabulary.core,
-                separator=found.separator,
-                progress=None if shards else progress,
-            )
-    folders = [Path(shard).resolve().parent for shard in shards]
-    root = Path(os.path.commonpath(folders)) if folders else folder.resolve()
-    paths = [(Path(shard).resolve(), os.path.relpath(Path(shard).resolve(), root)) for shard in shards]
-    builder.add_shards([*paths], progress=progress)
-    if label_kind == "class" and vocabulary is None:
-        highest = builder.highest_class
-        names = class_names or [str(number) for number in range((highest or 0) + 1)]
-        vocabulary = Vocabulary.of_classes(names)
-    if vocabulary is not None and label_kind is not None:
-        vocabulary.write(folder / VOCABULARY)
-    builder.publish(
-        None if vocabulary is None or label_kind is None else vocabulary.core,
-        label_kind=label_kind,
-        shard_root=os.path.relpath(root, folder.resolve()),
-        provenance=json.dumps(provenance or {}),
-    )
-    _remove_leftovers(folder)
-    return Index.open(folder)
-
-
-def _check_options(
-    folder: Path, shards: Sequence[object], records: object, label_kind: str | None, overwrite: bool
-) -> None:
-    if not shards and (records is None or label_kind != "hashtag"):
-        raise UsageError(f"{folder}: an index needs shards, or records of hashtags (label_kind hashtag)")
-    if label_kind != "hashtag" and records is not None:
-        raise UsageError(f"{folder}: records are read with --label-kind hashtag; classes from .cls members")
-    if (folder / MANIFEST).exists() and not overwrite:
-        raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Drops parts of an older, longer index and what a killed build left."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    kept = {part["file"] for part in manifest["parts"]}
-    for path in folder.glob("part-*.arrow"):
-        if path.name not in kept:
-            path.unlink()
-    for path in folder.glob(".tmp-*"):
-        path.unlink(missing_ok=True)
+    return index

@@ -1,4 +1,7 @@
-"""The networks: any torchvision classifier by name, and `narrow`, a family for small images.
+"""The networks: torchvision's classifiers by name, wider ResNeXts, and `narrow` for small images.
+
+`resnext101_32x48d` and the like are ResNeXts (Xie et al. 2017) of any cardinality and width, built of
+torchvision's blocks with its names for the weights, though it has no builder for them.
 
 torchvision's residual nets refuse narrow widths and take seconds a step on a CPU, so small data
 gets nets of its own: a stem, residual blocks of two 3x3 convolutions with a projection where the
@@ -7,6 +10,7 @@ shape changes, global average pooling and a linear layer (He et al. 2016, sectio
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -72,8 +76,9 @@ def build_model(config: ModelConfig, num_labels: int) -> nn.Module:
         return NarrowResNet(config, num_labels)
     import torchvision
 
+    resnext = re.fullmatch(r"resnext(50|101)_(\d{1,3})x(\d{1,3})d", config.name)
     names = torchvision.models.list_models(module=torchvision.models)
-    if config.name not in names:
+    if config.name not in names and resnext is None:
         import difflib
 
         near = difflib.get_close_matches(config.name, names, n=3)
@@ -86,10 +91,26 @@ def build_model(config: ModelConfig, num_labels: int) -> nn.Module:
         options["image_size"] = config.image_size
     if config.name in ("googlenet", "inception_v3"):
         options.update(aux_logits=False, init_weights=True)
-    model: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
+    model: nn.Module
+    if resnext is not None:
+        from torchvision.models.resnet import Bottleneck, ResNet
+
+        depth, groups, width = (int(number) for number in resnext.groups())
+        layers = [3, 4, 23, 3] if depth == 101 else [3, 4, 6, 3]
+        model = ResNet(Bottleneck, layers, groups=groups, width_per_group=width, **options)
+    else:
+        model = torchvision.models.get_model(config.name, weights=None, **options)
     if config.num_channels == 1:
         _make_grey(model)
     return model
+
+
+def torchvision_name(config: ModelConfig) -> str | None:
+    """The torchvision builder that takes the weights of `config`'s network; None where it has none."""
+    import torchvision
+
+    known = config.name in torchvision.models.list_models(module=torchvision.models)
+    return config.name if known and config.num_channels == 3 else None
 
 
 def last_layer(model: nn.Module) -> tuple[str, nn.Module]:

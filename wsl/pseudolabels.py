@@ -10,6 +10,7 @@ import glob
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from wsl._core import DataError, UsageError
 from wsl.index import Index
 from wsl.publish import publish_text
 from wsl.selection import Order, Selection, TopK
-from wsl.source import count_rows, open_stream, scan
+from wsl.source import expected_rows, open_stream, scan
 from wsl.workspace import Workspace, fingerprint
 
 if TYPE_CHECKING:
@@ -105,12 +106,13 @@ def _score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) 
 
     number = options.num_accelerators or 1
     if number > 1:
-        from wsl.train import launch
+        from wsl.training.launch import launch_ranks
 
         with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=".job-", dir=folder) as file:
             json.dump(job, file)
             file.flush()
-            code = launch([file.name], number, "wsl.scoring_rank")
+            command = [sys.executable, "-m", "wsl.scoring_rank", file.name]
+            code = launch_ranks(command, number)
         if code == 130:
             raise KeyboardInterrupt
         if code:
@@ -234,7 +236,7 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
         made_by = _metadata_of(files)
         if request.index is not None:
             _same_index(files[0], made_by, Index.open(request.index))
-        rows = None if made_by.get("index_fingerprint") is None else count_rows(files)
+        rows = None if made_by.get("index_fingerprint") is None else expected_rows(files)
         return _Source(made_by, request.index, files, num_rows=rows)
     wanted = None
     if request.checkpoint is not None and request.index is not None:
@@ -299,7 +301,7 @@ def _orders(request: SelectionRequest, files: list[Path], num_classes: int) -> l
     if request.p >= num_classes:
         return [request.order]
     if not request.compare_orders:
-        rows = count_rows([str(file) for file in files])
+        rows = expected_rows([str(file) for file in files])
         dense = "scores" in scan([str(file) for file in files]).collect_schema()
         if not dense or rows is None or rows * num_classes > SMALL:
             return [request.order]
@@ -587,7 +589,7 @@ def _feed(top: TopK, files: list[Path], numbers: _Numbers | None, progress: Prog
     columns = [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
     scattered = top.order == "image-first" and "score" in schema
     groups = [files] if scattered else [[file] for file in files]
-    if scattered and (rows := count_rows([str(file) for file in files])):
+    if scattered and (rows := expected_rows([str(file) for file in files])):
         warn(f"image-first sorts {rows:,} pairs by image first, {16 * rows / (1 << 30):,.2f} GiB at most")
     done = 0
     for group in groups:

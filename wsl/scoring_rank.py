@@ -16,8 +16,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from wsl.cli.console import progress
 from wsl.errors import exit_code, explain
+from wsl.progress import progress
 
 
 def main(arguments: list[str] | None = None) -> int:

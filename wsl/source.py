@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import glob
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ READERS = {
 }
 COMPRESSIONS = (".gz", ".zst")
 
+FILES_LOOKED_AT = 16
+BYTES_LOOKED_AT = 1 << 18
+"""How much of text files is read to estimate their rows."""
+
 StorageOptions = Mapping[str, str]
 
 
@@ -81,9 +86,14 @@ def open_records(
     hashtags_column: str,
     key_column: str | None = None,
     separator: str | None = None,
+    shard_column: str | None = None,
+    path_column: str | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Records:
     """The records of `source`, these columns only where the reader can choose them.
+
+    `shard_column` is a third column that is wanted; `path_column` is made: the path of the file, or of
+    the tar shard, that a record is from.
 
     In tar shards `hashtags_column` is a field of the ``.json`` members, its keys joined by dots, or
     ``.txt`` for the text of those members.
@@ -91,7 +101,8 @@ def open_records(
     Raises UsageError for a file of unknown kind, a glob without files and an unknown column, and
     DataError for a file that is not what its name says.
     """
-    columns = [hashtags_column] if key_column is None else [key_column, hashtags_column]
+    named = (key_column, hashtags_column, shard_column, path_column)
+    columns = [name for name in named if name is not None]
     if isinstance(source, (str, os.PathLike, list, tuple)):
         files = find_files(source)
         if kind_of(files) == "tar":
@@ -100,10 +111,16 @@ def open_records(
                 key_column=key_column or "key",
                 hashtags_column=hashtags_column,
                 separator=separator,
+                shard_column=path_column or shard_column,
             )
             return Records(held, None)
-        stream = _collect(scan(files, storage_options), columns, files)
+        stream = _collect(scan(files, storage_options, path_column), columns, files)
         return Records(stream, separator, tuple(files))
+    if path_column is not None:
+        raise UsageError(
+            "records: keys begin anew in every shard, so each record must say which shard it belongs to; "
+            "name the column that does (shard_column)"
+        )
     return Records(open_stream(source, columns), separator)
 
 
@@ -127,14 +144,20 @@ def open_stream(source: object, columns: list[str] | None = None) -> ArrowStream
     return cast("ArrowStream", source)
 
 
-def scan(source: object, storage_options: StorageOptions | None = None) -> pl.LazyFrame:
+def scan(
+    source: object, storage_options: StorageOptions | None = None, path_column: str | None = None
+) -> pl.LazyFrame:
     """A LazyFrame over the tables of a path, a folder, a glob, or a list of these.
+
+    `path_column` names a column to add: the path of each row's file.
 
     `storage_options` go to Polars for object stores; where absent it looks into the environment.
     """
     files = find_files(source)
     kind = kind_of(files)
     options: Any = {"storage_options": dict(storage_options)} if storage_options else {}
+    if path_column is not None:
+        options["include_file_paths"] = path_column
     if kind == "tar":
         raise UsageError(f"{files[0]}: a tar shard is no table; its members are read as records only")
     if kind == "parquet":
@@ -160,17 +183,50 @@ def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
     return frame.filter(pl.col("status") == "success") if has_status else frame
 
 
-def count_rows(source: object) -> int | None:
-    """The number of rows where footers tell it, without reading them; None otherwise."""
+def expected_rows(source: object) -> int | None:
+    """How many rows are to come, so that progress can say how long: exact where footers tell it.
+
+    Of text files, and of several tar shards, it is estimated from a small part of the bytes. None where
+    that cannot be had either.
+    """
     if not source and isinstance(source, (list, tuple)):
         return 0
     try:
         files = find_files(source)
-        if kind_of(files) not in ("parquet", "ipc"):
+        kind = kind_of(files)
+        if kind in ("parquet", "ipc"):
+            return int(scan(files).select(pl.len()).collect().item())
+        if any("://" in file for file in files):
             return None
-        return int(scan(files).select(pl.len()).collect().item())
-    except (pl.exceptions.PolarsError, OSError, WslError, TypeError):
+        return _expected_samples(files) if kind == "tar" else _expected_lines(files)
+    except (pl.exceptions.PolarsError, OSError, WslError, TypeError, zlib.error):
         return None
+
+
+def _expected_lines(files: list[str]) -> int | None:
+    """Lines in all, as dense as at the beginning of some of the files; None of what zstd packed."""
+    looked_at = num_lines = 0
+    for file in files[:: -(-len(files) // FILES_LOOKED_AT)]:
+        if file.lower().endswith(".zst"):
+            return None
+        with open(file, "rb") as opened:
+            head = opened.read(BYTES_LOOKED_AT)
+        looked_at += len(head)
+        text = zlib.decompressobj(wbits=31).decompress(head) if file.lower().endswith(".gz") else head
+        num_lines += text.count(b"\n")
+    size = sum(os.path.getsize(file) for file in files)
+    return num_lines * size // looked_at if num_lines else None
+
+
+def _expected_samples(files: list[str]) -> int | None:
+    """Samples in all, as dense as in the first shard, where there are more of them."""
+    if len(files) < FILES_LOOKED_AT // 2:
+        return None
+    held = _core.member_records(
+        cast("list[str | os.PathLike[str]]", files[:1]), key_column="key", hashtags_column=".txt"
+    )
+    num_samples = len(pl.DataFrame(held))
+    return num_samples * sum(os.path.getsize(file) for file in files) // os.path.getsize(files[0])
 
 
 def find_files(source: object) -> list[str]:

@@ -44,7 +44,9 @@ class StageInputs:
     pseudolabels: Path | None = None
     """D-hat, for the student."""
     init: Path | None = None
-    """The run whose weights it starts from."""
+    """The run whose weights it starts from, or a file of downloaded ones."""
+    predictions: Path | None = None
+    """The folder of the teacher's scores, for a student that learns from them."""
 
     def replace(self, **paths: Path | None) -> StageInputs:
         """The same with other paths."""
@@ -170,7 +172,13 @@ class Workspace:
             evaluate=self.built_index(source.evaluate) if source.evaluate else None,
             pseudolabels=pseudolabels,
             init=init.resolve() if init else None,
+            predictions=self._newest_predictions(source.index) if stage == "student" else None,
         )
+
+    def _newest_predictions(self, index: str) -> Path | None:
+        """The newest teacher's folder of predictions of an index, None where nothing was scored."""
+        folders = [path for path in self.predictions_path(index).glob("*") if path.is_dir()]
+        return max(folders, key=lambda path: path.stat().st_mtime_ns, default=None)
 
     def path(self, path: Path) -> Path:
         """A path of `wsl.yaml`, which is relative to the workspace."""

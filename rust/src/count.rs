@@ -174,7 +174,7 @@ impl HashtagCounts {
             let needed = |(number, partition): (usize, &Partition)| {
                 let waiting = locals.iter().map(|local| local.waiting(number));
                 let (tags, bytes) = waiting.fold((0, 0), |(tags, bytes), more| {
-                    (tags + more.single.len() + more.counted.len(), bytes + more.bytes.len())
+                    (tags + more.num_tags(), bytes + more.bytes.len())
                 });
                 partition.memory_with(tags, bytes)
             };

@@ -24,9 +24,10 @@ mod record;
 use unicode_normalization::{IsNormalized, UnicodeNormalization};
 
 pub use column::TagColumn;
-pub(crate) use key::{INLINE, Key};
+pub(crate) use key::{INLINE, Key, VIEW_INLINE};
 pub use key::{Tag, hash_of};
 pub use record::RecordReader;
+pub(crate) use record::{Block, FEW, Gathered, Other};
 
 /// The longest tag kept, in bytes of its normalized form.
 pub const MAX_BYTES: usize = 128;

@@ -45,6 +45,8 @@ pub struct MemberOptions {
     pub key_column: String,
     /// Where a text is split; white space where `None`.
     pub separator: Option<String>,
+    /// The name of a column of the shards' paths, where it is wanted.
+    pub shard_column: Option<String>,
 }
 
 /// The records of shards, one after another.
@@ -55,6 +57,9 @@ pub struct MemberRecords {
     scanner: Option<(PathBuf, Scanner)>,
     sample: Option<(String, Option<Tags>)>,
     rows: Vec<(String, Option<Tags>)>,
+    /// The shard of each row.
+    paths: Vec<Arc<str>>,
+    path: Arc<str>,
     num_bytes: usize,
     failed: bool,
 }
@@ -82,18 +87,24 @@ impl MemberRecords {
             scanner: None,
             sample: None,
             rows: Vec::new(),
+            paths: Vec::new(),
+            path: Arc::from(""),
             num_bytes: 0,
             failed: false,
         })
     }
 
-    /// The columns: the key (text) and the hashtags (list of text).
+    /// The columns: the key (text) and the hashtags (list of text), and the shard where it is wanted.
     pub fn schema(options: &MemberOptions) -> SchemaRef {
         let item = Field::new("item", DataType::Utf8, true);
-        Arc::new(Schema::new(vec![
+        let mut fields = vec![
             Field::new(&options.key_column, DataType::Utf8, false),
             Field::new(&options.hashtags, DataType::List(Arc::new(item)), true),
-        ]))
+        ];
+        fields.extend(
+            options.shard_column.iter().map(|name| Field::new(name, DataType::Utf8, false)),
+        );
+        Arc::new(Schema::new(fields))
     }
 
     fn next_batch(&mut self) -> Result<Option<RecordBatch>> {
@@ -110,7 +121,13 @@ impl MemberRecords {
             tags.append(is_some);
         }
         self.num_bytes = 0;
-        let columns: Vec<ArrayRef> = vec![Arc::new(keys.finish()), Arc::new(tags.finish())];
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(keys.finish()), Arc::new(tags.finish())];
+        if self.options.shard_column.is_some() {
+            let mut paths = StringBuilder::new();
+            self.paths.iter().for_each(|path| paths.append_value(path));
+            columns.push(Arc::new(paths.finish()));
+        }
+        self.paths.clear();
         Ok(Some(RecordBatch::try_new(Self::schema(&self.options), columns)?))
     }
 
@@ -121,6 +138,7 @@ impl MemberRecords {
             None => match self.shards.pop_front() {
                 Some(path) => {
                     let scanner = Scanner::open(&path)?;
+                    self.path = Arc::from(path.to_string_lossy());
                     (path, scanner)
                 }
                 None => return Ok(false),
@@ -153,6 +171,7 @@ impl MemberRecords {
         if let Some(sample) = self.sample.take() {
             self.num_bytes += sample.0.len() + 32;
             self.rows.push(sample);
+            self.paths.push(self.path.clone());
         }
     }
 

@@ -36,6 +36,20 @@ impl Unpublished {
         Ok(Self { temporary, target, writer: Some(BufWriter::with_capacity(1 << 18, file)) })
     }
 
+    /// The name that it will have.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Syncs the file, so that publishing it writes nothing any more.
+    pub fn sync(&mut self) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        writer
+            .flush()
+            .and_then(|()| writer.get_ref().sync_all())
+            .map_err(|error| Error::io(&self.temporary, error))
+    }
+
     /// Syncs the file, gives it its final name and syncs the folder.
     pub fn publish(mut self) -> Result<()> {
         let result = self.finish();

@@ -34,14 +34,18 @@ pub const IMAGE_EXTENSIONS: [&str; 10] =
     ["jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff"];
 
 /// One regular file of a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Member {
     /// The whole name, folder included.
     pub name: Vec<u8>,
+    /// Where its first header begins: its own, or an extended one before it.
+    pub start: u64,
     /// Where its content begins; its own header is the block before.
     pub offset: u64,
     /// Bytes of content.
     pub size: u64,
+    /// Whether its own header states that size; otherwise an extended header does.
+    pub size_in_header: bool,
 }
 
 /// What a whole scan found.
@@ -63,6 +67,9 @@ pub struct Scanner {
     window_start: u64,
     hasher: Xxh3,
     finished: bool,
+    end_of_members: u64,
+    num_links: u64,
+    num_devices: u64,
 }
 
 #[derive(Debug, Default)]
@@ -82,12 +89,31 @@ impl Scanner {
         }
         let size = metadata.len();
         let (window, hasher) = (Vec::new(), Xxh3::new());
-        Ok(Self { path, file, size, position: 0, window, window_start: 0, hasher, finished: false })
+        Ok(Self {
+            path,
+            file,
+            size,
+            position: 0,
+            window,
+            window_start: 0,
+            hasher,
+            finished: false,
+            end_of_members: 0,
+            num_links: 0,
+            num_devices: 0,
+        })
     }
 
     /// The next regular file, in tar order; `None` at the end mark.
     pub fn next_member(&mut self) -> Result<Option<Member>> {
+        let mut member = Member::default();
+        Ok(self.next_into(&mut member)?.then_some(member))
+    }
+
+    /// The same into `member`, whose memory is used again; says whether there was one.
+    pub fn next_into(&mut self, member: &mut Member) -> Result<bool> {
         let mut extension = Extension::default();
+        let mut start = None;
         while !self.finished {
             let at = self.position;
             let header = self.header(at)?;
@@ -95,6 +121,7 @@ impl Scanner {
                 if extension.name.is_some() || extension.size.is_some() {
                     return Err(self.bad(at, "the archive ends after a name without its member"));
                 }
+                self.end_of_members = at;
                 self.finish(at)?;
                 break;
             };
@@ -103,10 +130,12 @@ impl Scanner {
             let stated = number(&header[124..136]).ok_or_else(|| self.bad(at, "no valid size"))?;
             match kind {
                 b'L' | b'K' | b'x' | b'g' => {
+                    start = start.or_else(|| (kind != b'g').then_some(at));
                     let bytes = self.extension(at, stated)?;
                     match kind {
                         b'L' => extension.name = Some(until_nul(&bytes).to_vec()),
                         b'x' => self.read_pax(at, &bytes, &mut extension)?,
+                        b'g' => self.read_global(at, &bytes)?,
                         _ => (),
                     }
                     self.position = self.end_of(at, stated)?;
@@ -114,24 +143,50 @@ impl Scanner {
                 0 | b'0' | b'7' => {
                     let size = extension.size.unwrap_or(stated);
                     self.position = self.end_of(at, size)?;
-                    let name = extension.name.take().unwrap_or_else(|| header_name(&header));
+                    match extension.name.take() {
+                        Some(name) => member.name = name,
+                        None => read_name(&header, &mut member.name),
+                    }
                     extension = Extension::default();
-                    if name.len() > MAX_NAME_BYTES {
+                    if member.name.len() > MAX_NAME_BYTES {
                         return Err(self.bad(at, "the name of the member is over 4096 bytes"));
                     }
-                    if name.last() != Some(&b'/') {
-                        return Ok(Some(Member { name, offset: content, size }));
+                    // Before POSIX a folder was a file whose name ends so; its size says nothing.
+                    if kind == 0 && member.name.last() == Some(&b'/') {
+                        (self.position, start) = (content, None);
+                        continue;
                     }
+                    (member.offset, member.size) = (content, size);
+                    member.start = start.unwrap_or(at);
+                    member.size_in_header = size == stated;
+                    return Ok(true);
                 }
                 b'1'..=b'6' => {
-                    self.position = content;
+                    self.num_links += u64::from(kind <= b'2');
+                    self.num_devices += u64::from(matches!(kind, b'3' | b'4' | b'6'));
+                    (self.position, start) = (content, None);
                     extension = Extension::default();
                 }
                 b'S' => return Err(self.bad(at, "sparse members are not read; repack the shard")),
                 _ => return Err(self.bad(at, "a member of a kind that is not known")),
             }
         }
-        Ok(None)
+        Ok(false)
+    }
+
+    /// Where the last header that was read ends, its content included; at the end, the end mark.
+    pub fn end_of_members(&self) -> u64 {
+        self.end_of_members
+    }
+
+    /// Links so far; they are passed over.
+    pub fn num_links(&self) -> u64 {
+        self.num_links
+    }
+
+    /// Devices and pipes so far; they are passed over.
+    pub fn num_devices(&self) -> u64 {
+        self.num_devices
     }
 
     /// The content of a small member; `limit` caps what is read.
@@ -161,7 +216,7 @@ impl Scanner {
         }
         let mut header = [0; BLOCK];
         header.copy_from_slice(self.bytes(at, BLOCK)?);
-        if header == [0; BLOCK] {
+        if header[0] == 0 && header == [0; BLOCK] {
             return Ok(None);
         }
         if !checksum_holds(&header) {
@@ -205,6 +260,19 @@ impl Scanner {
                 _ => (),
             }
             bytes = &bytes[length..];
+        }
+        Ok(())
+    }
+
+    /// A global header may say nothing that would change members one by one.
+    fn read_global(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        let mut extension = Extension::default();
+        self.read_pax(at, bytes, &mut extension)?;
+        if extension.name.is_some() || extension.size.is_some() {
+            return Err(self.bad(
+                at,
+                "a global extended header that names or sizes members; repack the shard",
+            ));
         }
         Ok(())
     }
@@ -295,13 +363,27 @@ pub fn split_name(name: &str) -> Option<(&str, &str)> {
 pub fn summarize(path: &Path, job: &Job) -> Result<Summary> {
     let mut scanner = Scanner::open(path)?;
     let mut number = 0_u64;
-    while scanner.next_member()?.is_some() {
+    let mut member = Member::default();
+    while scanner.next_into(&mut member)? {
         number += 1;
         if number.is_multiple_of(4096) {
             job.check()?;
         }
     }
     Ok(scanner.summary())
+}
+
+/// All regular files of a shard, and where its end mark is.
+pub fn members(path: &Path, job: &Job) -> Result<(Vec<Member>, u64)> {
+    let mut scanner = Scanner::open(path)?;
+    let mut members = Vec::new();
+    while let Some(member) = scanner.next_member()? {
+        if members.len() % 4096 == 0 {
+            job.check()?;
+        }
+        members.push(member);
+    }
+    Ok((members, scanner.end_of_members()))
 }
 
 /// Whether `header`, the block before the content of a member of sample `key`, states `size` and
@@ -322,13 +404,15 @@ pub fn header_matches(header: &[u8], key: &str, size: u32) -> bool {
 
 fn checksum_holds(header: &[u8; BLOCK]) -> bool {
     let Some(stated) = number(&header[148..156]) else { return false };
-    let field: u64 = header[148..156].iter().map(|&byte| u64::from(byte)).sum();
-    let unsigned: u64 = header.iter().map(|&byte| u64::from(byte)).sum::<u64>() - field + 8 * 32;
-    // Some old writers summed signed bytes.
-    let high =
-        header.iter().enumerate().filter(|&(at, &byte)| byte >= 128 && !(148..156).contains(&at));
-    let signed = unsigned as i64 - 256 * high.count() as i64;
-    stated == unsigned || i64::try_from(stated) == Ok(signed)
+    let all: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+    let field: u32 = header[148..156].iter().map(|&byte| u32::from(byte)).sum();
+    let unsigned = u64::from(all - field + 8 * 32);
+    stated == unsigned || {
+        // Some old writers summed signed bytes.
+        let high = |&(at, &byte): &(usize, &u8)| byte >= 128 && !(148..156).contains(&at);
+        let high = header.iter().enumerate().filter(high).count();
+        i64::try_from(stated) == Ok(unsigned as i64 - 256 * high as i64)
+    }
 }
 
 /// A number field: octal text, or base 256 where the first bit is set.
@@ -354,13 +438,18 @@ fn decimal(text: &[u8]) -> Option<u64> {
 }
 
 fn header_name(header: &[u8; BLOCK]) -> Vec<u8> {
-    let name = until_nul(&header[..100]);
-    let prefix = until_nul(&header[345..500]);
-    if &header[257..263] == b"ustar\0" && !prefix.is_empty() {
-        [prefix, b"/", name].concat()
-    } else {
-        name.to_vec()
+    let mut name = Vec::new();
+    read_name(header, &mut name);
+    name
+}
+
+fn read_name(header: &[u8; BLOCK], out: &mut Vec<u8>) {
+    out.clear();
+    if &header[257..263] == b"ustar\0" && header[345] != 0 {
+        out.extend_from_slice(until_nul(&header[345..500]));
+        out.push(b'/');
     }
+    out.extend_from_slice(until_nul(&header[..100]));
 }
 
 fn until_nul(bytes: &[u8]) -> &[u8] {

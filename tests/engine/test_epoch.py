@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,173 @@ def test_noise_stays_where_no_label_is_left(tmp_path: Path) -> None:
     assert wsl.label_noise(index, np.array([0]), share=1.0, seed=0)[0].tolist() == [0, 1]
     with pytest.raises(wsl.UsageError, match="from 0 to 1"):
         wsl.label_noise(index, np.array([0]), share=1.5, seed=0)
+
+
+def slow_windows(firsts: list[int], num: int, size: int, seed: int, epoch: int) -> list[int]:
+    """The plain twin of a window: shards shuffled, windows of them shuffled by position."""
+
+    def permutation(n: int, keys: list[int]) -> list[int]:
+        bits = (n - 1).bit_length()
+        low_bits = (bits + 1) // 2
+        low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+        out = []
+        for position in range(n):
+            value = position
+            while True:
+                low, high = value & low_mask, value >> low_bits
+                for r in range(0, 6, 2):
+                    high ^= mix(low ^ keys[r]) & high_mask
+                    low ^= mix(high ^ keys[r + 1]) & low_mask
+                value = high << low_bits | low
+                if value < n:
+                    break
+            out.append(value)
+        return out
+
+    bounds = sorted({*firsts, num})
+    shards = [list(range(a, b)) for a, b in itertools.pairwise(bounds)]
+    order = permutation(len(shards), [hashed(3, seed, epoch, r) for r in range(6)])
+    out: list[int] = []
+    for number, start in enumerate(range(0, len(shards), size)):
+        inside = [sample for shard in order[start : start + size] for sample in shards[shard]]
+        keys = [hashed(4, seed, epoch, number, r) for r in range(6)]
+        out += [inside[place] for place in permutation(len(inside), keys)]
+    return out
+
+
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory: pytest.TempPathFactory) -> wsl.Index:
+    folder = tmp_path_factory.mktemp("window")
+    paths, number = [], 0
+    for place, size in enumerate([70, 1, 130, 64, 33, 90, 200, 12, 64, 40]):
+        paths.append(folder / f"{place}.tar")
+        write_shard(paths[-1], [(f"s{n}", {"png": b"x"}) for n in range(number, number + size)])
+        number += size
+    return wsl.build_index(folder / "index", paths)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 99])
+def test_a_window_is_its_twin_and_holds_as_many_shards_at_a_time(many_shards: wsl.Index, size: int) -> None:
+    order = wsl.EpochOrder(many_shards, seed=8, window=size)
+    firsts = many_shards.shards()["first_sample"].to_list()
+    num = len(many_shards)
+    expected = [s for epoch in range(2) for s in slow_windows(firsts, num, size, 8, epoch)]
+    assert order[0 : 2 * num].tolist() == expected
+    assert order[100:300].tolist() == expected[100:300]
+
+
+def test_a_window_with_factors_shows_each_sample_as_often_as_the_whole(many_shards: wsl.Index) -> None:
+    num = len(many_shards)
+    factors = np.random.default_rng(0).uniform(0, 3, num).astype(np.float32)
+    whole = wsl.EpochOrder(many_shards, factors, seed=5)
+    order = wsl.EpochOrder(many_shards, factors, seed=5, window=2)
+    start = 0
+    for epoch in range(3):
+        length = whole.epoch_length(epoch)
+        assert order.epoch_length(epoch) == length
+        one, other = whole[start : start + length], order[start : start + length]
+        assert np.bincount(one, minlength=num).tolist() == np.bincount(other, minlength=num).tolist()
+        start += length
+
+
+def test_mixing_tells_a_window_from_a_full_shuffle(many_shards: wsl.Index) -> None:
+    wide = wsl.EpochOrder(many_shards, seed=1, window=10).mixing(32)
+    narrow = wsl.EpochOrder(many_shards, seed=1, window=2).mixing(32)
+    assert 0.6 < wide.variance < 1.4
+    assert narrow.variance > 2 * wide.variance
+    assert narrow.shards_per_batch <= 3 < wide.shards_per_batch
+    assert narrow.effective_batch == pytest.approx(32 / narrow.variance)
+    with pytest.raises(wsl.UsageError, match="needs an index"):
+        wsl.EpochOrder(10, window=2)
+    with pytest.raises(wsl.UsageError, match="where it has a window"):
+        wsl.EpochOrder(many_shards).mixing(8)
+
+
+def test_factors_of_a_file_are_those_in_memory_and_a_changed_file_is_known(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    factors = rng.uniform(0, 2, 64 * 16 * 5 + 77).astype(np.float32)
+    path = tmp_path / "factors.f32"
+    factors.tofile(path)
+    memory = wsl.EpochOrder(len(factors), factors, seed=4)
+    for source in (path, np.memmap(path, dtype=np.float32, mode="r"), str(path)):
+        order = wsl.EpochOrder(len(factors), source, seed=4)
+        assert order.fingerprint == memory.fingerprint
+        assert (order[1000:20000] == memory[1000:20000]).all()
+    sums = tmp_path / "factors.f32.sums"
+    stamp = sums.stat().st_mtime_ns
+    wsl.EpochOrder(len(factors), path, seed=4)
+    assert sums.stat().st_mtime_ns == stamp
+    damaged = bytearray(sums.read_bytes())
+    damaged[100] ^= 1
+    sums.unlink()
+    sums.write_bytes(bytes(damaged))
+    assert (wsl.EpochOrder(len(factors), path, seed=4)[0:5000] == memory[0:5000]).all()
+    factors[5] = 7
+    path.unlink()
+    factors.tofile(path)
+    changed = wsl.EpochOrder(len(factors), path, seed=4)
+    assert changed.fingerprint != memory.fingerprint
+    assert changed.fingerprint == wsl.EpochOrder(len(factors), factors, seed=4).fingerprint
+    with pytest.raises(wsl.UsageError, match="one for each of 10 samples"):
+        wsl.EpochOrder(10, path)
+    factors[9] = np.inf
+    factors.tofile(tmp_path / "bad.f32")
+    with pytest.raises(wsl.UsageError, match="sample 9 has inf"):
+        wsl.EpochOrder(len(factors), tmp_path / "bad.f32")
+
+
+def test_factors_of_an_index_are_written_and_mapped(tagged: wsl.Index, tmp_path: Path) -> None:
+    path = tmp_path / "factors.f32"
+    written = wsl.repeat_factors(tagged, scheme="uniform", threshold=0.1, out=path)
+    assert isinstance(written, np.memmap)
+    assert (written == wsl.repeat_factors(tagged, scheme="uniform", threshold=0.1)).all()
+    assert wsl.EpochOrder(tagged, written).fingerprint == wsl.EpochOrder(tagged, path).fingerprint
+
+
+def test_an_order_goes_to_another_process_as_what_it_is_made_of(many_shards: wsl.Index) -> None:
+    order = wsl.EpochOrder(many_shards, seed=3, window=4)
+    again = pickle.loads(pickle.dumps(order))
+    assert (again[5:500] == order[5:500]).all()
+    assert again.fingerprint == order.fingerprint
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.floats(0.01, 9)), min_size=1, max_size=4),
+    st.integers(0, 20_000),
+    st.integers(1, 3000),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_mixed_order_keeps_its_weights_and_reads_each_stream_on(
+    parts: list[tuple[int, float]], start: int, length: int
+) -> None:
+    orders = [wsl.EpochOrder(size, seed=n) for n, (size, _) in enumerate(parts)]
+    mixed = wsl.MixedOrder(orders, [weight for _, weight in parts], seed=6)
+    stream = mixed[0 : start + length]
+    assert mixed[start : start + length].tolist() == stream[start:].tolist()
+    firsts = np.cumsum([0, *(size for size, _ in parts)])
+    source = np.searchsorted(firsts, stream, side="right") - 1
+    total = sum(weight for _, weight in parts)
+    for number, order in enumerate(orders):
+        mine = stream[source == number] - firsts[number]
+        assert mine.tolist() == order[0 : len(mine)].tolist()
+        whole = len(stream) // 4096 * 4096
+        share = (source[:whole] == number).mean() if whole else parts[number][1] / total
+        assert share == pytest.approx(parts[number][1] / total, abs=len(parts) / 4096)
+
+
+def test_joined_indexes_answer_for_a_mixed_order(many_shards: wsl.Index, tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", [(f"o{n}", {"png": f"other {n}".encode()}) for n in range(5)])
+    other = wsl.build_index(tmp_path / "index", [tmp_path / "a.tar"])
+    joined = wsl.JoinedIndex([many_shards, other])
+    orders = [wsl.EpochOrder(many_shards), wsl.EpochOrder(other)]
+    mixed = wsl.MixedOrder(orders, [1, 1])
+    keys = joined.keys(mixed[0:200])
+    assert sum(key.startswith("o") for key in keys) > 50
+    assert joined.read([len(many_shards) + 3, 0]) == [b"other 3", b"x"]
+    assert mixed.check(mixed.state(9)) == 9
+    with pytest.raises(wsl.UsageError, match="another epoch order"):
+        wsl.MixedOrder(orders, [1, 2]).check(mixed.state(9))
+    with pytest.raises(wsl.UsageError, match="positive"):
+        wsl.MixedOrder(orders, [1, 0])
+    with pytest.raises(wsl.UsageError, match="run from 0"):
+        joined.keys([len(joined)])

@@ -166,8 +166,8 @@ def test_other_versions_missing_files_and_replaced_shards_are_refused(
         wsl.Index.open(tmp_path)
     manifest = built.path / "manifest.json"
     text = manifest.read_text()
-    change(manifest, format_version=2)
-    with pytest.raises(wsl.DataError, match="format version 2"):
+    change(manifest, format_version=1)
+    with pytest.raises(wsl.DataError, match="format version 1"):
         wsl.Index.open(built.path)
     manifest.write_text(text[:-20])
     with pytest.raises(wsl.DataError, match=r"manifest\.json"):

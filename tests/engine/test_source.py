@@ -233,10 +233,35 @@ def test_tables_beside_shards_count_only_rows_with_an_image(tmp_path: Path) -> N
     assert (found.num_records, found.count_of("b")) == (2, 2)
 
 
-def test_rows_are_told_beforehand_where_footers_say_them(tmp_path: Path) -> None:
-    pl.DataFrame({"hashtags": [["a"]] * 70}).write_parquet(tmp_path / "a.parquet")
-    pl.DataFrame({"hashtags": ["a"] * 70}).write_csv(tmp_path / "a.csv")
-    assert source.count_rows(tmp_path / "a.parquet") == 70
-    assert source.count_rows(tmp_path / "a.csv") is None
-    assert source.count_rows([]) == 0
-    assert source.count_rows(tmp_path / "none.parquet") is None
+def test_rows_are_told_beforehand_by_footers_and_about_by_text(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"hashtags": [["a"]] * 70})
+    frame.write_parquet(tmp_path / "a.parquet")
+    frame.write_ipc(tmp_path / "a.arrow")
+    assert source.expected_rows(tmp_path / "a.parquet") == 70
+    assert source.expected_rows(tmp_path / "a.arrow") == 70
+    lines = pl.DataFrame({"hashtags": [f"tag{i % 9}" for i in range(200_000)]})
+    lines.write_csv(tmp_path / "a.csv")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    for name in ("a.csv", "a.csv.gz"):
+        assert source.expected_rows(tmp_path / name) == pytest.approx(200_000, rel=0.1)
+    (tmp_path / "bad.csv.gz").write_bytes(b"no gzip")
+    assert source.expected_rows(tmp_path / "bad.csv.gz") is None
+    assert source.expected_rows([]) == 0
+    assert source.expected_rows(tmp_path / "none.parquet") is None
+
+
+def test_samples_of_shards_are_told_beforehand_about(tmp_path: Path) -> None:
+    for number in range(10):
+        samples = [(f"{number}-{i}", {"txt": b"a b"}) for i in range(30)]
+        write_shard(tmp_path / f"{number}.tar", samples)
+    assert source.expected_rows(tmp_path) == 300
+    assert source.expected_rows(tmp_path / "1.tar") is None
+
+
+def test_progress_of_text_says_how_long_it_takes(tmp_path: Path) -> None:
+    seen: list[int] = []
+    pl.DataFrame({"hashtags": ["a b"] * 300_000}).write_csv(tmp_path / "a.csv")
+    found = wsl.count_hashtags(tmp_path / "a.csv", progress=seen.append)
+    assert found.num_records == 300_000
+    assert seen == sorted(seen)
+    assert seen[-1] == 300_000

@@ -83,10 +83,12 @@ def write_index(path: Path, num: int = 96, seed: int = 0, corrupt: tuple[int, ..
 class StageMaker:
     """Configs and inputs of tiny stages in one folder."""
 
-    def __init__(self, root: Path, *, corrupt: tuple[int, ...] = ()) -> None:
+    def __init__(self, root: Path, *, corrupt: tuple[int, ...] = (), write: bool = True) -> None:
         self.root = root
-        self.index = write_index(root / "index", corrupt=corrupt)
-        self.held_out = write_index(root / "test", 50, seed=1)
+        self.index, self.held_out = root / "index", root / "test"
+        if write:
+            write_index(self.index, corrupt=corrupt)
+            write_index(self.held_out, 50, seed=1)
 
     def config(self, stage: str = "teacher", **options: Any) -> StageConfig:
         tree: dict[str, Any] = {
@@ -99,8 +101,13 @@ class StageMaker:
             "checkpoint_every": 2,
         }
         for key, value in options.items():
-            tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+            tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
         return check(StageConfig, tree, "test")
+
+    def order(self, num: int) -> list[int]:
+        """The samples at the first `num` positions of the stream."""
+        samples: list[int] = Order(len(FileIndex(self.index)), seed=0)[slice(0, num)].tolist()
+        return samples
 
     def inputs(self, out: str = "run", **paths: Any) -> StageInputs:
         defaults = {"index": self.index, "evaluate": self.held_out, "config": self.root / "stage.yaml"}

@@ -7,8 +7,10 @@ from fakes import StageMaker
 from safetensors.torch import load_file
 
 import wsl
-from wsl.training import checkpoint, loop
+from wsl.training import checkpoint
+from wsl.training.loop import Batch
 from wsl.training.stages import run_stage
+from wsl.training.step import Stepper, StepResult
 
 
 def test_a_complete_run_is_up_to_date_and_other_options_are_refused(stages: StageMaker) -> None:
@@ -25,15 +27,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     stages: StageMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_stage(stages.config(), stages.inputs("whole"))
-    plain = loop.train_step
+    plain = Stepper.step
 
-    def cut(*arguments: object) -> loop.StepResult:
-        if arguments[4] == 5:
+    def cut(self: Stepper, batch: Batch, lr: float, step: int, **options: bool) -> StepResult:
+        if step == 5:
             raise KeyboardInterrupt
-        return plain(*arguments)  # type: ignore[arg-type]
+        return plain(self, batch, lr, step, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("wsl.training.stages.train_step", cut)
+        patch.setattr(Stepper, "step", cut)
         with pytest.raises(KeyboardInterrupt):
             run_stage(stages.config(), stages.inputs("cut"))
     found = checkpoint.find_all(stages.root / "cut" / "checkpoints")

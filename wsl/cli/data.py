@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from wsl.cli.console import note, print_json, progress
+from wsl.cli.console import note, print_json
 from wsl.cli.options import JsonOption, OverwriteOption
+from wsl.progress import progress
 
 DATASETS = ("fashion-mnist", "openclipart", "none")
 

@@ -15,8 +15,8 @@ import typer
 
 from wsl.cli.console import print_json, print_table
 
-SHARED_MEMORY_PER_RANK = 69 << 20
-"""What DeepSpeed's shared-memory op takes of /dev/shm for each rank on CPU, in bytes (measured)."""
+SHARED_MEMORY_PER_GPU = 64 << 20
+"""What a rank should find in /dev/shm where NCCL connects GPUs of one machine, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,15 @@ def _engine() -> Check:
 
 
 def _compiler() -> Check:
+    """No stage needs one: DeepSpeed's operators that are compiled at a first run are not used."""
     compiler = os.environ.get("CXX") or "c++"
     path = shutil.which(compiler) or shutil.which("g++")
-    remedy = "DeepSpeed compiles its CPU communication at the first run: install a C++ compiler (Debian: g++)"
-    return Check("C++ compiler", path or "not on PATH", "" if path else remedy)
+    return Check("C++ compiler", path or "not on PATH; only execution.compile (inductor) needs one")
 
 
 def _ninja() -> Check:
     path = shutil.which("ninja")
-    remedy = "pip install 'wsl[train]' (it brings ninja), and activate that environment so that it is on PATH"
-    return Check("ninja", path or "not on PATH", "" if path else remedy)
+    return Check("ninja", path or "not on PATH; DeepSpeed goes on without its shared-memory operator")
 
 
 def _package(name: str) -> Check:
@@ -94,14 +93,18 @@ def _accelerator() -> Check:
 def _shared_memory() -> Check:
     folder = Path("/dev/shm")
     if not folder.is_dir():
-        return Check("shared memory", "no /dev/shm", "mount a tmpfs at /dev/shm")
+        return Check("shared memory", "no /dev/shm; ranks on CPU do without")
     free = shutil.disk_usage(folder).free
-    remedy = (
-        ""
-        if free >= 2 * SHARED_MEMORY_PER_RANK
-        else ("two ranks on CPU need 138 MB: enlarge /dev/shm (docker run --shm-size=1g)")
-    )
+    gpus = importlib.util.find_spec("torch") is not None and _num_gpus() > 1
+    small = gpus and free < SHARED_MEMORY_PER_GPU * _num_gpus()
+    remedy = "GPUs of one machine exchange data there: enlarge it (docker run --shm-size=1g)" if small else ""
     return Check("shared memory", f"{free >> 20:,} MiB free in {folder}", remedy)
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _carried_data() -> Check:

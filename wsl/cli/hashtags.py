@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from wsl.cli.console import note, print_json, print_table, progress
+from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
     JsonOption,
@@ -23,6 +23,7 @@ from wsl.cli.options import (
     WordNetOption,
     parse_bytes,
 )
+from wsl.progress import progress
 
 if TYPE_CHECKING:
     from wsl.counting import Memory
@@ -146,11 +147,11 @@ def build_counts(
 ) -> None:
     """Count the hashtags of records, or of one part of the files, into a file."""
     from wsl import counting
-    from wsl.source import count_rows
+    from wsl.source import expected_rows
 
     limits = _memory(memory, spill_dir)
     sources = counting.part_of(counting.sources_of(_target(target, records), records or []), part)
-    with progress("count", total=count_rows(sources), unit="records") as advance:
+    with progress("count", total=expected_rows(sources), unit="records") as advance:
         made = counting.build_counts(
             sources,
             counting.Columns(hashtags_column, separator),
@@ -357,14 +358,14 @@ def _counted(
     """Counts of records, or those of files of counts."""
     from wsl import count_hashtags, counting
     from wsl._core import UsageError
-    from wsl.source import count_rows
+    from wsl.source import expected_rows
 
     if files:
         if target is not None or records:
             raise UsageError("--counts: give either counts or records, not both")
         return counting.load_counts(files, memory=memory)
     sources = counting.sources_of(_target(target, records), records or [])
-    with progress("count", total=count_rows(sources), unit="records") as advance:
+    with progress("count", total=expected_rows(sources), unit="records") as advance:
         return count_hashtags(
             sources,
             hashtags_column=hashtags_column,

@@ -1,4 +1,4 @@
-"""`wsl index`: build an index over tar shards, look into it, verify it."""
+"""`wsl index`: build an index over tar shards, look into it, verify it, take samples down, export it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wsl.cli.console import note, print_json, print_table, progress
+from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
     JsonOption,
@@ -23,6 +23,7 @@ from wsl.cli.options import (
     WorkspaceOption,
     parse_bytes,
 )
+from wsl.progress import progress
 
 app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify the index over tar shards.")
 
@@ -42,6 +43,15 @@ def build(
     label_kind: Annotated[str | None, typer.Option(help="hashtag or class; default: none.")] = None,
     key_column: KeyColumnOption = "key",
     hashtags_column: HashtagsColumnOption = "hashtags",
+    key_scope: Annotated[
+        str, typer.Option(help="global, or shard: keys begin anew in every shard.")
+    ] = "global",
+    shard_column: Annotated[
+        str | None, typer.Option(help="Column of the records that names their shard, in scope shard.")
+    ] = None,
+    key_format: Annotated[
+        str | None, typer.Option(help="How integer keys are written as names, such as '{:09d}'.")
+    ] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Use this vocabulary.parquet.")] = None,
     min_count: MinCountOption = 1,
     max_labels: MaxLabelsOption = None,
@@ -49,17 +59,23 @@ def build(
     synsets: SynsetsOption = None,
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
+    include: Annotated[Path | None, typer.Option(help="Text file of the only keys to take.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="Text file of keys to leave out.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="CAUSE=SHARE above which the build is refused, such as keys_doubled=0.01."),
+    ] = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one."""
-    from wsl import pipeline
+    from wsl import indexing
     from wsl._core import UsageError
     from wsl.config import IndexConfig, VocabularyConfig, check
     from wsl.counting import Memory
+    from wsl.workspace import Workspace
 
     if shards or records:
         if out is None:
@@ -69,19 +85,23 @@ def build(
         if not shards and label_kind is None:
             label_kind = "hashtag"
         tree: dict[str, Any] = {"shards": shards, "records": records, "label_kind": label_kind}
-        tree |= {"key_column": key_column, "hashtags_column": hashtags_column, "exclude": exclude}
+        tree |= {"key_column": key_column, "hashtags_column": hashtags_column}
+        tree |= {"include": include, "exclude": exclude, "limits": _shares(limit)}
+        tree |= {"key_scope": key_scope, "shard_column": shard_column, "key_format": key_format}
         settings = check(IndexConfig, tree, "the options")
         settings.vocabulary = VocabularyConfig(
             min_count=min_count, max_labels=max_labels, file=vocabulary, wordnet=wordnet, synsets=synsets
         )
         jobs = [(out.name, out, settings, Path.cwd())]
     else:
-        jobs = pipeline.index_jobs(pipeline.Workspace.find(workspace), name)
+        jobs = indexing.index_jobs(Workspace.find(workspace), name)
+        for job in jobs:
+            job[2].limits = job[2].limits | _shares(limit)
     limits = Memory(None if memory is None else parse_bytes(memory), spill_dir)
     built = []
     for job_name, path, settings, root in jobs:
         with progress(f"index {job_name}", unit="shards") as advance:
-            result = pipeline.build_one_index(
+            result = indexing.build_one_index(
                 path,
                 settings,
                 root,
@@ -136,19 +156,78 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Print one sample, or write its image out."""
-    from wsl.pipeline import get_sample
+    from wsl._core import UsageError
+    from wsl.indexing import get_sample
 
     content, image = get_sample(index, sample, by_key=by_key)
     if out is not None:
+        if content["dropped"]:
+            raise UsageError(f"sample {content['sample']} was taken down, so there is no image to write")
         if out.exists():
-            from wsl._core import UsageError
-
             raise UsageError(f"{out} exists already; choose another name for the image")
         out.write_bytes(image)
     if as_json:
         print_json(content)
     else:
         print_table("", ["", ""], [[key, _plain(value)] for key, value in content.items()])
+
+
+@app.command("drop")
+def drop(
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys of samples to take down.")] = None,
+    file: Annotated[Path | None, typer.Option("--keys", help="Text file of keys, one a line.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take samples down: ordinals stay, their images and labels are given out no more."""
+    from wsl import drop_samples
+    from wsl._core import UsageError
+    from wsl.indexing import read_keys
+
+    wanted = [*(keys or []), *(read_keys(file) if file is not None else [])]
+    if not wanted:
+        raise UsageError("name the keys to take down, or a file of them with --keys FILE")
+    num_dropped, num_known, unknown = drop_samples(index, wanted)
+    if as_json:
+        print_json({"num_dropped": num_dropped, "num_dropped_before": num_known, "unknown_keys": unknown})
+        return
+    note(f"{index}: {num_dropped:,} samples taken down, {num_known:,} had been before")
+    if unknown:
+        shown = ", ".join(unknown[:5])
+        note(f"{len(unknown):,} keys are of no sample: {shown}{', ...' if len(unknown) > 5 else ''}")
+
+
+@app.command("export")
+def export(
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files (wids: the JSON file).")],
+    format: Annotated[str, typer.Option("--format", help="wids, dali or energon.")],
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a neighbour's index over the same shards: wids JSON, DALI .idx or Energon .tar.idx."""
+    from wsl.exporting import export_index
+
+    with progress("export", unit="shards") as advance:
+        paths = export_index(index, out, format, overwrite=overwrite, progress=advance)
+    if as_json:
+        print_json({"files": [str(path) for path in paths]})
+    else:
+        note(f"{len(paths):,} files written: {paths[0]}{', ...' if len(paths) > 1 else ''}")
+
+
+def _shares(texts: list[str] | None) -> dict[str, float]:
+    """CAUSE=SHARE texts as a mapping."""
+    from wsl._core import UsageError
+
+    found = {}
+    for text in texts or []:
+        name, _, share = text.partition("=")
+        try:
+            found[name] = float(share)
+        except ValueError:
+            raise UsageError(f"--limit {text}: expected CAUSE=SHARE, such as keys_doubled=0.01") from None
+    return found
 
 
 def _plain(value: Any) -> Any:

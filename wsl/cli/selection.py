@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wsl.cli.console import note, print_json, print_table, progress
+from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     FlipOption,
     JsonOption,
@@ -19,6 +19,7 @@ from wsl.cli.options import (
     WorkspaceOption,
     parse_bytes,
 )
+from wsl.progress import progress
 
 app = typer.Typer(
     invoke_without_command=True,

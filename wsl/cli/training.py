@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command("evaluate")(evaluate)
     app.command("export")(export)
     app.command("predict")(predict)
+    app.command("compare")(compare)
 
 
 def train(
@@ -34,14 +35,22 @@ def train(
         list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set optimizer.lr=0.05")
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
-    init: Annotated[Path | None, typer.Option(help="Run whose weights the stage starts from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Run whose weights the stage starts from, or a file of weights.")
+    ] = None,
     index: Annotated[Path | None, typer.Option(help="Index to train on, without a workspace.")] = None,
     held_out: Annotated[Path | None, typer.Option("--evaluate", help="Held-out index.")] = None,
     pseudolabels: Annotated[Path | None, typer.Option(help="Pseudo-labels, for the student.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Folder of 'wsl score', for a student that learns from the scores.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/STAGE.")] = None,
     num_accelerators: Annotated[
         int | None, typer.Option(min=1, help="Ranks; default: one for each GPU, one on CPU.")
     ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved config as YAML and stop.")
+    ] = False,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = None,
 ) -> int:
@@ -50,11 +59,14 @@ def train(
 
     arguments = ["--stage", stage, "--resume", resume]
     paths = {"-c": config, "--init": init, "--index": index, "--evaluate": held_out, "--out": out}
-    for flag, value in (paths | {"--pseudolabels": pseudolabels, "--workspace": workspace}).items():
+    paths |= {"--pseudolabels": pseudolabels, "--predictions": predictions, "--workspace": workspace}
+    for flag, value in paths.items():
         if value is not None:
             arguments += [flag, str(value)]
     for setting in override or []:
         arguments += ["--set", setting]
+    if print_config:
+        arguments.append("--print-config")
     if overwrite:
         arguments.append("--overwrite")
     return program.launch(arguments, num_accelerators)
@@ -98,34 +110,43 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
-    from wsl.training.stages import evaluate_run
+    from wsl.training.evaluation import evaluate_run
+    from wsl.training.metrics import most_confused, recall_rows
     from wsl.workspace import read_run
 
     result = evaluate_run(run, index)
     if as_json:
         print_json(result.to_dict())
         return
-    rows = [["top-1", result.top1], ["top-5", result.top5], ["macro-averaged recall", result.macro]]
+    from wsl.training.compare import share
+
+    names = read_run(run).get("class_names")
+    measures = [
+        ("top-1", result.top1, result.top1_interval),
+        ("top-5", result.top5, result.top5_interval),
+        ("macro-averaged recall", result.macro, result.macro_interval),
+    ]
+    rows: list[list[object]] = [[name, share(value, interval)] for name, value, interval in measures]
     rows += [["samples", result.num_samples], ["corrupt images skipped", result.num_corrupt]]
-    print_table(f"{run} on {index}", ["measure", "value"], rows)
-    recalls = result.per_class_recall
-    names = read_run(run).get("class_names") or [str(number) for number in range(len(recalls))]
-    print_table(
-        "recall by class",
-        ["class", "recall"],
-        [list(row) for row in zip(names, recalls, strict=True)],
-    )
+    print_table(f"{run} on {index}, with 95 % intervals", ["measure", "value"], rows)
+    print_table("recall by class", ["class", "images", "recall"], recall_rows(result, names))
+    mistakes = most_confused(result, names)
+    if mistakes:
+        print_table("most frequent mistakes", ["class", "taken for", "images"], mistakes)
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to write model.safetensors and config.json to.")],
+    best: Annotated[
+        bool, typer.Option("--best", help="The weights of the best evaluation (keep_best), not the last.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a run's weights as safetensors with the configuration that loads them."""
+    """Write a run's weights as safetensors, the configuration that loads them, and a model card."""
     from wsl.training.export import export_run
 
-    export_run(run, out, overwrite=overwrite)
+    export_run(run, out, best=best, overwrite=overwrite)
     note(f"exported to {out}")
 
 
@@ -153,3 +174,22 @@ def predict(
         for name, probability in classes
     ]
     print_table("", ["image", "class", "probability"], rows)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, complete or under way.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show runs side by side: what they measured, and the settings in which they differ."""
+    from wsl.training.compare import compare_runs, comparison_rows, differing_settings
+
+    found = compare_runs(runs)
+    different = differing_settings(found)
+    if as_json:
+        print_json({"runs": found, "different": different})
+        return
+    columns = ["", *(str(run) for run in runs)]
+    print_table("", columns, comparison_rows(found))
+    if different:
+        rows = [[key, *map(str, row)] for key, row in different.items()]
+        print_table("settings that differ", columns, rows)

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from wsl import carried, pipeline, pseudolabels
+from wsl import carried, indexing, pseudolabels
 from wsl.config import Stage, StageConfig, load
 from wsl.demo.page import Outcome, demo_page
 from wsl.index import Index
@@ -109,8 +109,8 @@ class _Demo:
         folder = self.out / dataset
         self.note(f"{dataset}: workspace and indexes in {folder}")
         carried.make_workspace(folder, dataset, num_labelled=num_labelled)
-        for _, path, settings, root in pipeline.index_jobs(Workspace.find(folder), None):
-            pipeline.build_one_index(path, settings, root)
+        for _, path, settings, root in indexing.index_jobs(Workspace.find(folder), None):
+            indexing.build_one_index(path, settings, root)
         return folder
 
     def _train(

@@ -7,8 +7,8 @@ keep torchvision's names, so `torchvision.models.get_model(name).load_state_dict
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,13 @@ from wsl._core import DataError, UsageError
 from wsl.config import DataConfig, ModelConfig, StageConfig, check, load
 from wsl.data import transforms
 from wsl.data.dataset import decode
-from wsl.models import build_model
+from wsl.models import build_model, torchvision_name
 from wsl.publish import publish_text, publishing
+from wsl.training.card import LoadedModel, model_card, preprocessing
 from wsl.workspace import read_run
 
 WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A trained network in evaluation mode with what is known of it."""
-
-    model: nn.Module
-    config: StageConfig
-    info: dict[str, Any]
-    """The content of `run.json`."""
+BEST = "best.safetensors"
 
 
 def load_run(run: Path) -> LoadedModel:
@@ -55,12 +47,45 @@ def load_run(run: Path) -> LoadedModel:
     return LoadedModel(model.eval(), config, info)
 
 
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a safetensors file, or in a file that `torch.save` wrote.
+
+    The latter is a pickle, of which only tensors and plain containers are read (`weights_only`), such
+    as torchvision's downloads are. UsageError where there is no such file, DataError for other content.
+    """
+    if not file.is_file():
+        raise UsageError(f"{file} is not there; expected weights as safetensors or a state dict (.pth)")
+    try:
+        content: Any
+        if file.suffix == ".safetensors":
+            content = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{file}: expected tensors alone, as safetensors or a state dict: {reason}") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+    if not content or not tensors:
+        raise DataError(f"{file}: expected a state dict of tensors, found {type(content).__name__}")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
 def load_weights(model: nn.Module, file: Path, *, skip: str | None = None) -> None:
     """Reads `file` into `model`, all but the layer `skip`; DataError where names or shapes differ."""
     try:
         state = load_file(file)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file}: expected a safetensors file, found: {error}") from None
+    apply_weights(model, state, file, skip=skip)
+
+
+def apply_weights(
+    model: nn.Module, state: dict[str, torch.Tensor], file: Path, *, skip: str | None = None
+) -> None:
+    """Puts a state dict into `model`, all but the layer `skip`; DataError where names or shapes differ."""
     own = model.state_dict()
     prefix = f"{skip}." if skip else None
     if prefix:
@@ -73,22 +98,35 @@ def load_weights(model: nn.Module, file: Path, *, skip: str | None = None) -> No
         raise DataError(f"{file} does not hold the weights of this network: {reason}") from None
 
 
-def export_run(run: Path, out: Path, *, overwrite: bool = False) -> Path:
-    """Writes `model.safetensors` and `config.json` of a run to the folder `out`."""
+def export_run(run: Path, out: Path, *, best: bool = False, overwrite: bool = False) -> Path:
+    """Writes `model.safetensors`, `config.json` and the card `README.md` of a run to the folder `out`.
+
+    `best` takes the weights of the best evaluation (a run with keep_best) instead of the last. UsageError
+    where `out` holds a model and `overwrite` is not given, or the run kept no best weights.
+    """
     loaded = load_run(run)
     if (out / "config.json").exists() and not overwrite:
         raise UsageError(f"{out} holds an exported model already; pass --overwrite to replace it")
+    source = run / (BEST if best else WEIGHTS)
+    if not source.is_file():
+        raise UsageError(
+            f"{run} kept no best weights; train it with keep_best=1 and evaluate_every, or leave --best out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with publishing(out / WEIGHTS) as temporary:
-        shutil.copyfile(run / WEIGHTS, temporary)
+        shutil.copyfile(source, temporary)
+    publish_text(out / "README.md", model_card(loaded, best=best))
+    config = loaded.config
     content = {
         "format": "wsl-model",
         "format_version": 1,
         "num_labels": loaded.info["num_labels"],
         "class_names": loaded.info.get("class_names"),
         "vocabulary_fingerprint": loaded.info.get("vocabulary_fingerprint"),
-        "model": loaded.config.model.model_dump(mode="json"),
-        "data": loaded.config.data.model_dump(mode="json"),
+        "torchvision": torchvision_name(config.model),
+        "preprocessing": preprocessing(config.model, config.data),
+        "model": config.model.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json"),
     }
     publish_text(out / "config.json", json.dumps(content, indent=2) + "\n")
     return out
@@ -128,3 +166,6 @@ def _open(path: Path) -> tuple[nn.Module, ModelConfig, DataConfig, list[str] | N
     model = build_model(model_config, num_labels)
     load_weights(model, path / WEIGHTS)
     return model.eval(), model_config, data, content.get("class_names")
+
+
+__all__ = ["BEST", "WEIGHTS", "LoadedModel", "export_run", "load_run", "load_weights", "predict"]

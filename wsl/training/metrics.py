@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-COLUMNS = ("step", "loss", "lr", "images_per_second", "num_corrupt", "top1", "top5", "macro")
+COLUMNS = (
+    *("step", "loss", "lr", "images_per_second", "waiting_share", "memory_bytes", "num_corrupt"),
+    *("top1", "top5", "macro"),
+)
+CONFIDENCE_Z = 1.959963984540054
+"""Two-sided 95 %."""
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,12 @@ class Evaluation:
     """Row: label, column: prediction; None for more than 1,000 classes."""
     num_samples: int
     num_corrupt: int
+    top1_interval: Interval | None = None
+    """95 % (Wilson 1927), as the next."""
+    top5_interval: Interval | None = None
+    macro_interval: Interval | None = None
+    """95 %, by the normal approximation over the classes' recalls."""
+    per_class_interval: list[Interval | None] | None = None
 
     def summary(self) -> dict[str, float]:
         """The three accuracies."""
@@ -69,6 +83,7 @@ class Accuracy:
     def finish(self) -> Evaluation:
         """The accuracies of everything added."""
         num, top1, top5, corrupt = self.sums.tolist()
+        occurrences, hits = self.of_class.tolist()
         recalls = [h / n if n else None for n, h in zip(*self.of_class.tolist(), strict=True)]
         known = [recall for recall in recalls if recall is not None]
         return Evaluation(
@@ -79,7 +94,70 @@ class Accuracy:
             confusion=self.confusion.tolist() if len(self.confusion) else None,
             num_samples=num,
             num_corrupt=corrupt,
+            top1_interval=wilson(top1, num),
+            top5_interval=wilson(top5, num),
+            macro_interval=macro_interval(hits, occurrences),
+            per_class_interval=[wilson(h, n) for h, n in zip(hits, occurrences, strict=True)],
         )
+
+
+def wilson(num_hits: int, num: int) -> Interval | None:
+    """The 95 % interval of a share (Wilson 1927); None of nothing.
+
+    Unlike the normal approximation it stays within 0 to 1 and is of use for few or extreme counts.
+    """
+    if num == 0:
+        return None
+    share, z2 = num_hits / num, CONFIDENCE_Z**2
+    middle = (share + z2 / (2 * num)) / (1 + z2 / num)
+    half = CONFIDENCE_Z / (1 + z2 / num) * math.sqrt(share * (1 - share) / num + z2 / (4 * num**2))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def macro_interval(hits: list[int], nums: list[int]) -> Interval | None:
+    """The 95 % interval of the mean of the recalls of classes that occur.
+
+    The recalls are independent binomials, so the variance of their mean over C classes is
+    sum p(1-p)/n / C^2; p is shrunk by one hit and one miss, lest a class of few hits count as certain.
+    """
+    known = [(h, n) for h, n in zip(hits, nums, strict=True) if n]
+    if not known:
+        return None
+    mean = sum(h / n for h, n in known) / len(known)
+    shrunk = [((h + 1) / (n + 2), n) for h, n in known]
+    half = CONFIDENCE_Z * math.sqrt(sum(p * (1 - p) / n for p, n in shrunk)) / len(known)
+    return max(mean - half, 0.0), min(mean + half, 1.0)
+
+
+def recall_rows(result: Evaluation, names: list[str] | None) -> list[list[Any]]:
+    """For each class its name, its number of images (where known) and its recall with the interval."""
+    rows: list[list[Any]] = []
+    for number, recall in enumerate(result.per_class_recall):
+        interval = result.per_class_interval[number] if result.per_class_interval else None
+        shown = "-" if recall is None else f"{recall:.1%}"
+        if interval is not None:
+            shown += f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+        images = sum(result.confusion[number]) if result.confusion else "-"
+        rows.append([_name(names, number), images, shown])
+    return rows
+
+
+def most_confused(result: Evaluation, names: list[str] | None, num: int = 10) -> list[list[Any]]:
+    """The cells off the diagonal of the confusion matrix that hold most: class, taken for, images."""
+    if not result.confusion:
+        return []
+    cells = [
+        (count, label, other)
+        for label, row in enumerate(result.confusion)
+        for other, count in enumerate(row)
+        if count and label != other
+    ]
+    best = sorted(cells, key=lambda cell: (-cell[0], cell[1], cell[2]))[:num]
+    return [[_name(names, label), _name(names, other), count] for count, label, other in best]
+
+
+def _name(names: list[str] | None, number: int) -> str:
+    return names[number] if names and number < len(names) else str(number)
 
 
 class MetricsLog:

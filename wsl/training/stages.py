@@ -5,6 +5,8 @@
                  checkpoints/         see `wsl.training.checkpoint`
                  metrics.csv events/  the curves
                  model.safetensors    whole float32 weights, all that later stages read
+                 best.safetensors     with keep_best: those of the best evaluation
+                 not-finite.json      the batch that stopped the run, where one did
 
 A run is determined by its config and the fingerprints of its inputs. Run again, a complete one is
 up to date, an incomplete one goes on, and one of other options is refused unless overwritten.
@@ -16,45 +18,44 @@ import contextlib
 import json
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 
 import wsl
-from wsl._core import DataError, UsageError
-from wsl.config import Config, StageConfig, check, dump
-from wsl.data.dataset import (
-    Examples,
-    ImageIndex,
-    Images,
-    LabelledExamples,
-    PseudolabelledExamples,
-    read_pseudolabels,
-)
+from wsl._core import UsageError
+from wsl.config import StageConfig, check, dump
 from wsl.data.sampler import Sampler
-from wsl.models import build_model, last_layer, num_parameters
-from wsl.publish import publish_text, publishing
+from wsl.models import num_parameters
+from wsl.publish import publish_text
 from wsl.training import checkpoint, deepspeed
-from wsl.training.export import WEIGHTS, load_run, load_weights
-from wsl.training.loop import (
-    Batches,
-    Clock,
-    CorruptCount,
-    evaluate_model,
-    learning_rate,
-    train_step,
-)
-from wsl.training.metrics import Evaluation, MetricsLog
-from wsl.workspace import StageInputs, fingerprint, read_run
+from wsl.training.distillation import FILE, collect_scores
+from wsl.training.execution import lay_out_weights, prepare_model
+from wsl.training.export import BEST, WEIGHTS
+from wsl.training.metrics import Evaluation
+from wsl.training.mixing import check_even
+from wsl.training.regroup import consolidate
+from wsl.training.task import Task, make_model, prepare_task
+from wsl.training.trainer import NOT_FINITE, Trainer
+from wsl.training.watch import Watch
+from wsl.workspace import StageInputs, read_run
 
 Resume = Literal["auto", "never"] | Path
 
-FREE_TO_CHANGE = {"checkpoint_every", "log_every", "data.num_workers", "data.cache_bytes"}
+FREE_TO_CHANGE = {
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "log_every",
+    "evaluate_every",
+    "timeout_s",
+    "loader_timeout_s",
+    "data.num_workers",
+    "data.cache_bytes",
+}
 """Settings that change no weight, so a run may go on with others."""
 
 
@@ -65,26 +66,21 @@ class RunSummary:
     run: Path
     num_steps: int
     seconds: float
+    """Of the last session, which may have begun at a checkpoint."""
     images_per_second: float
     num_parameters: int
     num_corrupt: int
     evaluation: dict[str, float] | None
     """top1, top5 and macro accuracy on the held-out index."""
+    loss: float | None = None
+    """Of the last step; None where no step was left to take."""
+    waiting_share: float = 0.0
+    """Share of the time that rank 0 waited for images."""
+    peak_memory_bytes: list[int] = field(default_factory=list)
+    """The most that each rank held."""
+    world_size: int = 1
     up_to_date: bool = False
     """The run was complete already."""
-
-
-@dataclass
-class _Task:
-    """Everything a stage trains on."""
-
-    index: ImageIndex
-    examples: Examples
-    num_labels: int
-    class_names: list[str] | None
-    vocabulary_fingerprint: Any
-    inputs: dict[str, Any]
-    """What determines the run beside its config."""
 
 
 def run_stage(
@@ -99,230 +95,126 @@ def run_stage(
 
     Without a launcher the process trains alone. `resume`: "auto" goes on from the newest complete
     checkpoint, "never" starts at step 0, a path names one checkpoint of this run. UsageError where
-    a run of other options is there and `overwrite` is not given; DataError for corrupt inputs.
+    a run of other options is there and `overwrite` is not given; DataError for corrupt inputs;
+    `wsl.training.stop.Stopped` after a signal, when a checkpoint is complete.
     """
     rank, world_size, device = deepspeed.init_distributed()
     console = console or Console(stderr=True)
-    sampler = Sampler(config.batch_size, rank, world_size)
-    settings = deepspeed.read_settings(config.deepspeed, inputs.config)
-    task = _prepare(config, inputs)
-    finished = _look(config, inputs, task, overwrite)
-    if finished is not None:
-        if rank == 0:
-            console.print(f"{inputs.out}: up to date", soft_wrap=True)
-        return finished
-    found = _find_checkpoint(config, inputs, task, resume, overwrite)
+    limits = config.timeout_s, config.loader_timeout_s
+    with deepspeed.explained(), Watch(rank, world_size, *limits) as watch:
+        watch.doing("prepares", 0)
+        sampler = Sampler(config.batch_size, rank, world_size)
+        settings = deepspeed.read_settings(config.deepspeed, inputs.config)
+        _check_zero(config, settings)
+        task = prepare_task(config, inputs, settings)
+        finished = _look(config, inputs, task, overwrite)
+        if finished is not None:
+            if rank == 0:
+                console.print(f"{inputs.out}: up to date", soft_wrap=True)
+            return finished
+        found = _find_checkpoint(config, inputs, task, resume, overwrite)
+        trainer, start = _set_up(
+            config,
+            inputs,
+            task,
+            settings,
+            found,
+            sampler=sampler,
+            device=device,
+            console=console,
+            watch=watch,
+        )
+        count = num_parameters(trainer.engine.module)
+        trainer.train(start)
+        watch.doing("evaluates", config.num_steps)
+        evaluation = trainer.evaluate(config.num_steps) if inputs.evaluate else None
+        watch.doing("publishes", config.num_steps)
+        summary = RunSummary(
+            run=inputs.out,
+            num_steps=config.num_steps,
+            seconds=trainer.clock.seconds,
+            images_per_second=trainer.clock.images_per_second,
+            num_parameters=count,
+            num_corrupt=trainer.corrupt.num_corrupt,
+            evaluation=evaluation.summary() if evaluation else None,
+            loss=trainer.loss,
+            waiting_share=trainer.clock.waiting_share,
+            peak_memory_bytes=trainer.peak_memory_bytes,
+            world_size=world_size,
+        )
+        _publish(trainer, summary, evaluation)
+        return summary
+
+
+def _check_zero(config: StageConfig, settings: dict[str, Any]) -> None:
+    """UsageError where options of the stage do not go with the ZeRO stage."""
+    if config.ema_decay is not None and deepspeed.zero_stage(settings) == 3:
+        raise UsageError(
+            f"ema_decay needs the whole weights on each rank, and {config.deepspeed} spreads them (ZeRO 3); "
+            "take ZeRO 0, 1 or 2, or leave ema_decay out"
+        )
+
+
+def _set_up(
+    config: StageConfig,
+    inputs: StageInputs,
+    task: Task,
+    settings: dict[str, Any],
+    found: Path | None,
+    *,
+    sampler: Sampler,
+    device: torch.device,
+    console: Console,
+    watch: Watch,
+) -> tuple[Trainer, int]:
+    """The trainer, as fresh or as the checkpoint `found` has it, and the number of steps done."""
+    rank, world_size = sampler.rank, sampler.world_size
+    marker = checkpoint.check_whole(found) if found else None
+    micro = deepspeed.micro_batch(config, world_size, marker["micro_batch_size"] if marker else None)
+    check_even(config.regularization, micro)
+    # Weights that do not fit are found before anything in the run folder is touched.
+    model = make_model(config, inputs, task).to(device)
+    model = prepare_model(model, config.execution, deepspeed.zero_stage(settings))
+    deepspeed.barrier()
+    failure: Exception | None = None
+    whole: Path | None = None
+    if rank == 0:
+        for text in task.warnings:
+            console.print(f"warning: {text}", soft_wrap=True, highlight=False, markup=False)
+        try:
+            _begin(config, inputs, task, keep=found is not None)
+            if found and marker and marker["world_size"] != world_size and deepspeed.zero_stage(settings) > 0:
+                watch.doing("converts a checkpoint", marker["step"])
+                whole = consolidate(found)
+        except (OSError, RuntimeError, KeyError, wsl.WslError) as error:
+            failure = error
+    deepspeed.agree(failure)
+    whole = deepspeed.gather(whole)[0]
+    engine = deepspeed.initialize(config, settings, model, world_size, micro=micro)
+    lay_out_weights(engine.module, config.execution, deepspeed.zero_stage(settings))
+    checkpoint.seed_rank(config.seed, rank)
+    trainer = Trainer(config, inputs, task, engine, sampler, device, console, watch)
+    if found is None or marker is None:
+        return trainer, 0
+    watch.doing("loads a checkpoint", marker["step"])
+    start = checkpoint.load(engine, found, whole=whole, ema=trainer.ema, seed=config.seed)
+    trainer.restore(marker)
     deepspeed.barrier()
     if rank == 0:
-        _begin(config, inputs, task, keep=found is not None)
-    deepspeed.barrier()
-    model = _make_model(config, inputs, task).to(device)
-    count = num_parameters(model)
-    engine, num_micro = deepspeed.initialize(config, settings, model, world_size)
-    start = checkpoint.load(engine, found, rank, world_size) if found else 0
-    if rank == 0 and found:
-        console.print(f"{config.stage}: going on after step {start}", soft_wrap=True)
-    run = _Run(config, inputs, task, engine, num_micro, sampler, device, console)
-    run.train(start)
-    evaluation = run.evaluate() if inputs.evaluate else None
-    summary = RunSummary(
-        run=inputs.out,
-        num_steps=config.num_steps,
-        seconds=run.clock.seconds,
-        images_per_second=run.clock.images_per_second,
-        num_parameters=count,
-        num_corrupt=run.corrupt.num_corrupt,
-        evaluation=evaluation.summary() if evaluation else None,
-    )
-    _publish(config, inputs, task, engine, summary, evaluation, rank)
-    return summary
+        if whole is not None:
+            shutil.rmtree(whole, ignore_errors=True)
+        of = f" of {marker['world_size']} ranks" if marker["world_size"] != world_size else ""
+        console.print(f"{config.stage}: going on after step {start}{of}", soft_wrap=True, highlight=False)
+    return trainer, start
 
 
-class _Run:
-    """The state of a stage under way."""
-
-    def __init__(
-        self,
-        config: StageConfig,
-        inputs: StageInputs,
-        task: _Task,
-        engine: Any,
-        num_micro: int,
-        sampler: Sampler,
-        device: torch.device,
-        console: Console,
-    ) -> None:
-        self.config, self.inputs, self.task, self.engine = config, inputs, task, engine
-        self.num_micro, self.sampler, self.device, self.console = num_micro, sampler, device, console
-        factors = None
-        if config.data.sampling != "natural" and config.stage != "student":
-            factors = wsl.repeat_factors(
-                cast("wsl.Index", task.index), scheme=config.data.sampling, threshold=config.data.threshold
-            )
-        order = wsl.EpochOrder(task.examples.num_examples, factors, seed=config.seed)
-        images = Images(task.index, config.model, config.data)
-        self.batches = Batches(config, images, task.examples, order, sampler)
-        self.corrupt = CorruptCount(config.data.max_corrupt_share, str(inputs.index))
-        self.clock = Clock()
-        self._held_out: tuple[Images, ImageIndex] | None = None
-
-    def train(self, start: int) -> None:
-        """Steps `start` to the last."""
-        config, rank = self.config, self.sampler.rank
-        log = MetricsLog(self.inputs.out, start) if rank == 0 else None
-        progress = Progress(
-            TextColumn(config.stage),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=rank != 0 or not self.console.is_terminal,
-            transient=True,
-        )
-        self.engine.train()
-        if config.train == "last-layer":
-            _freeze_statistics(self.engine.module)
-        with contextlib.ExitStack() as ending:
-            if log:
-                ending.callback(log.close)
-            ending.enter_context(progress)
-            bar = progress.add_task(config.stage, total=config.num_steps, completed=start, note="")
-            for step, batch in enumerate(self.batches.stream(start, config.num_steps), start):
-                lr = learning_rate(config.optimizer, step, config.num_steps)
-                result = train_step(self.engine, batch, self.num_micro, lr, step, self.device)
-                self.clock.tick(config.batch_size)
-                self.corrupt.add(config.batch_size, result.num_corrupt)
-                note = f"loss {result.loss:.4f}  lr {lr:.4f}  {self.clock.images_per_second:,.0f} images/s"
-                progress.update(bar, advance=1, note=note)
-                self._after(step + 1, start, result.loss, lr, note, log)
-        self.corrupt.check()
-
-    def _after(
-        self, done: int, start: int, loss: float, lr: float, note: str, log: MetricsLog | None
-    ) -> None:
-        """Logs, checkpoints and evaluates after `done` steps where it is time."""
-        config = self.config
-        if log and done == start + min(4, config.num_steps - start):
-            left = config.num_steps - start
-            seconds = self.clock.seconds_for(left)
-            self.console.print(
-                f"{config.stage}: about {seconds:,.0f} s for {left:,} steps", soft_wrap=True, highlight=False
-            )
-        values: dict[str, float] = {}
-        last = done == config.num_steps
-        if config.evaluate_every and not last and done % config.evaluate_every == 0 and self.inputs.evaluate:
-            values = self.evaluate().summary()
-        if log and (values or last or done % config.log_every == 0):
-            speed = self.clock.images_per_second
-            log.write(
-                done,
-                loss=loss,
-                lr=lr,
-                images_per_second=speed,
-                num_corrupt=self.corrupt.num_corrupt,
-                **values,
-            )
-            if not self.console.is_terminal and (last or done % (10 * config.log_every) == 0):
-                line = f"{config.stage} {done}/{config.num_steps}  {note}"
-                self.console.print(line, soft_wrap=True, highlight=False)
-        if done % config.checkpoint_every == 0 and not last:
-            state = {"position": done * config.batch_size, "inputs": self.task.inputs}
-            folder = self.inputs.out / "checkpoints"
-            checkpoint.save(self.engine, folder, done, state, self.sampler.rank, self.sampler.world_size)
-
-    def evaluate(self) -> Evaluation:
-        """Accuracy on the held-out index."""
-        if self._held_out is None:
-            assert self.inputs.evaluate is not None
-            opened = wsl.Index.open(self.inputs.evaluate)
-            _same_vocabulary(self.task, opened, self.inputs)
-            self._held_out = Images(opened, self.config.model, self.config.data), opened
-        deepspeed.average_buffers(self.engine.module)
-        images, index = self._held_out
-        result = evaluate_model(
-            self.engine.module,
-            images,
-            index,
-            self.task.num_labels,
-            rank=self.sampler.rank,
-            world_size=self.sampler.world_size,
-            device=self.device,
-        )
-        if self.config.train == "last-layer":
-            _freeze_statistics(self.engine.module)
-        return result
-
-
-def evaluate_run(run: Path, index: Path | ImageIndex, *, batch_size: int = 256) -> Evaluation:
-    """Accuracy of a complete run on every labelled sample of `index`; one process, no DeepSpeed."""
-    loaded = load_run(run)
-    opened: ImageIndex = wsl.Index.open(index) if isinstance(index, Path | str) else index
-    made, found = loaded.info.get("vocabulary_fingerprint"), opened.vocabulary_fingerprint
-    if made is not None and found is not None and made != found:
-        raise UsageError(
-            f"{run} was trained on vocabulary {made}, the index has {found}; use an index of the same"
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = Images(opened, loaded.config.model, loaded.config.data)
-    model = loaded.model.to(device)
-    result = evaluate_model(
-        model, images, opened, loaded.info["num_labels"], batch_size=batch_size, device=device
-    )
-    corrupt = CorruptCount(loaded.config.data.max_corrupt_share, str(index))
-    corrupt.num_seen, corrupt.num_corrupt = len(opened), result.num_corrupt
-    corrupt.check()
-    return result
-
-
-def _prepare(config: StageConfig, inputs: StageInputs) -> _Task:
-    """Opens what the stage reads and fixes its label set."""
-    index: ImageIndex = wsl.Index.open(inputs.index)
-    names = getattr(index, "class_names", None)
-    vocabulary = index.vocabulary_fingerprint
-    facts: dict[str, Any] = {"index_fingerprint": index.fingerprint}
-    if inputs.init is not None:
-        facts["init"] = fingerprint(inputs.init / WEIGHTS)
-    if config.stage != "student":
-        if index.num_labels < 1:
-            raise UsageError(
-                f"the stage {config.stage!r} needs labels, and the index {inputs.index} has none; "
-                "build it with --label-kind class or hashtag"
-            )
-        examples: Examples = LabelledExamples(index, config.data, config.seed)
-        return _Task(index, examples, index.num_labels, names, vocabulary, facts)
-    if inputs.pseudolabels is None:
-        raise UsageError("the student trains on pseudo-labels; make them with 'wsl pseudolabel --k K --p P'")
-    table, metadata = read_pseudolabels(inputs.pseudolabels, index)
-    facts["pseudolabels"] = fingerprint(inputs.pseudolabels)
-    highest = int(table["class"].max() or 0) + 1  # type: ignore[arg-type]
-    num_labels = int(metadata.get("num_labels") or metadata.get("num_classes") or highest)
-    vocabulary = metadata.get("vocabulary_fingerprint")
-    if inputs.evaluate is not None:
-        held_out: ImageIndex = wsl.Index.open(inputs.evaluate)
-        num_labels = max(num_labels, held_out.num_labels)
-        names = getattr(held_out, "class_names", None)
-    if highest > num_labels:
-        raise DataError(
-            f"{inputs.pseudolabels}: class {highest - 1} is beyond the {num_labels} classes it names"
-        )
-    examples = PseudolabelledExamples(table, config.data.target)
-    return _Task(index, examples, num_labels, names, vocabulary, facts)
-
-
-def _same_vocabulary(task: _Task, index: ImageIndex, inputs: StageInputs) -> None:
-    made, found = task.vocabulary_fingerprint, index.vocabulary_fingerprint
-    if made is not None and found is not None and made != found:
-        raise UsageError(
-            f"the held-out index {inputs.evaluate} has vocabulary {found}, training has {made}; "
-            "build it with --vocabulary FILE of the training index"
-        )
-
-
-def _look(config: StageConfig, inputs: StageInputs, task: _Task, overwrite: bool) -> RunSummary | None:
+def _look(config: StageConfig, inputs: StageInputs, task: Task, overwrite: bool) -> RunSummary | None:
     """The summary of an identical complete run; UsageError where a run of other options is there."""
     if overwrite or not (inputs.out / "run.json").is_file():
         return None
     info = read_run(inputs.out)
+    if info.get("state") != "complete" and not checkpoint.find_all(inputs.out / "checkpoints"):
+        return None  # it came to nothing that could be lost
     changed = _differences(config, task, info)
     if changed:
         raise UsageError(
@@ -334,7 +226,7 @@ def _look(config: StageConfig, inputs: StageInputs, task: _Task, overwrite: bool
     return RunSummary(**{**info["summary"], "run": inputs.out, "up_to_date": True})
 
 
-def _differences(config: StageConfig, task: _Task, info: dict[str, Any]) -> list[str]:
+def _differences(config: StageConfig, task: Task, info: dict[str, Any]) -> list[str]:
     """Keys of config and inputs that are not as the run has them."""
     old = _flat(check(StageConfig, info["config"], "run.json").model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))
@@ -351,14 +243,20 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _find_checkpoint(
-    config: StageConfig, inputs: StageInputs, task: _Task, resume: Resume, overwrite: bool
+    config: StageConfig, inputs: StageInputs, task: Task, resume: Resume, overwrite: bool
 ) -> Path | None:
     """The checkpoint to go on from, if any."""
     if resume == "never":
         return None
     if resume != "auto":
         path = Path(resume).resolve()
-        checkpoint.read_marker(path)
+        if not path.is_dir():
+            have = [found.name for found in checkpoint.find_all(inputs.out / "checkpoints")]
+            raise UsageError(
+                f"--resume {resume}: there is no such checkpoint; complete ones of {inputs.out}: "
+                f"{', '.join(have) or 'none'}"
+            )
+        checkpoint.check_whole(path)
         run = path.parents[1]
         if run != inputs.out.resolve() or not (run / "run.json").is_file():
             raise UsageError(
@@ -369,25 +267,28 @@ def _find_checkpoint(
         if changed:
             raise UsageError(f"{path} was made with other options: {', '.join(changed)} differ")
         return path
-    if overwrite:
+    if overwrite or not (inputs.out / "run.json").is_file():
         return None
     return next(reversed(checkpoint.find_all(inputs.out / "checkpoints")), None)
 
 
-def _begin(config: StageConfig, inputs: StageInputs, task: _Task, *, keep: bool) -> None:
+def _begin(config: StageConfig, inputs: StageInputs, task: Task, *, keep: bool) -> None:
     """Makes the run folder; without `keep` what an earlier run left is removed first."""
     out = inputs.out
     out.mkdir(parents=True, exist_ok=True)
     if not keep:
-        for name in ("run.json", WEIGHTS, "config.yaml", "metrics.csv"):
+        for name in ("run.json", WEIGHTS, BEST, NOT_FINITE, "config.yaml", "metrics.csv"):
             (out / name).unlink(missing_ok=True)
         for name in ("checkpoints", "events"):
             shutil.rmtree(out / name, ignore_errors=True)
+    if task.samples is not None and inputs.predictions is not None:
+        collect_scores(inputs.predictions, out, task.samples, task.num_labels, task.teacher)
+    (out / NOT_FINITE).unlink(missing_ok=True)
     publish_text(out / "config.yaml", dump(config))
     publish_text(out / "run.json", json.dumps(_info(config, task, "running"), indent=2) + "\n")
 
 
-def _info(config: StageConfig, task: _Task, state: str) -> dict[str, Any]:
+def _info(config: StageConfig, task: Task, state: str) -> dict[str, Any]:
     import deepspeed as library
 
     return {
@@ -407,57 +308,23 @@ def _info(config: StageConfig, task: _Task, state: str) -> dict[str, Any]:
     }
 
 
-def _make_model(config: StageConfig, inputs: StageInputs, task: _Task) -> torch.nn.Module:
-    """The network with fresh weights or those of `init`; a last layer of another label set stays fresh."""
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, task.num_labels)
-    name, layer = last_layer(model)
-    if inputs.init is not None:
-        loaded = load_run(inputs.init)
-        _same_network(config.model, loaded.config.model, inputs.init)
-        before = loaded.info.get("vocabulary_fingerprint")
-        same = loaded.info["num_labels"] == task.num_labels and before in (None, task.vocabulary_fingerprint)
-        load_weights(model, inputs.init / WEIGHTS, skip=None if same else name)
-    elif config.train == "last-layer":
-        raise UsageError("train: last-layer needs the weights of an earlier run; name one with --init RUN")
-    if config.train == "last-layer":
-        model.requires_grad_(False)
-        layer.requires_grad_(True)
-    return model
-
-
-def _same_network(new: Config, old: Config, run: Path) -> None:
-    fields = new.model_dump()
-    changed = [key for key, value in old.model_dump().items() if fields[key] != value and key != "image_size"]
-    if changed:
-        settings = ", ".join(f"model.{key}={old.model_dump()[key]}" for key in changed)
-        raise UsageError(f"the run {run} has another network; set {settings} to start from it")
-
-
-def _freeze_statistics(model: torch.nn.Module) -> None:
-    """All but the last layer in evaluation mode, so that BatchNorm's statistics stay too."""
-    model.eval()
-
-
-def _publish(
-    config: StageConfig,
-    inputs: StageInputs,
-    task: _Task,
-    engine: Any,
-    summary: RunSummary,
-    evaluation: Evaluation | None,
-    rank: int,
-) -> None:
+def _publish(trainer: Trainer, summary: RunSummary, evaluation: Evaluation | None) -> None:
     """Writes the weights, then `run.json` with state complete, and drops the checkpoints."""
-    deepspeed.average_buffers(engine.module)
-    weights = deepspeed.full_state(engine.module)
-    if rank == 0:
-        with publishing(inputs.out / WEIGHTS) as temporary:
-            save_file(weights, temporary)
+    config, task, out = trainer.config, trainer.task, trainer.inputs.out
+    with trainer.published_weights():
+        trainer.write_weights(WEIGHTS)
+    if trainer.sampler.rank == 0:
         info = _info(config, task, "complete") | {
             "summary": {**asdict(summary), "run": str(summary.run)},
+            "best": trainer.best,
             "evaluation": evaluation.to_dict() if evaluation else None,
         }
-        publish_text(inputs.out / "run.json", json.dumps(info, indent=2) + "\n")
-        shutil.rmtree(inputs.out / "checkpoints", ignore_errors=True)
+        publish_text(out / "run.json", json.dumps(info, indent=2) + "\n")
+        checkpoints = out / "checkpoints"
+        if config.keep_best:
+            checkpoint.remove_others(checkpoints, checkpoint.Keep(0, config.keep_best))
+        else:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (out / FILE).unlink()
     deepspeed.barrier()

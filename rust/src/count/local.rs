@@ -2,24 +2,34 @@
 //!
 //! Hashtags are Zipf-distributed: a few thousand take most of what is seen. Each thread counts those
 //! in a small table of its own that stays in the processor's cache; a tag holds its place there as
-//! long as it is seen more often than what else falls on the place. All others wait, sorted by
-//! partition, until the shared table takes them in.
+//! long as it is seen more often than what else falls on the place. All others wait in rows, one for each
+//! stretch of the shared table, until it takes them in stretch by stretch: a stretch fits the
+//! processor's first-level cache.
 
 use crate::Result;
-use crate::hashtag::{Key, RecordReader, Tag, TagColumn, Tally};
+use crate::hashtag::{
+    Block, FEW, Gathered, Key, Other, RecordReader, TagColumn, Tally, VIEW_INLINE,
+};
 use crate::job::Job;
 
 use super::Sizes;
-use super::table::{PARTITIONS, partition_of};
+use super::table::{PARTITION_BITS, PARTITIONS, partition_of};
 
 /// Rows between two looks at the [`Job`].
 const ROWS_PER_CHECK: usize = 4096;
 
-/// Hot tags of a thread; with 24 bytes each they fit a processor's second-level cache.
-const HOT_SLOTS: usize = 8192;
+/// Rows whose hot tags are counted before the others are looked at.
+const BLOCK_ROWS: usize = 64;
 
-/// The most tags that wait for a partition, but for records with very many.
-const MOST_WAITING: usize = 8192;
+/// Hot tags of a thread; with 32 bytes each they fit a processor's second-level cache.
+const HOT_SLOTS: usize = 16384;
+
+/// Rows of waiting tags for each partition.
+const ROWS: usize = 1 << ROW_BITS;
+const ROW_BITS: u32 = 4;
+
+/// The most tags that wait in a row.
+const MOST_WAITING: usize = 1024;
 
 /// Keys between rows: a cache line, so that the ends of the rows fall on different sets of it.
 const PADDING: usize = 4;
@@ -30,20 +40,22 @@ const MOST_CREDIT: u32 = 1 << 16;
 /// Tags that are brought to the hot ones together.
 const BATCH: usize = 256;
 
-/// One tag in so many may take the place of a hot one: places change hands seldom, which is all that
-/// lasting commonness needs, and rare turns are cheap to foresee.
+/// One in so many of the tags that are not hot challenges the hot one of its place: that tells what is
+/// common well enough.
 const CHALLENGERS: usize = 16;
 
-/// Tags on their way into the partitions, each partition's in a row of its own.
+/// Tags on their way into the partitions.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// Tags that were seen once each.
-    rows: Vec<Key>,
+    /// Tags that were seen once each: rows by the top bits of their hashes.
+    keys: Vec<Key>,
     /// Tags that a row can hold.
     capacity: usize,
-    lens: [usize; PARTITIONS],
-    /// Hot tags with their counts, and what a row cannot hold of records with very many tags.
+    lens: Vec<u32>,
+    num_keys: usize,
+    /// Hot tags with their counts, and what a row cannot hold.
     counted: Vec<Vec<(Key, u64)>>,
+    num_counted: usize,
     /// The bytes of long tags.
     bytes: Vec<Vec<u8>>,
     num_bytes: usize,
@@ -52,84 +64,266 @@ pub(super) struct Waiting {
 /// What waits for one partition.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrivals<'a> {
-    /// Tags that count once each.
-    pub(super) single: &'a [Key],
+    /// Tags that count once each, in rows of `stride` keys; of each row as many as `lens` says.
+    keys: &'a [Key],
+    stride: usize,
+    lens: &'a [u32],
     /// Tags with their counts.
     pub(super) counted: &'a [(Key, u64)],
     /// The bytes of long tags.
     pub(super) bytes: &'a [u8],
 }
 
+impl<'a> Arrivals<'a> {
+    /// Tags that count once each, in rows that ascend by their hashes.
+    pub(super) fn rows(self) -> impl Iterator<Item = &'a [Key]> {
+        self.keys.chunks(self.stride).zip(self.lens).map(|(row, &len)| &row[..len as usize])
+    }
+
+    /// How many rows there are.
+    pub(super) fn num_rows(self) -> usize {
+        self.lens.len()
+    }
+
+    /// How many tags there are.
+    pub(super) fn num_tags(self) -> usize {
+        self.lens.iter().map(|&len| len as usize).sum::<usize>() + self.counted.len()
+    }
+}
+
 impl Waiting {
     fn new(memory: usize) -> Self {
-        let capacity = (memory / size_of::<Key>() / PARTITIONS).clamp(8, MOST_WAITING);
+        let num_rows = PARTITIONS * ROWS;
+        let capacity = (memory / size_of::<Key>() / num_rows).clamp(2, MOST_WAITING);
         Self {
-            rows: vec![Key::default(); (capacity + PADDING) * PARTITIONS],
+            keys: vec![Key::default(); (capacity + PADDING) * num_rows],
             capacity,
-            lens: [0; PARTITIONS],
+            lens: vec![0; num_rows],
+            num_keys: 0,
             counted: vec![Vec::new(); PARTITIONS],
+            num_counted: 0,
             bytes: vec![Vec::new(); PARTITIONS],
             num_bytes: 0,
         }
     }
 
     fn of(&self, partition: usize) -> Arrivals<'_> {
-        let row = partition * (self.capacity + PADDING);
+        let stride = self.capacity + PADDING;
+        let rows = partition * ROWS..(partition + 1) * ROWS;
         Arrivals {
-            single: &self.rows[row..row + self.lens[partition]],
+            keys: &self.keys[rows.start * stride..rows.end * stride],
+            stride,
+            lens: &self.lens[rows],
             counted: &self.counted[partition],
             bytes: &self.bytes[partition],
         }
     }
 
-    /// Lays a tag down and keeps it where `kept`: no branch, for which tags wait is anybody's guess.
     #[inline]
-    fn push(&mut self, hash: u64, key: Key, kept: bool) {
-        let partition = partition_of(hash);
-        let len = self.lens[partition];
+    fn push(&mut self, hash: u64, key: Key) {
+        let row = (hash >> (64 - PARTITION_BITS - ROW_BITS)) as usize;
+        let len = self.lens[row] as usize;
         if len == self.capacity {
-            if kept {
-                self.counted[partition].push((key, 1));
-            }
+            self.counted[row >> ROW_BITS].push((key, 1));
+            self.num_counted += 1;
             return;
         }
-        self.rows[partition * (self.capacity + PADDING) + len] = key;
-        self.lens[partition] = len + usize::from(kept);
+        self.keys[row * (self.capacity + PADDING) + len] = key;
+        self.lens[row] = len as u32 + 1;
+        self.num_keys += 1;
     }
 
-    fn push_long(&mut self, tag: &Tag<'_>) {
-        let key = tag.stored(&mut self.bytes[partition_of(tag.hash())]);
+    fn push_long(&mut self, hash: u64, key: Key, bytes: &[u8]) {
+        let tag = key.hashed_tag(hash, bytes);
         self.num_bytes += tag.long().len();
-        self.push(tag.hash(), key, true);
+        let key = tag.stored(&mut self.bytes[partition_of(hash)]);
+        self.push(hash, key);
     }
 
     fn push_counted(&mut self, key: Key, count: u32) {
         if count > 0 {
             let partition = partition_of(key.tag(&[]).hash());
             self.counted[partition].push((key, u64::from(count)));
+            self.num_counted += 1;
         }
     }
 
-    /// Whether a row has little room left for another batch.
+    /// Whether the rows are as good as full: three quarters, for they do not fill alike.
     fn is_full(&self) -> bool {
-        let fullest = self.lens.iter().fold(0, |most, &len| most.max(len));
-        2 * fullest > self.capacity || self.num_bytes > self.rows.len() * size_of::<Key>()
+        let room = self.capacity * self.lens.len();
+        4 * self.num_keys > 3 * room
+            || 2 * self.num_counted > room
+            || self.num_bytes > room * size_of::<Key>()
     }
 
     fn clear(&mut self) {
-        self.lens = [0; PARTITIONS];
+        self.lens.fill(0);
+        self.num_keys = 0;
         self.counted.iter_mut().for_each(Vec::clear);
+        self.num_counted = 0;
         self.bytes.iter_mut().for_each(Vec::clear);
         self.num_bytes = 0;
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Hot {
     key: Key,
     count: u32,
-    /// How often the tag was seen beyond what else fell on its place.
+    /// The count at the last challenge.
+    counted: u32,
+    /// How often the tag was seen, beyond how often others were that belong to its place.
     credit: u32,
+    /// The row of the [`HotTags`] in which the tag was seen last.
+    row: u32,
+}
+
+impl Hot {
+    fn new(key: Key, count: u32) -> Self {
+        Self { key, count, counted: 0, credit: 0, row: 0 }
+    }
+
+    /// Whether the tag keeps its place, given that another came for it.
+    fn holds(&mut self) -> bool {
+        let credit = self.credit.saturating_add(self.count - self.counted).min(MOST_CREDIT);
+        self.counted = self.count;
+        self.credit = credit.saturating_sub(CHALLENGERS as u32);
+        credit >= CHALLENGERS as u32
+    }
+}
+
+/// The tags that a thread keeps close: each in the one place that its key gives it. No long tag is
+/// among them.
+#[derive(Debug)]
+struct HotTags {
+    slots: Vec<Hot>,
+    bits: u32,
+    /// Rows counted by [`count_views`](Self::count_views) since the slots' rows were reset.
+    num_rows: u32,
+    /// Tags that were not hot since the last one that challenged.
+    num_others: usize,
+}
+
+impl HotTags {
+    fn new(memory: usize) -> Self {
+        let bits = (memory / size_of::<Hot>()).clamp(64, HOT_SLOTS).ilog2();
+        Self { slots: vec![Hot::new(Key::NONE, 0); 1 << bits], bits, num_rows: 0, num_others: 0 }
+    }
+
+    /// Counts those texts of a block that are hot tags in normal form, each once in its record, and
+    /// lays the others down in `others`, whose number it returns with the number of duplicates.
+    ///
+    /// There is no branch on which is which, nor on where records end, for that is anybody's guess: a 1
+    /// in `begins` tells it. A text that merely stands for a hot tag is among the others.
+    #[inline]
+    fn count_views(
+        &mut self,
+        views: &[u128],
+        begins: &[u8],
+        num_kept: &mut [u8; BLOCK_ROWS],
+        others: &mut [Other],
+    ) -> (usize, usize) {
+        if self.num_rows > u32::MAX - BLOCK_ROWS as u32 {
+            self.slots.iter_mut().for_each(|slot| slot.row = 0);
+            self.num_rows = 0;
+        }
+        let first_row = self.num_rows + 1;
+        self.num_rows += BLOCK_ROWS as u32;
+        let Self { slots, bits, .. } = self;
+        let (mut row, mut num_others, mut num_duplicates) = (0, 0, 0);
+        for (place, (&view, &begins)) in views.iter().zip(begins).enumerate() {
+            row += usize::from(begins);
+            let stamp = first_row + row as u32;
+            let key = Key::of_view(view);
+            let slot = &mut slots[key.place(*bits)];
+            let is_hot = slot.key.equals(key) & (view as u32 as usize <= VIEW_INLINE);
+            let is_new = is_hot & (slot.row != stamp);
+            slot.count += u32::from(is_new);
+            slot.row = if is_hot { stamp } else { slot.row };
+            num_kept[row % BLOCK_ROWS] += u8::from(is_new);
+            num_duplicates += usize::from(is_hot & !is_new);
+            others[num_others] = Other::new(row, place);
+            num_others += usize::from(!is_hot);
+        }
+        (num_others, num_duplicates)
+    }
+
+    /// Counts the hot ones of a batch and lays the others down in `others`; returns how many.
+    fn count(
+        &mut self,
+        batch: &[(u64, Key)],
+        others: &mut [(u64, Key)],
+        mut gone: impl FnMut(Key, u32),
+    ) -> usize {
+        let mut num_others = 0;
+        for &(hash, key) in batch {
+            let slot = &mut self.slots[key.place(self.bits)];
+            if slot.key.equals(key) {
+                slot.count += 1;
+                continue;
+            }
+            self.num_others += 1;
+            if self.num_others >= CHALLENGERS && !key.is_long() {
+                self.num_others = 0;
+                if !slot.holds() {
+                    gone(slot.key, slot.count);
+                    *slot = Hot::new(key, 1);
+                    continue;
+                }
+            }
+            others[num_others] = (hash, key);
+            num_others += 1;
+        }
+        num_others
+    }
+
+    /// Tells all counts and begins again from 0; the places stay who they were.
+    fn hand_over(&mut self, mut gone: impl FnMut(Key, u32)) {
+        for slot in &mut self.slots {
+            slot.credit = slot.credit.saturating_add(slot.count - slot.counted).min(MOST_CREDIT);
+            gone(slot.key, std::mem::take(&mut slot.count));
+            slot.counted = 0;
+        }
+    }
+}
+
+/// What the work on a block of records needs.
+#[derive(Debug)]
+struct Bench {
+    lens: [u8; BLOCK_ROWS],
+    starts: [u16; BLOCK_ROWS],
+    num_kept: [u8; BLOCK_ROWS],
+    /// How many records begin at each text.
+    begins: [u8; BLOCK_ROWS * FEW + 1],
+    others: [Other; BLOCK_ROWS * FEW + 1],
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self {
+            lens: [0; BLOCK_ROWS],
+            starts: [0; BLOCK_ROWS],
+            num_kept: [0; BLOCK_ROWS],
+            begins: [0; BLOCK_ROWS * FEW + 1],
+            others: [Other::default(); BLOCK_ROWS * FEW + 1],
+        }
+    }
+}
+
+impl Bench {
+    /// Lays out where `num_rows` records of `num_texts` texts begin.
+    fn lay_out(&mut self, num_rows: usize, num_texts: usize) {
+        self.begins[..=num_texts].fill(0);
+        self.num_kept.fill(0);
+        let mut start = 0;
+        for (len, at) in self.lens[..num_rows].iter().zip(&mut self.starts) {
+            *at = start;
+            self.begins[usize::from(start)] += 1;
+            start += u16::from(*len);
+        }
+        // The first one is there from the beginning.
+        self.begins[0] -= u8::from(num_rows > 0);
+    }
 }
 
 /// One thread's counts.
@@ -137,6 +331,7 @@ struct Hot {
 pub(super) struct Local {
     reader: RecordReader,
     rows: std::ops::Range<usize>,
+    bench: Box<Bench>,
     cache: Cache,
     pub(super) tally: Tally,
     pub(super) sizes: Sizes,
@@ -148,6 +343,7 @@ impl Local {
         Ok(Self {
             reader: RecordReader::new(separator)?,
             rows: 0..0,
+            bench: Box::default(),
             cache: Cache::new(memory),
             tally: Tally::default(),
             sizes: Sizes::default(),
@@ -165,17 +361,38 @@ impl Local {
             job.check()?;
             let first = self.rows.start;
             let end = self.rows.end.min(first + ROWS_PER_CHECK);
-            let Self { reader, tally, sizes, cache, .. } = self;
-            let mut row = first;
-            while row < end && !cache.is_full {
-                let kept = reader.read(column, row, tally, |tag| cache.add(tag));
-                sizes.add(kept as u64, 1);
-                row += 1;
+            while self.rows.start < end && !self.is_full() {
+                let block = self.rows.start..end.min(self.rows.start + BLOCK_ROWS);
+                self.rows.start = block.end;
+                self.count_block(column, block);
+                if self.reader.gathered().tags.len() >= BATCH {
+                    self.cache.count(self.reader.gathered());
+                    self.reader.forget();
+                }
             }
-            job.advance((row - first) as u64);
-            self.rows.start = row;
+            job.advance((self.rows.start - first) as u64);
         }
         Ok(())
+    }
+
+    /// Counts the hot tags of a few rows and gathers the others.
+    fn count_block(&mut self, column: &TagColumn, rows: std::ops::Range<usize>) {
+        let Self { reader, tally, sizes, cache, bench, .. } = self;
+        cache.note(rows.len());
+        let Some(views) = column.views(rows.clone(), &mut bench.lens) else {
+            for row in rows {
+                sizes.add(reader.gather(column, row, tally) as u64, 1);
+            }
+            return;
+        };
+        bench.lay_out(rows.len(), views.len());
+        let Bench { starts, num_kept, begins, others, .. } = &mut **bench;
+        let (num_others, num_duplicates) = cache.hot.count_views(views, begins, num_kept, others);
+        tally.num_duplicates += num_duplicates as u64;
+        let block = Block { views, starts: &starts[..rows.len()] };
+        reader.note(&block, views.len() - num_others - num_duplicates, tally);
+        reader.gather_others(column, &block, &others[..num_others], tally, num_kept);
+        num_kept[..rows.len()].iter().for_each(|&number| sizes.add(u64::from(number), 1));
     }
 
     /// Whether it is time to hand over.
@@ -195,6 +412,8 @@ impl Local {
 
     /// Lets the hot tags wait too; their places stay theirs.
     pub(super) fn hand_over(&mut self) {
+        self.cache.count(self.reader.gathered());
+        self.reader.forget();
         self.cache.hand_over();
     }
 
@@ -207,74 +426,56 @@ impl Local {
 /// One thread's tags.
 #[derive(Debug)]
 struct Cache {
-    hot: Vec<Hot>,
-    /// Short tags on their way to the hot ones; many at once, so that none waits for another's slot.
-    batch: Vec<(u64, Key)>,
+    hot: HotTags,
     waiting: Waiting,
+    /// The tags of a batch that are not hot.
+    others: Vec<(u64, Key)>,
     is_full: bool,
-    /// Tags counted since all was handed over.
-    num_seen: u32,
+    /// Records since all was handed over.
+    num_records: u32,
 }
 
 impl Cache {
     fn new(memory: usize) -> Self {
-        let size = (memory / 4 / size_of::<Hot>()).clamp(64, HOT_SLOTS);
-        let size = if size.is_power_of_two() { size } else { size.next_power_of_two() / 2 };
         Self {
-            hot: vec![Hot::default(); size],
-            batch: Vec::with_capacity(BATCH),
+            hot: HotTags::new(memory / 4),
             waiting: Waiting::new(memory / 2),
+            others: vec![(0, Key::default()); BATCH],
             is_full: false,
-            num_seen: 0,
+            num_records: 0,
         }
     }
 
-    #[inline]
-    fn add(&mut self, tag: &Tag<'_>) {
-        if tag.is_long() {
-            self.waiting.push_long(tag);
-            self.is_full |= self.waiting.num_bytes.is_multiple_of(16) && self.waiting.is_full();
-            return;
-        }
-        self.batch.push((tag.hash(), tag.key()));
-        if self.batch.len() == BATCH {
-            self.count_batch();
-        }
-    }
-
-    fn count_batch(&mut self) {
-        let Self { hot, batch, waiting, .. } = self;
-        let mask = hot.len() - 1;
-        // Looked at once before, so that the slots' ways from memory are made together.
-        let ahead = batch.iter().fold(0, |all, (hash, _)| all ^ hot[*hash as usize & mask].credit);
-        std::hint::black_box(ahead);
-        for (place, &(hash, key)) in batch.iter().enumerate() {
-            let slot = &mut hot[hash as usize & mask];
-            let same = slot.key.equals(key);
-            if place % CHALLENGERS == 0 && slot.credit == 0 && !same {
-                let old = std::mem::replace(slot, Hot { key, count: 1, credit: 1 });
-                waiting.push_counted(old.key, old.count);
-                continue;
+    /// Counts the hot tags of a batch and lets the others wait.
+    fn count(&mut self, batch: Gathered<'_>) {
+        let Self { hot, waiting, others, .. } = self;
+        for some in batch.tags.chunks(BATCH) {
+            let num_others = hot.count(some, others, |key, count| waiting.push_counted(key, count));
+            for &(hash, key) in &others[..num_others] {
+                if key.is_long() {
+                    waiting.push_long(hash, key, batch.bytes);
+                } else {
+                    waiting.push(hash, key);
+                }
             }
-            slot.count += u32::from(same);
-            slot.credit = (slot.credit + 2 * u32::from(same)).saturating_sub(1).min(MOST_CREDIT);
-            waiting.push(hash, key, !same);
         }
-        self.num_seen += batch.len() as u32;
-        batch.clear();
-        self.is_full = self.num_seen > u32::MAX / 2 || waiting.is_full();
+        self.is_full |= self.waiting.is_full();
+    }
+
+    /// Notes that so many records come, lest a count of 32 bits overflow.
+    fn note(&mut self, num_records: usize) {
+        self.num_records += num_records as u32;
+        self.is_full |= self.num_records > u32::MAX / 2;
     }
 
     fn hand_over(&mut self) {
-        self.count_batch();
-        for slot in &mut self.hot {
-            self.waiting.push_counted(slot.key, std::mem::take(&mut slot.count));
-        }
+        let Self { hot, waiting, .. } = self;
+        hot.hand_over(|key, count| waiting.push_counted(key, count));
     }
 
     fn clear(&mut self) {
         self.waiting.clear();
         self.is_full = false;
-        self.num_seen = 0;
+        self.num_records = 0;
     }
 }

@@ -13,7 +13,7 @@ use crate::hashtag::{Key, Tag};
 
 /// Parts of a table.
 pub(super) const PARTITIONS: usize = 1 << PARTITION_BITS;
-const PARTITION_BITS: u32 = 6;
+pub(super) const PARTITION_BITS: u32 = 6;
 
 /// Slots below which a partition doubles when it is full.
 const SMALL: usize = 1 << 16;
@@ -136,9 +136,28 @@ impl Partition {
 
     /// Adds what waits for this partition.
     pub(super) fn take_in(&mut self, arrivals: Arrivals<'_>) {
-        let Arrivals { single, counted, bytes } = arrivals;
+        let bytes = arrivals.bytes;
+        let stretch = self.slots.len() / arrivals.num_rows();
+        for (number, row) in arrivals.rows().enumerate() {
+            if row.len() * 4 > stretch {
+                self.touch(number * stretch, stretch);
+            }
+            self.add_row(row, bytes);
+        }
+        for (key, count) in arrivals.counted {
+            self.add(&key.tag(bytes), *count);
+        }
+    }
+
+    /// Reads a stretch of slots of which most are wanted soon: in their order they come fast.
+    fn touch(&self, first: usize, length: usize) {
+        let slots = &self.slots[first..first + length];
+        std::hint::black_box(slots.iter().step_by(2).fold(0, |all, slot| all ^ slot.count));
+    }
+
+    fn add_row(&mut self, row: &[Key], bytes: &[u8]) {
         let mut hashes = [0; AHEAD];
-        for keys in single.chunks(AHEAD) {
+        for keys in row.chunks(AHEAD) {
             let mut seen = 0;
             for (hash, key) in hashes.iter_mut().zip(keys) {
                 *hash = key.tag(bytes).hash();
@@ -148,9 +167,6 @@ impl Partition {
             for (hash, key) in hashes.iter().zip(keys) {
                 self.add(&key.hashed_tag(*hash, bytes), 1);
             }
-        }
-        for (key, count) in counted {
-            self.add(&key.tag(bytes), *count);
         }
     }
 

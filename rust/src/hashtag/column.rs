@@ -1,12 +1,14 @@
 //! The column of hashtags of a record batch, in every form that holds text or lists of text.
 
+use std::ops::Range;
+
 use arrow_array::cast::AsArray;
 use arrow_array::types::{ByteArrayType, ByteViewType};
 use arrow_array::{Array, ArrayRef, GenericByteArray, GenericByteViewArray, OffsetSizeTrait};
 use arrow_buffer::NullBuffer;
 use arrow_schema::DataType;
 
-use super::INLINE;
+use super::{FEW, INLINE, VIEW_INLINE};
 use crate::{Error, Result};
 
 /// A column of text in any of Arrow's layouts, read as bytes: nothing is assumed to be UTF-8.
@@ -61,9 +63,6 @@ struct Views {
     nulls: Option<NullBuffer>,
 }
 
-/// Bytes that a view holds itself.
-const VIEW_INLINE: usize = 12;
-
 impl Views {
     fn new<T: ByteViewType + ?Sized>(array: &GenericByteViewArray<T>) -> Self {
         Self {
@@ -90,6 +89,17 @@ impl Views {
         bytes.get(row * 16 + 4..row * 16 + 4 + length)
     }
 
+    #[inline]
+    fn raw(&self, view: u128) -> Raw<'_> {
+        let length = view as u32 as usize;
+        if length <= VIEW_INLINE {
+            return Raw::Short(view >> 32, length);
+        }
+        let start = (view >> 96) as u32 as usize;
+        let buffer = self.buffers.get((view >> 64) as u32 as usize);
+        buffer.map_or(Raw::Null, |buffer| Raw::of(buffer, start, start + length))
+    }
+
     fn outside(&self, view: u128) -> Option<&[u8]> {
         let length = view as u32 as usize;
         let buffer = self.buffers.get((view >> 64) as u32 as usize)?;
@@ -109,6 +119,21 @@ pub(super) enum Raw<'a> {
 }
 
 impl<'a> Raw<'a> {
+    /// The text; that of a short one is laid into `buffer`.
+    pub(super) fn bytes<'b>(&self, buffer: &'b mut [u8; 16]) -> &'b [u8]
+    where
+        'a: 'b,
+    {
+        match *self {
+            Self::Null => &[],
+            Self::Short(bits, length) => {
+                *buffer = bits.to_le_bytes();
+                &buffer[..length]
+            }
+            Self::Long(text) => text,
+        }
+    }
+
     #[inline]
     fn of(data: &'a [u8], start: usize, end: usize) -> Self {
         let length = end.wrapping_sub(start);
@@ -167,10 +192,7 @@ impl Texts {
             Self::Large(array) => array.raw(row),
             Self::View(array) => match array.view(row) {
                 None => Raw::Null,
-                Some(view) if view as u32 as usize <= VIEW_INLINE => {
-                    Raw::Short(view >> 32, view as u32 as usize)
-                }
-                Some(view) => array.outside(view).map_or(Raw::Null, Raw::Long),
+                Some(view) => array.raw(view),
             },
             _ => self.get(row).map_or(Raw::Null, Raw::Long),
         }
@@ -257,14 +279,39 @@ impl TagColumn {
         self.texts.raw(text)
     }
 
+    /// The texts of some records as views, and in `lens` how many each record has; `None` where a text
+    /// or record is null, a record has more than [`FEW`] texts, or they lie in another layout.
+    #[inline]
+    pub(crate) fn views(&self, rows: Range<usize>, lens: &mut [u8]) -> Option<&[u128]> {
+        let Texts::View(texts) = &self.texts else { return None };
+        if self.nulls.is_some() || texts.nulls.is_some() {
+            return None;
+        }
+        let range = match &self.rows {
+            Rows::Small(offsets) => few_each(offsets.get(rows.start..=rows.end)?, lens),
+            Rows::Large(offsets) => few_each(offsets.get(rows.start..=rows.end)?, lens),
+            _ => None,
+        };
+        texts.views.get(range?)
+    }
+
+    /// A text that is a view.
+    #[inline]
+    pub(super) fn view(&self, view: u128) -> Raw<'_> {
+        match &self.texts {
+            Texts::View(texts) => texts.raw(view),
+            _ => Raw::Null,
+        }
+    }
+
     /// The bytes of a text.
     pub(super) fn text(&self, text: usize) -> Option<&[u8]> {
         self.texts.get(text)
     }
 
     /// The texts of a record.
-    #[inline]
-    pub(super) fn range(&self, row: usize) -> std::ops::Range<usize> {
+    #[inline(always)]
+    pub(super) fn range(&self, row: usize) -> Range<usize> {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
             return 0..0;
         }
@@ -277,6 +324,19 @@ impl TagColumn {
             Rows::Nulls => 0..0,
         }
     }
+}
+
+/// From where to where the texts reach, where none of the records has more than [`FEW`].
+#[inline]
+fn few_each<O: OffsetSizeTrait>(offsets: &[O], lens: &mut [u8]) -> Option<Range<usize>> {
+    let mut longest = 0;
+    for (pair, len) in offsets.windows(2).zip(lens) {
+        let length = pair[1].as_usize().wrapping_sub(pair[0].as_usize());
+        *len = length as u8;
+        longest = longest.max(length);
+    }
+    let (first, last) = (offsets.first()?, offsets.last()?);
+    (longest <= FEW).then_some(first.as_usize()..last.as_usize())
 }
 
 fn view_rows<O: OffsetSizeTrait>(offsets: &[O], sizes: &[O]) -> Rows {

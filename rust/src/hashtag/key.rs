@@ -18,6 +18,9 @@ use super::MAX_BYTES;
 /// Bytes of a tag that a key holds itself.
 pub(crate) const INLINE: usize = 15;
 
+/// Bytes that a view of Arrow's holds itself.
+pub(crate) const VIEW_INLINE: usize = 12;
+
 /// What the last byte of a long tag's key says.
 const LONG: u64 = 0xff << 56;
 
@@ -33,8 +36,25 @@ pub(crate) struct Key {
 }
 
 impl Key {
+    /// The key of no tag.
+    pub(crate) const NONE: Self = Self { low: 0, high: LONG };
+
     fn short(bits: u128, length: usize) -> Self {
         Self { low: bits as u64, high: (bits >> 64) as u64 | (length as u64) << 56 }
+    }
+
+    /// The key of the tag whose text lies in `view`, a view of Arrow's, if that is in normal form;
+    /// else the key of no tag, or of one that `view` is not the text of.
+    #[inline(always)]
+    pub(crate) fn of_view(view: u128) -> Self {
+        Self { low: (view >> 32) as u64, high: (view >> 96) as u64 | (view as u64) << 56 }
+    }
+
+    /// A place for the key among 2^`bits`; only short tags are sought there.
+    #[inline(always)]
+    pub(crate) fn place(self, bits: u32) -> usize {
+        let mixed = self.low ^ self.high.rotate_left(29);
+        (mixed.wrapping_mul(SEEDS[0]) >> (64 - bits)) as usize
     }
 
     #[inline]
@@ -104,18 +124,35 @@ fn hash_short(Key { low, high }: Key) -> u64 {
     fold(fold(low ^ SEEDS[0], high ^ SEEDS[1]) ^ SEEDS[2], SEEDS[3])
 }
 
-const ONES: u128 = u128::from_ne_bytes([1; 16]);
-const HIGH: u128 = ONES << 7;
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
+const HIGH: u64 = ONES << 7;
 
-/// The top bit of each byte that is a capital, where all are plain: ASCII from `$` on without DEL.
-#[inline(always)]
-fn upper_case(text: u128) -> Option<u128> {
-    let from = |least: u8| text.wrapping_add(ONES * (0x80 - least as u128));
-    // Where the top bit is set: not ASCII; below '$' (control, space, '#'); DEL.
-    if (text | !from(b'$') | from(0x7f)) & HIGH != 0 {
-        return None;
+/// For each length up to 15 the bytes that are within it, in two words.
+const WITHIN: [[u64; 2]; 16] = {
+    let mut within = [[0; 2]; 16];
+    let mut length = 0;
+    while length < 16 {
+        let bits = (1_u128 << (8 * length)) - 1;
+        within[length] = [bits as u64, (bits >> 64) as u64];
+        length += 1;
     }
-    Some(from(b'A') & !from(b'Z' + 1) & HIGH)
+    within
+};
+
+/// The top bit of each byte of `text` that is not plain, plain being ASCII from `$` on without DEL:
+/// right up to the first one in each word.
+#[inline(always)]
+fn unplain(text: u64) -> u64 {
+    let from = |least: u8| text.wrapping_add(ONES * (0x80 - least as u64));
+    // Not ASCII; below '$' (control, space, '#'); DEL.
+    (text | !from(b'$') | from(0x7f)) & HIGH
+}
+
+/// The top bit of each byte of `text` that is a capital, where all are plain.
+#[inline(always)]
+fn upper_case(text: u64) -> u64 {
+    let from = |least: u8| text.wrapping_add(ONES * (0x80 - least as u64));
+    from(b'A') & !from(b'Z' + 1) & HIGH
 }
 
 /// The hash by which tags are looked up, and by which files of counts are sorted.
@@ -159,11 +196,15 @@ impl<'a> Tag<'a> {
         if length == 0 || length > INLINE {
             return None;
         }
-        let mask = (1 << (8 * length)) - 1;
-        // Any plain character outside the tag, so that what lies there never matters.
-        let text = bits & mask | (ONES * b'a' as u128) & !mask;
-        let upper = upper_case(text)?;
-        let key = Key::short((text | upper >> 2) & mask, length);
+        // What lies outside is zero, which is not plain and does not matter.
+        let [low_mask, high_mask] = WITHIN[length];
+        let (low, high) = (bits as u64 & low_mask, (bits >> 64) as u64 & high_mask);
+        if unplain(low) & low_mask | unplain(high) & high_mask != 0 {
+            return None;
+        }
+        let low = low | upper_case(low) >> 2;
+        let high = high | upper_case(high) >> 2 | (length as u64) << 56;
+        let key = Key { low, high };
         Some(Self { hash: hash_short(key), key, long: &[] })
     }
 
@@ -178,22 +219,24 @@ impl<'a> Tag<'a> {
             text.chunks_exact(16).map(Some).chain([text.last_chunk::<16>().map(|c| &c[..])]);
         for piece in pieces {
             let bits = u128::from_le_bytes(piece?.try_into().ok()?);
-            if upper_case(bits)? != 0 {
+            let (low, high) = (bits as u64, (bits >> 64) as u64);
+            if unplain(low) | unplain(high) | upper_case(low) | upper_case(high) != 0 {
                 return None;
             }
         }
         Some(Self::of_bytes(text))
     }
 
+    /// Whether `view`, a view of Arrow's that holds its text itself, is this tag in normal form.
+    #[inline]
+    pub(crate) fn is_view(&self, view: u128) -> bool {
+        view as u32 as usize <= VIEW_INLINE && self.key.equals(Key::of_view(view))
+    }
+
     /// Its hash.
     #[inline]
     pub fn hash(&self) -> u64 {
         self.hash
-    }
-
-    #[inline]
-    pub(crate) fn key(&self) -> Key {
-        self.key
     }
 
     #[inline]

@@ -7,7 +7,7 @@ use super::{Key, Rejection, Scratch, Tag, TagColumn, Tally, normalize};
 use crate::{Error, Result};
 
 /// Above this many tags a record's duplicates are sought with a table instead of one by one.
-const FEW: usize = 24;
+pub(crate) const FEW: usize = 24;
 
 /// Reads records: splits, normalizes, rejects, drops duplicates, and keeps the books.
 ///
@@ -20,62 +20,127 @@ pub struct RecordReader {
     num_tags_in: u64,
 }
 
-/// The distinct tags of the record being read.
+/// The distinct tags of the records read and not yet forgotten.
 #[derive(Debug, Default)]
 struct Record {
     /// Hash and key; the key of a long tag says where its bytes lie.
     tags: Vec<(u64, Key)>,
     bytes: Vec<u8>,
+    /// Where the tags of the record being read begin.
+    start: usize,
+    /// A bit for each of its tags, by the tag's hash: most tags are found new by it.
+    seen: u64,
     table: HashTable<u32>,
 }
 
 impl Record {
-    fn clear(&mut self) {
+    fn forget(&mut self) {
         self.bytes.clear();
         self.tags.clear();
+    }
+
+    fn begin(&mut self) {
+        self.start = self.tags.len();
+        self.seen = 0;
         if !self.table.is_empty() {
             self.table.clear();
         }
     }
 
+    fn num_tags(&self) -> usize {
+        self.tags.len() - self.start
+    }
+
     /// Whether the tag is new to the record, which has it from now on.
     #[inline(always)]
     fn insert(&mut self, tag: &Tag<'_>) -> bool {
-        if self.tags.len() >= FEW {
-            return self.insert_among_many(tag);
+        let bit = 1 << (tag.hash() & 63);
+        if self.seen & bit != 0 {
+            return self.insert_unless_known(tag);
         }
-        let mut known = false;
-        for (hash, key) in &self.tags {
-            known |= *hash == tag.hash() && key.is(tag, &self.bytes);
-        }
-        if !known {
-            let key = tag.stored(&mut self.bytes);
-            self.tags.push((tag.hash(), key));
-        }
-        !known
+        self.seen |= bit;
+        let key = tag.stored(&mut self.bytes);
+        self.tags.push((tag.hash(), key));
+        true
     }
 
     #[cold]
+    fn insert_unless_known(&mut self, tag: &Tag<'_>) -> bool {
+        let before = &self.tags[self.start..];
+        if before.len() >= FEW {
+            return self.insert_among_many(tag);
+        }
+        if before.iter().any(|(hash, key)| *hash == tag.hash() && key.is(tag, &self.bytes)) {
+            return false;
+        }
+        let key = tag.stored(&mut self.bytes);
+        self.tags.push((tag.hash(), key));
+        true
+    }
+
     fn insert_among_many(&mut self, tag: &Tag<'_>) -> bool {
-        let Self { tags, bytes, table } = self;
-        let hash_at = |tags: &[(u64, Key)], place: u32| tags[place as usize].0;
-        if table.is_empty() {
-            for (place, &(hash, _)) in tags.iter().enumerate() {
-                table.insert_unique(hash, place as u32, |&place| hash_at(tags, place));
-            }
+        let Self { tags, bytes, start, table, .. } = self;
+        let hash_at = |tags: &[(u64, Key)], place: u32| tags[*start + place as usize].0;
+        // Tags that were found new without it are not in it yet.
+        for place in table.len()..tags.len() - *start {
+            let hash = hash_at(tags, place as u32);
+            table.insert_unique(hash, place as u32, |&place| hash_at(tags, place));
         }
         let same = |&place: &u32| {
-            let (hash, key) = tags[place as usize];
+            let (hash, key) = tags[*start + place as usize];
             hash == tag.hash() && key.is(tag, bytes)
         };
         if table.find(tag.hash(), same).is_some() {
             return false;
         }
         tags.push((tag.hash(), tag.stored(bytes)));
-        let last = (tags.len() - 1) as u32;
-        table.insert_unique(tag.hash(), last, |&place| hash_at(tags, place));
         true
     }
+}
+
+/// Some records whose texts are views and lie one after another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Block<'a> {
+    pub(crate) views: &'a [u128],
+    /// Where each record begins.
+    pub(crate) starts: &'a [u16],
+}
+
+impl Block<'_> {
+    fn views_of(&self, row: usize) -> &[u128] {
+        let end = self.starts.get(row + 1).map_or(self.views.len(), |&start| usize::from(start));
+        &self.views[usize::from(self.starts[row])..end]
+    }
+}
+
+/// A text of a block: its place in the block and that of its record.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Other(u32);
+
+impl Other {
+    #[inline(always)]
+    pub(crate) fn new(row: usize, place: usize) -> Self {
+        Self((place << 8 | row) as u32)
+    }
+
+    #[inline(always)]
+    fn row(self) -> usize {
+        (self.0 & 0xff) as usize
+    }
+
+    #[inline(always)]
+    fn place(self) -> usize {
+        (self.0 >> 8) as usize
+    }
+}
+
+/// The tags of some records, one record after another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gathered<'a> {
+    /// The hash and key of each tag.
+    pub(crate) tags: &'a [(u64, Key)],
+    /// The bytes of long ones.
+    pub(crate) bytes: &'a [u8],
 }
 
 impl RecordReader {
@@ -100,39 +165,119 @@ impl RecordReader {
         tally: &mut Tally,
         mut each: impl FnMut(&Tag<'_>),
     ) -> usize {
-        self.record.clear();
+        self.forget();
+        let num_kept = self.gather(column, row, tally);
+        let Gathered { tags, bytes } = self.gathered();
+        tags.iter().for_each(|(hash, key)| each(&key.hashed_tag(*hash, bytes)));
+        num_kept
+    }
+
+    /// Reads a record like [`read`](Self::read), and lays its tags behind those of the records
+    /// before it.
+    #[inline]
+    pub(crate) fn gather(&mut self, column: &TagColumn, row: usize, tally: &mut Tally) -> usize {
+        self.record.begin();
         tally.num_records += 1;
         if column.is_text() {
             if let Some(text) = column.range(row).next().and_then(|index| column.text(index)) {
-                self.split(text, tally, &mut each);
+                self.split(text, tally);
             }
-            return self.record.tags.len();
+        } else {
+            self.take_list(column, row, tally);
         }
+        let num_kept = self.record.num_tags();
+        tally.num_hashtags += num_kept as u64;
+        num_kept
+    }
+
+    /// Gathers those texts of a block of records that `others` names, record by record. The rest of them
+    /// are tags in normal form that are kept already, and a text that stands for one of those is a
+    /// duplicate. Adds to `num_kept` what it keeps of each record.
+    pub(crate) fn gather_others(
+        &mut self,
+        column: &TagColumn,
+        block: &Block<'_>,
+        others: &[Other],
+        tally: &mut Tally,
+        num_kept: &mut [u8],
+    ) {
+        let Self { record, scratch, .. } = self;
+        record.begin();
+        let mut row = 0;
+        let first = record.tags.len();
+        for other in others {
+            // No branch: where records end is anybody's guess.
+            let same_row = other.row() == row;
+            row = other.row();
+            record.seen = if same_row { record.seen } else { 0 };
+            record.start = if same_row { record.start } else { record.tags.len() };
+            let before = record.tags.len();
+            let mut buffer = [0; 16];
+            let view = block.views[other.place()];
+            match column.view(view) {
+                Raw::Null => tally.reject(Rejection::Null),
+                raw => {
+                    let plain = match raw {
+                        Raw::Short(bits, length) => Tag::plain(bits, length),
+                        Raw::Long(text) => Tag::plain_long(text),
+                        Raw::Null => None,
+                    };
+                    let tag = match plain {
+                        Some(tag) => Ok(tag),
+                        None => normalize(raw.bytes(&mut buffer), scratch).map(Tag::new),
+                    };
+                    match tag {
+                        Ok(tag) if tag.is_long() || tag.is_view(view) => keep(record, &tag, tally),
+                        Ok(tag) => keep_unless_among(record, block.views_of(row), &tag, tally),
+                        Err(cause) => tally.reject(cause),
+                    }
+                }
+            }
+            num_kept[row] += (record.tags.len() - before) as u8;
+        }
+        tally.num_hashtags += (record.tags.len() - first) as u64;
+    }
+
+    /// Notes the records of a block, of whose texts so many were kept beforehand.
+    pub(crate) fn note(&mut self, block: &Block<'_>, num_kept: usize, tally: &mut Tally) {
+        self.num_tags_in += block.views.len() as u64;
+        tally.num_records += block.starts.len() as u64;
+        tally.num_hashtags += num_kept as u64;
+    }
+
+    /// What [`gather`](Self::gather) laid down.
+    pub(crate) fn gathered(&self) -> Gathered<'_> {
+        Gathered { tags: &self.record.tags, bytes: &self.record.bytes }
+    }
+
+    /// Forgets what [`gather`](Self::gather) laid down.
+    pub(crate) fn forget(&mut self) {
+        self.record.forget();
+    }
+
+    #[inline]
+    fn take_list(&mut self, column: &TagColumn, row: usize, tally: &mut Tally) {
         let texts = column.range(row);
         self.num_tags_in += texts.len() as u64;
         for index in texts {
-            match column.raw(index) {
-                Raw::Short(bits, length) => match Tag::plain(bits, length) {
-                    Some(tag) => keep(&mut self.record, &tag, tally, &mut each),
-                    None => {
-                        let bytes = bits.to_le_bytes();
-                        take(
-                            &mut self.record,
-                            &mut self.scratch,
-                            &bytes[..length],
-                            tally,
-                            &mut each,
-                        );
-                    }
-                },
-                Raw::Long(text) => match Tag::plain_long(text) {
-                    Some(tag) => keep(&mut self.record, &tag, tally, &mut each),
-                    None => take(&mut self.record, &mut self.scratch, text, tally, &mut each),
-                },
-                Raw::Null => tally.reject(Rejection::Null),
-            }
+            self.take_raw(column.raw(index), tally);
         }
-        self.record.tags.len()
+    }
+
+    #[inline(always)]
+    fn take_raw(&mut self, raw: Raw<'_>, tally: &mut Tally) {
+        let Self { record, scratch, .. } = self;
+        match raw {
+            Raw::Short(bits, length) => match Tag::plain(bits, length) {
+                Some(tag) => keep(record, &tag, tally),
+                None => take(record, scratch, &bits.to_le_bytes()[..length], tally),
+            },
+            Raw::Long(text) => match Tag::plain_long(text) {
+                Some(tag) => keep(record, &tag, tally),
+                None => take(record, scratch, text, tally),
+            },
+            Raw::Null => tally.reject(Rejection::Null),
+        }
     }
 
     /// Tags read so far, kept or not.
@@ -142,7 +287,7 @@ impl RecordReader {
 
     /// Splits a text. Pieces between white space are never empty; between separators they can be,
     /// and are rejected then, except that an empty text has no pieces.
-    fn split(&mut self, text: &[u8], tally: &mut Tally, each: &mut impl FnMut(&Tag<'_>)) {
+    fn split(&mut self, text: &[u8], tally: &mut Tally) {
         let Self { separator, scratch, record, num_tags_in } = self;
         if let Some(separator) = separator {
             if text.is_empty() {
@@ -150,7 +295,7 @@ impl RecordReader {
             }
             for piece in split_at(text, separator.as_bytes()) {
                 *num_tags_in += 1;
-                take(record, scratch, piece, tally, each);
+                take(record, scratch, piece, tally);
             }
             return;
         }
@@ -159,7 +304,7 @@ impl RecordReader {
                 Ok(piece) => {
                     for piece in piece.split_whitespace() {
                         *num_tags_in += 1;
-                        take(record, scratch, piece.as_bytes(), tally, each);
+                        take(record, scratch, piece.as_bytes(), tally);
                     }
                 }
                 Err(_) => {
@@ -172,24 +317,24 @@ impl RecordReader {
 }
 
 #[inline(always)]
-fn keep(record: &mut Record, tag: &Tag<'_>, tally: &mut Tally, each: &mut impl FnMut(&Tag<'_>)) {
-    if record.insert(tag) {
-        tally.num_hashtags += 1;
-        each(tag);
-    } else {
+fn keep(record: &mut Record, tag: &Tag<'_>, tally: &mut Tally) {
+    if !record.insert(tag) {
         tally.num_duplicates += 1;
     }
 }
 
-fn take(
-    record: &mut Record,
-    scratch: &mut Scratch,
-    raw: &[u8],
-    tally: &mut Tally,
-    each: &mut impl FnMut(&Tag<'_>),
-) {
+/// Keeps a tag, unless a text of its record is the tag in normal form.
+fn keep_unless_among(record: &mut Record, views: &[u128], tag: &Tag<'_>, tally: &mut Tally) {
+    if views.iter().any(|&view| tag.is_view(view)) {
+        tally.num_duplicates += 1;
+    } else {
+        keep(record, tag, tally);
+    }
+}
+
+fn take(record: &mut Record, scratch: &mut Scratch, raw: &[u8], tally: &mut Tally) {
     match normalize(raw, scratch) {
-        Ok(text) => keep(record, &Tag::new(text), tally, each),
+        Ok(text) => keep(record, &Tag::new(text), tally),
         Err(cause) => tally.reject(cause),
     }
 }

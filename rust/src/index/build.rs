@@ -2,38 +2,42 @@
 //! part by part.
 //!
 //! Shards are scanned in parallel, a few at a time, and taken in their order, so threads never change
-//! a byte. Records (key and labels) are held in memory while shards are scanned. Nothing is lost
+//! a byte. Records (key and labels) are held in memory while shards are scanned; where they do not
+//! fit, rows are written without labels first and joined on disk ([`super::join`]). Nothing is lost
 //! without a word: what was left out and why is counted, stands in the manifest, and where its share
 //! is above a limit the build is refused.
+//!
+//! Every finished file is noted in a journal, so that a killed build goes on where it was, and no file
+//! takes the name of one that a manifest names: the old index stays whole until the new manifest is
+//! there.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use arrow_array::builder::StringBuilder;
-use arrow_array::{ArrayRef, ListArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
-use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
-use arrow_schema::{ArrowError, DataType, Field};
+use arrow_array::RecordBatch;
+use arrow_schema::ArrowError;
 use hashbrown::HashSet;
 use rayon::prelude::*;
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::dropped::{self, next_name, split_scoped};
+use super::encode::BatchEncoder;
 use super::format::{
-    BATCH_ROWS, FORMAT, FORMAT_VERSION, FileEntry, KEYS, KEYS_MAGIC, LabelKind, MANIFEST, Manifest,
-    PART_ROWS, SHARDS, part_schema, shards_schema, write_bytes, write_table,
+    FORMAT, FORMAT_VERSION, FileEntry, KeyScope, LabelKind, MANIFEST, Manifest, NO_SHARD,
+    PART_ROWS, entry_of, part_schema, shards_schema, write_table,
 };
-use super::records::{Keys, Records};
-use crate::count::{CountOptions, tag_column};
-use crate::hashtag::{RecordReader, Tally};
+use super::join::Probes;
+use super::journal::{Head, JOURNAL, Journal, Kind, Step};
+use super::keys::{self, AllParts};
+use super::part::Part;
+use super::read::{Index, Shard};
+use super::records::{Columns, Keys, Records, join_key, shard_stem};
+use super::rows::{Rows, shards_batch};
+use super::scan::{Scan, scan_shard};
+use crate::count::CountOptions;
 use crate::job::Job;
-use crate::shard::{IMAGE_EXTENSIONS, Scanner, split_name};
-use crate::vocabulary::{Encoder, Vocabulary};
+use crate::spill::Memory;
+use crate::vocabulary::Vocabulary;
 use crate::{Error, Result, publish};
-
-/// Longer `.cls` members are refused.
-const MAX_CLASS_BYTES: u64 = 64;
-/// Classes above this are taken for damage.
-const MAX_CLASS: u32 = 100_000_000;
 
 /// Where the labels of samples come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,17 +50,77 @@ pub enum LabelSource {
     Records,
 }
 
+/// Shares above which a build is refused, by the name of the count, and of which count they are.
+pub const LIMITS: [(&str, &str, f64); 5] = [
+    ("keys_doubled", "samples", 0.0),
+    ("samples_split", "samples", 0.0),
+    ("samples_without_record", "samples", 0.99),
+    ("records_without_sample", "records", 0.99),
+    ("records_doubled", "records", 1.0),
+];
+
 /// How an index is built.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
     /// Where labels come from.
     pub labels: LabelSource,
+    /// Within what keys name a sample.
+    pub key_scope: KeyScope,
     /// Scanning threads; as many as the machine has where `None`.
     pub num_threads: Option<usize>,
+    /// The only keys to take.
+    pub include: Option<Vec<String>>,
     /// Keys to leave out.
     pub exclude: Vec<String>,
-    /// Doubled keys, as a share of all samples, above which the build is refused.
-    pub max_doubled_share: f64,
+    /// Shares that stand in for those of [`LIMITS`].
+    pub limits: BTreeMap<String, f64>,
+    /// How much memory the records may take.
+    pub memory: Memory,
+    /// Rows of a part, at most [`PART_ROWS`]; those of all parts but the last.
+    pub part_rows: usize,
+    /// What the build is made of, in the caller's words: a killed build goes on only where they are
+    /// the same, and never where they are absent.
+    pub resume_key: Option<String>,
+    /// Whether the new shards follow those of the index that is there.
+    pub append: bool,
+}
+
+/// Lists of keys to take and to leave out.
+#[derive(Debug)]
+struct Lists {
+    include: Option<HashSet<Vec<u8>>>,
+    exclude: HashSet<Vec<u8>>,
+}
+
+impl Lists {
+    fn new(options: &BuildOptions) -> Result<Self> {
+        let line = |line: &String| match options.key_scope {
+            KeyScope::Global => Ok(line.clone().into_bytes()),
+            KeyScope::Shard => {
+                let (shard, key) = split_scoped(line)?;
+                Ok(join_key(shard, key, &mut Vec::new()).to_vec())
+            }
+        };
+        let set = |lines: &Vec<String>| lines.iter().map(line).collect::<Result<HashSet<_>>>();
+        let include = options.include.as_ref().map(set).transpose()?;
+        Ok(Self { include, exclude: set(&options.exclude)? })
+    }
+
+    fn cause(&self, key: &[u8]) -> Option<&'static str> {
+        if self.exclude.contains(key) {
+            return Some("excluded");
+        }
+        self.include.as_ref().filter(|include| !include.contains(key)).map(|_| "not_included")
+    }
+
+    /// Whether a sample is left out, which is counted.
+    fn leaves_out(&self, key: impl AsRef<[u8]>, counts: &mut BTreeMap<String, u64>) -> bool {
+        let cause = self.cause(key.as_ref());
+        if let Some(cause) = cause {
+            *counts.entry(format!("samples_{cause}")).or_insert(0) += 1;
+        }
+        cause.is_some()
+    }
 }
 
 /// An index being built; visible only after [`publish`](Self::publish).
@@ -64,99 +128,246 @@ pub struct BuildOptions {
 pub struct Builder {
     folder: PathBuf,
     options: BuildOptions,
-    pub(super) exclude: HashSet<String>,
+    lists: Lists,
+    /// The manifest that the new one replaces, and whether it is appended to.
+    old: Option<Manifest>,
+    old_dropped: Vec<dropped::Dropped>,
+    journal: Journal,
     records: Records,
     counts: BTreeMap<String, u64>,
-    pub(super) rows: Rows,
+    rows: Rows,
     parts: Vec<FileEntry>,
-    shards: Shards,
-    pub(super) keys: Vec<(u64, u64)>,
-    pub(super) num_samples: u64,
+    /// Files of rows that wait for their labels, and how many have got them.
+    scans: Vec<FileEntry>,
+    num_labelled: usize,
+    shards: Vec<Shard>,
+    num_shards_noted: usize,
+    /// Shards and parts that were there before this process.
+    num_shards_kept: usize,
+    num_parts_kept: usize,
+    /// Samples of the next shard that are done, and the ordinal of its first.
+    resume_at: Option<(usize, u64)>,
+    num_samples: u64,
     highest_class: Option<u32>,
+    next_number: u64,
 }
 
 impl Builder {
-    /// Starts an index in `folder`, which is made where it is not there.
+    /// Starts an index in `folder`, which is made where it is not there, or goes on with one.
     pub fn new(folder: impl AsRef<Path>, options: BuildOptions) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
         std::fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
-        let exclude = options.exclude.iter().cloned().collect();
-        Ok(Self {
+        check_limits(&options.limits)?;
+        if !(1..=PART_ROWS).contains(&options.part_rows) {
+            return Err(Error::usage(format!("part_rows: expected 1 to {PART_ROWS}")));
+        }
+        let lists = Lists::new(&options)?;
+        // What cannot be read any more is replaced, not appended to.
+        let old = match Index::open(&folder, None) {
+            Ok(index) => Some(index),
+            Err(error) if options.append => return Err(error),
+            Err(_) => None,
+        };
+        let (old, old_dropped, old_shards) = match old {
+            Some(index) => {
+                let (dropped, shards) = (index.dropped().to_vec(), index.shards().to_vec());
+                (Some(index.manifest().clone()), dropped, shards)
+            }
+            None => (Manifest::read(&folder).ok(), Vec::new(), Vec::new()),
+        };
+        let next_number = old.as_ref().map_or(0, first_free_number);
+        let base = old.as_ref().filter(|_| options.append);
+        let head = options.resume_key.clone().map(|key| Head {
+            key,
+            base: base.map(|base| base.fingerprint.clone()),
+            first_number: next_number,
+        });
+        let (journal, steps) = Journal::open(&folder, head.as_ref())?;
+        let mut builder = Self {
+            records: Records::new(options.memory.clone()),
             folder,
-            options,
-            exclude,
-            records: Records::default(),
+            lists,
+            old_dropped,
+            journal,
             counts: BTreeMap::new(),
             rows: Rows::default(),
             parts: Vec::new(),
-            shards: Shards::default(),
-            keys: Vec::new(),
+            scans: Vec::new(),
+            num_labelled: 0,
+            shards: Vec::new(),
+            num_shards_noted: 0,
+            num_shards_kept: 0,
+            num_parts_kept: 0,
+            resume_at: None,
             num_samples: 0,
             highest_class: None,
-        })
+            next_number,
+            old,
+            options,
+        };
+        if let Some(base) = builder.old.as_ref().filter(|_| builder.options.append) {
+            if base.key_scope != builder.options.key_scope {
+                return Err(Error::usage(format!(
+                    "{}: the index has keys of another scope; build it anew",
+                    builder.folder.display()
+                )));
+            }
+            builder.parts.clone_from(&base.parts);
+            builder.counts.clone_from(&base.counts);
+            builder.num_samples = base.num_samples;
+            builder.shards = old_shards;
+        }
+        builder.num_shards_kept = builder.shards.len();
+        builder.num_shards_noted = builder.shards.len();
+        for step in steps {
+            builder.redo(step);
+        }
+        builder.num_parts_kept = builder.parts.len();
+        Ok(builder)
     }
 
-    /// Takes records into memory, their hashtags as labels of `vocabulary`; `job` advances by records.
+    /// Takes over what a killed build had finished.
+    fn redo(&mut self, step: Step) {
+        self.next_number = self.next_number.max(number_of(&step.file) + 1);
+        match step.kind {
+            Kind::Part => self.parts.push(step.file),
+            Kind::Scan => self.scans.push(step.file),
+            Kind::Labelled => {
+                self.parts.push(step.file);
+                self.num_labelled += 1;
+                self.counts = step.counts;
+                return;
+            }
+        }
+        self.shards.extend(step.shards);
+        self.num_shards_noted = self.shards.len();
+        self.resume_at = Some((step.num_done, step.first_sample));
+        self.counts = step.counts;
+        self.highest_class = step.highest_class;
+        let files = self.parts.iter().chain(&self.scans);
+        self.num_samples = files.map(|file| file.num_rows).sum();
+    }
+
+    /// Whether a killed build goes on.
+    pub fn is_resumed(&self) -> bool {
+        self.journal.is_resumed
+    }
+
+    /// Takes records, their hashtags as labels of `vocabulary`; `job` advances by records.
     ///
     /// Of records with the same key the first counts; the others are counted as doubled. A record
-    /// without any label of the vocabulary is a record all the same.
+    /// without any label of the vocabulary is a record all the same. Appending, the records are all of
+    /// the index's again where `again`, else only those of new shards.
     pub fn add_records(
         &mut self,
         batches: impl IntoIterator<Item = std::result::Result<RecordBatch, ArrowError>>,
-        key_column: &str,
+        columns: &Columns,
         options: &CountOptions,
         vocabulary: &Vocabulary,
+        again: bool,
         job: &Job,
     ) -> Result<()> {
-        let mut reader = RecordReader::new(options.separator.as_deref())?;
-        let encoder = Encoder::new(vocabulary);
-        let mut labels = Vec::new();
+        let mut encoder = BatchEncoder::new(self.thread_pool()?, vocabulary, options)?;
+        if columns.shard.is_some() != (self.options.key_scope == KeyScope::Shard) {
+            return Err(Error::usage(
+                "records need a column that names their shard where keys begin anew in every shard, and \
+                 only there",
+            ));
+        }
+        if !self.scans.is_empty() {
+            self.records.spill()?;
+        }
+        let mut fresh: BTreeMap<String, u64> = BTreeMap::new();
+        let mut scratch = Vec::new();
+        let Self { records, lists, .. } = self;
         for batch in batches {
             let batch = batch?;
-            let tags = tag_column(&batch, options)?;
-            let keys = Keys::new(&batch, key_column)?;
-            for row in 0..batch.num_rows() {
-                if row % 4096 == 0 {
-                    job.check()?;
+            let keys = Keys::new(&batch, columns, true)?;
+            encoder.encode(&batch, job, |row, labels| {
+                let (shard, key) = (keys.shard(row)?, keys.get(row)?);
+                let key = join_key(&shard, &key, &mut scratch);
+                if let Some(cause) = lists.cause(key) {
+                    *fresh.entry(format!("records_{cause}")).or_insert(0) += 1;
+                    return Ok(());
                 }
-                labels.clear();
-                let mut unknown = 0;
-                reader.read(&tags, row, &mut Tally::default(), |tag| match encoder.encode(tag) {
-                    Some(label) => labels.push(label),
-                    None => unknown += 1,
-                });
-                labels.sort_unstable();
-                labels.dedup();
-                let key = keys.get(row).ok_or_else(|| {
-                    Error::data(format!("a record without a key (column {key_column:?} is null)"))
-                })?;
-                let known = self.records.insert(&key, &labels);
-                *self.count("records") += 1;
-                *self.count("hashtags_outside_the_vocabulary") += unknown;
-                *self.count("records_doubled") += u64::from(!known);
-            }
+                records.insert(key, labels)
+            })?;
+            *fresh.entry("records".to_owned()).or_insert(0) += batch.num_rows() as u64;
             job.advance(batch.num_rows() as u64);
+        }
+        fresh.insert("hashtags_outside_the_vocabulary".to_owned(), encoder.num_unknown());
+        fresh.insert("records_doubled".to_owned(), self.records.num_doubled);
+        fresh.insert("records_without_sample".to_owned(), 0);
+        self.set_counts(fresh, again);
+        if !self.records.is_spilled() {
+            self.mark_kept(job)?;
         }
         Ok(())
     }
 
-    pub(super) fn count(&mut self, name: &str) -> &mut u64 {
+    /// The rows that are there already use up their records.
+    fn mark_kept(&mut self, job: &Job) -> Result<()> {
+        let mut labels = Vec::new();
+        let mut scratch = Vec::new();
+        for entry in &self.parts[..self.num_parts_kept] {
+            let part = Part::open(&self.folder, entry)?;
+            for row in 0..part.num_rows() {
+                if row % 65_536 == 0 {
+                    job.check()?;
+                }
+                let found = part.row(row)?;
+                let shard = scoped_name(&self.shards, self.options.key_scope, found.shard);
+                let key = join_key(&shard, found.key, &mut scratch);
+                self.records.table.take(xxhash_rust::xxh3::xxh3_64(key), key, &mut labels)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, name: &str) -> &mut u64 {
         self.counts.entry(name.to_owned()).or_insert(0)
     }
 
     /// Scans shards and writes parts; `paths` pairs where each lies with what `shards.arrow` calls it.
     /// `job` advances by shards.
     pub fn add_shards(&mut self, paths: &[(PathBuf, String)], job: &Job) -> Result<()> {
+        self.check_stems(paths)?;
         let pool = self.thread_pool()?;
         let num_threads = pool.current_num_threads();
         let with_classes = self.options.labels == LabelSource::Members;
-        for some in paths.chunks(4 * num_threads) {
+        let scope = self.options.key_scope;
+        let num_done = self.shards.len() - self.num_shards_kept;
+        job.advance(num_done as u64);
+        let left = paths.get(num_done..).unwrap_or_default();
+        for some in left.chunks(2 * num_threads) {
             let scans: Vec<Result<Scan>> = pool.install(|| {
-                some.par_iter().map(|(path, _)| scan_shard(path, with_classes, job)).collect()
+                some.par_iter()
+                    .map(|(path, _)| scan_shard(path, with_classes, scope, job))
+                    .collect()
             });
             for ((_, name), scan) in some.iter().zip(scans) {
-                self.take(name, scan?)?;
+                job.check()?;
+                self.take(name, &scan?)?;
                 job.advance(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shards must have names of their own where these stand for them.
+    fn check_stems(&self, paths: &[(PathBuf, String)]) -> Result<()> {
+        if self.options.key_scope == KeyScope::Global {
+            return Ok(());
+        }
+        let kept = self.shards[..self.num_shards_kept].iter().map(|shard| shard.path.as_str());
+        let mut known = HashSet::new();
+        for path in kept.chain(paths.iter().map(|(_, name)| name.as_str())) {
+            if !known.insert(shard_stem(path)) {
+                return Err(Error::usage(format!(
+                    "there are two shards called {:?}; where keys begin anew in every shard, their names \
+                     must differ",
+                    shard_stem(path)
+                )));
             }
         }
         Ok(())
@@ -172,49 +383,169 @@ impl Builder {
         pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))
     }
 
-    fn take(&mut self, name: &str, scan: Scan) -> Result<()> {
-        let shard = u32::try_from(self.shards.names.len())
-            .map_err(|_| Error::usage("an index holds at most 4,294,967,295 shards"))?;
-        let first = self.num_samples;
-        for (cause, number) in scan.left_out {
-            *self.count(cause) += number;
-        }
-        for sample in scan.samples {
-            if self.exclude.contains(&sample.key) {
-                *self.count("samples_excluded") += 1;
+    fn take(&mut self, name: &str, scan: &Scan) -> Result<()> {
+        let shard = u32::try_from(self.shards.len()).ok().filter(|&shard| shard < NO_SHARD);
+        let shard =
+            shard.ok_or_else(|| Error::usage("an index holds at most 4,294,967,294 shards"))?;
+        let (done, first) = self.resume_at.take().unwrap_or((0, self.num_samples));
+        let scoped = if self.options.key_scope == KeyScope::Shard { name } else { "" };
+        let (mut labels, mut scratch) = (Vec::new(), Vec::new());
+        for sample in done..scan.len() {
+            let key = scan.key(sample);
+            let joined = join_key(scoped, key, &mut scratch);
+            if self.lists.leaves_out(joined, &mut self.counts) {
                 continue;
             }
-            let labels = match self.options.labels {
+            let (offset, size) = scan.place(sample);
+            let known = match self.options.labels {
                 LabelSource::None => &[][..],
-                LabelSource::Members => sample.class.as_slice(),
-                LabelSource::Records => match self.records.take(&sample.key) {
-                    Some(labels) => labels,
-                    None => {
+                LabelSource::Members => scan.class(sample),
+                LabelSource::Records if self.records.is_spilled() => &[][..],
+                LabelSource::Records => {
+                    let hash = xxhash_rust::xxh3::xxh3_64(joined);
+                    if !self.records.table.take(hash, joined, &mut labels)? {
                         *self.counts.entry("samples_without_record".to_owned()).or_insert(0) += 1;
-                        &[]
                     }
-                },
+                    &labels[..]
+                }
             };
-            self.highest_class = self.highest_class.max(labels.last().copied());
-            if labels.is_empty() {
+            self.highest_class = self.highest_class.max(known.last().copied());
+            if known.is_empty() && !self.records.is_spilled() {
                 *self.counts.entry("samples_without_labels".to_owned()).or_insert(0) += 1;
             }
-            self.rows.push(&sample.key, (shard, sample.offset, sample.size), labels);
-            self.keys.push((xxh3_64(sample.key.as_bytes()), self.num_samples));
+            self.rows.push(key, (shard, offset, size), known);
             self.num_samples += 1;
-            if self.rows.len() == PART_ROWS {
-                self.write_part()?;
+            if self.rows.len() == self.options.part_rows {
+                self.write_rows(sample + 1, first)?;
             }
         }
-        self.shards.push(name, &scan.summary, first, self.num_samples - first);
+        for (&cause, &number) in &scan.left_out {
+            *self.count(cause) += number;
+        }
+        self.shards.push(Shard {
+            path: name.to_owned(),
+            size: scan.summary.size,
+            header_checksum: scan.summary.header_checksum,
+            first_sample: first,
+            num_samples: self.num_samples - first,
+        });
         Ok(())
     }
 
-    pub(super) fn write_part(&mut self) -> Result<()> {
-        let name = format!("part-{:05}.arrow", self.parts.len());
-        let batches = std::mem::take(&mut self.rows).batches()?;
-        self.parts.push(write_table(&self.folder, &name, &part_schema(), &batches)?);
-        Ok(())
+    /// Adds a sample of records alone, the record `number`.
+    pub(super) fn push_record(&mut self, number: usize, key: &str, labels: &[u32]) -> Result<()> {
+        if self.lists.leaves_out(key, &mut self.counts) {
+            return Ok(());
+        }
+        if labels.is_empty() {
+            *self.count("samples_without_labels") += 1;
+        }
+        self.rows.push(key, (NO_SHARD, 0, 0), labels);
+        self.num_samples += 1;
+        if self.rows.len() == self.options.part_rows {
+            self.write_rows(number + 1, 0)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Records alone that a killed build has taken.
+    pub(super) fn num_records_done(&self) -> usize {
+        self.resume_at.map_or(0, |(num_done, _)| num_done)
+    }
+
+    /// Sets counts of records that were read from their beginning; `again` as in
+    /// [`add_records`](Self::add_records).
+    pub(super) fn set_counts(&mut self, fresh: BTreeMap<String, u64>, again: bool) {
+        for (name, number) in fresh {
+            let base = self.old.as_ref().filter(|_| self.options.append && !again);
+            let before = base.and_then(|old| old.counts.get(&name)).copied().unwrap_or(0);
+            self.counts.insert(name, before + number);
+        }
+    }
+
+    /// Writes the rows so far; `num_done` samples of the shard under way are in them, the first of which
+    /// is sample `first`.
+    fn write_rows(&mut self, num_done: usize, first: u64) -> Result<()> {
+        let kind = if self.records.is_spilled() { Kind::Scan } else { Kind::Part };
+        let shards = self.shards[self.num_shards_noted..].to_vec();
+        self.num_shards_noted = self.shards.len();
+        let file = self.write_file(kind)?;
+        self.journal.note(&Step {
+            kind,
+            file,
+            shards,
+            num_done,
+            first_sample: first,
+            counts: self.counts.clone(),
+            highest_class: self.highest_class,
+        })
+    }
+
+    fn write_file(&mut self, kind: Kind) -> Result<FileEntry> {
+        let stem = if kind == Kind::Scan { "scan" } else { "part" };
+        let name = format!("{stem}-{:05}.arrow", self.next_number);
+        self.next_number += 1;
+        let file = write_table(&self.folder, &name, &part_schema(), self.rows.batches())?;
+        self.rows.clear();
+        if kind == Kind::Scan { &mut self.scans } else { &mut self.parts }.push(file.clone());
+        Ok(file)
+    }
+
+    /// Gives the rows that wait for them their labels; returns a key of records that no sample has.
+    fn label_scans(&mut self, job: &Job) -> Result<Option<String>> {
+        if !self.records.is_spilled() {
+            return Ok(None);
+        }
+        let (shards, scope) = (std::mem::take(&mut self.shards), self.options.key_scope);
+        let names = |shard| scoped_name(&shards, scope, shard);
+        let mut probes = Probes::new(&self.options.memory, &names)?;
+        for entry in &self.parts[..self.num_parts_kept] {
+            probes.mark(&Part::open(&self.folder, entry)?, job)?;
+        }
+        for entry in &self.scans[self.num_labelled..] {
+            probes.ask(&Part::open(&self.folder, entry)?, job)?;
+        }
+        let records = std::mem::take(&mut self.records).into_partitions()?;
+        let labels = probes.join(&records, &self.options.memory, job)?;
+        drop(records);
+        self.shards = shards;
+        *self.count("records_doubled") += labels.num_doubled;
+        *self.count("records_without_sample") += labels.num_unused;
+        let waiting = self.scans[self.num_labelled..].to_vec();
+        for (file, entry) in waiting.iter().enumerate() {
+            job.check()?;
+            let scan = Part::open(&self.folder, entry)?;
+            let found = labels.of_file(file, scan.num_rows())?;
+            let (mut num_without, mut num_empty) = (0, 0);
+            for row in 0..scan.num_rows() {
+                let place = scan.row(row)?;
+                let of_row = found.get(row);
+                num_without += u64::from(of_row.is_none());
+                let of_row = of_row.unwrap_or_default();
+                num_empty += u64::from(of_row.is_empty());
+                self.rows.push(place.key, (place.shard, place.offset, place.size), of_row);
+            }
+            for (name, number) in
+                [("samples_without_record", num_without), ("samples_without_labels", num_empty)]
+            {
+                if number > 0 {
+                    *self.count(name) += number;
+                }
+            }
+            let file = self.write_file(Kind::Labelled)?;
+            self.num_labelled += 1;
+            // The counts of the join are made again by whoever goes on.
+            let mut counts = self.counts.clone();
+            counts.insert("records_doubled".to_owned(), 0);
+            counts.insert("records_without_sample".to_owned(), 0);
+            let (shards, num_done, first_sample) = (Vec::new(), 0, 0);
+            let highest_class = self.highest_class;
+            let kind = Kind::Labelled;
+            let step = Step { kind, file, shards, num_done, first_sample, counts, highest_class };
+            self.journal.note(&step)?;
+        }
+        Ok(labels.unused_key)
     }
 
     /// The highest class number seen, from which the number of classes follows where nobody names them.
@@ -229,16 +560,75 @@ impl Builder {
 
     /// Writes what is left, and the manifest last of all: from then on the index is there.
     ///
-    /// `vocabulary` is absent for an index without labels; `shard_root` is what the names of shards
-    /// start from, `provenance` what the manifest keeps of the inputs.
+    /// `vocabulary` is absent for an index without labels; its file is `vocabulary_file`, a name in the
+    /// folder that becomes `vocabulary.parquet`. `shard_root` is what the names of shards start from,
+    /// `provenance` what the manifest keeps of the inputs.
     pub fn publish(
         mut self,
-        vocabulary: Option<&Vocabulary>,
+        vocabulary: Option<(&Vocabulary, &str)>,
         label_kind: Option<LabelKind>,
         shard_root: &str,
         provenance: serde_json::Value,
+        job: &Job,
     ) -> Result<Manifest> {
-        let num_labels = vocabulary.map_or(0, Vocabulary::len) as u64;
+        let num_labels = vocabulary.map_or(0, |(vocabulary, _)| vocabulary.len()) as u64;
+        self.check_content(num_labels)?;
+        if self.rows.len() > 0 {
+            self.write_rows(0, 0)?;
+        }
+        let mut unused_key = None;
+        if self.options.labels == LabelSource::Records && !self.records.is_spilled() {
+            let unused = self.records.table.num_unused();
+            unused_key = self.records.table.unused_key();
+            // Appending only records of new shards, those of older ones were counted before.
+            *self.count("records_without_sample") += unused;
+            self.records = Records::default();
+        }
+        let unused_key = self.label_scans(job)?.or(unused_key);
+        let old = self.old.clone();
+        let name = next_name("shards", "arrow", old.as_ref().map(|old| &old.shards));
+        let batch = shards_batch(&self.shards);
+        let shards = write_table(&self.folder, &name, &shards_schema(), [batch])?;
+        let keys = self.write_keys(old.as_ref(), job)?;
+        self.refuse_shares(unused_key.as_deref())?;
+        let vocabulary_file = vocabulary.map(|(labels, file)| {
+            let name = super::format::VOCABULARY;
+            entry_of(&self.folder, file, name, labels.len() as u64)
+        });
+        let mut manifest = Manifest {
+            format: FORMAT.to_owned(),
+            format_version: FORMAT_VERSION,
+            fingerprint: String::new(),
+            num_samples: self.num_samples,
+            num_labels,
+            label_kind,
+            vocabulary_fingerprint: vocabulary.map(|(vocabulary, _)| vocabulary.fingerprint()),
+            key_scope: self.options.key_scope,
+            shard_root: shard_root.to_owned(),
+            parts: std::mem::take(&mut self.parts),
+            shards,
+            keys,
+            vocabulary: vocabulary_file.transpose()?,
+            dropped: old
+                .as_ref()
+                .filter(|_| self.options.append)
+                .and_then(|old| old.dropped.clone()),
+            counts: std::mem::take(&mut self.counts),
+            provenance,
+        };
+        manifest.fingerprint = manifest.computed_fingerprint();
+        if !self.options.append && !self.old_dropped.is_empty() {
+            let fresh = Index::of_manifest(&self.folder, manifest.clone(), None)?;
+            manifest.dropped = dropped::carry_over(&self.folder, &self.old_dropped, &fresh)?;
+            if let Some(entry) = &manifest.dropped {
+                manifest.counts.insert("samples_dropped".to_owned(), entry.num_rows);
+            }
+        }
+        self.make_visible(&manifest, vocabulary.map(|(_, file)| file))?;
+        Ok(manifest)
+    }
+
+    fn check_content(&self, num_labels: u64) -> Result<()> {
         if let Some(class) = self.highest_class.filter(|&class| u64::from(class) >= num_labels) {
             return Err(Error::data(format!(
                 "{}: there are samples of class {class}, but only {num_labels} classes have a name; \
@@ -248,274 +638,148 @@ impl Builder {
         }
         if self.num_samples == 0 {
             return Err(Error::data(format!(
-                "{}: the shards hold no image, or the records no row, so there is nothing to index; \
-                 members are called KEY.jpg, KEY.png and the like",
+                "{}: the shards hold no image, or the records no row, or the lists leave none, so there \
+                 is nothing to index; members are called KEY.jpg, KEY.png and the like",
                 self.folder.display()
             )));
         }
-        if self.rows.len() > 0 {
-            self.write_part()?;
-        }
-        let shards = self.shards.batch()?;
-        let shards = write_table(&self.folder, SHARDS, &shards_schema(), &[shards])?;
-        let keys = self.write_keys()?;
-        let unused = self.records.num_unused();
-        if self.options.labels == LabelSource::Records {
-            *self.count("records_without_sample") = unused;
-        }
-        let mut manifest = Manifest {
-            format: FORMAT.to_owned(),
-            format_version: FORMAT_VERSION,
-            fingerprint: String::new(),
-            num_samples: self.num_samples,
-            num_labels,
-            label_kind,
-            vocabulary_fingerprint: vocabulary.map(Vocabulary::fingerprint),
-            shard_root: shard_root.to_owned(),
-            parts: self.parts,
-            shards,
-            keys,
-            counts: self.counts,
-            provenance,
-        };
-        manifest.fingerprint = manifest.computed_fingerprint();
-        let text = serde_json::to_vec_pretty(&manifest)
-            .map_err(|error| Error::usage(format!("the manifest cannot be written: {error}")))?;
-        publish::write_file(self.folder.join(MANIFEST), &text)?;
-        Ok(manifest)
+        Ok(())
     }
 
-    fn write_keys(&mut self) -> Result<FileEntry> {
-        let mut keys = std::mem::take(&mut self.keys);
-        keys.par_sort_unstable();
-        let doubled = keys.windows(2).filter(|pair| pair[0].0 == pair[1].0).count() as u64;
-        if doubled > 0 {
-            self.counts.insert("keys_doubled".to_owned(), doubled);
+    /// Both renames come after every byte is written.
+    fn make_visible(&self, manifest: &Manifest, vocabulary: Option<&str>) -> Result<()> {
+        use std::io::Write;
+
+        let target = self.folder.join(MANIFEST);
+        let mut file = publish::Unpublished::create(&target)?;
+        file.write_all(&manifest.to_text()?).map_err(|error| Error::io(&target, error))?;
+        file.sync()?;
+        if let Some(name) = vocabulary.filter(|&name| name != super::format::VOCABULARY) {
+            let (from, to) = (self.folder.join(name), self.folder.join(super::format::VOCABULARY));
+            std::fs::rename(from, &to).map_err(|error| Error::io(&to, error))?;
         }
-        if doubled as f64 > self.options.max_doubled_share * self.num_samples as f64 {
-            return Err(Error::data(format!(
-                "{}: {doubled} of {} samples have a key that another sample has; keys must be \
-                 distinct over all shards, so rename the members or index the shards apart",
-                self.folder.display(),
-                self.num_samples
+        file.publish()?;
+        remove_leftovers(&self.folder, manifest);
+        Ok(())
+    }
+
+    fn write_keys(&mut self, old: Option<&Manifest>, job: &Job) -> Result<FileEntry> {
+        let open = |entry| Part::open(&self.folder, entry);
+        let parts: Vec<Part> = self.parts.iter().map(open).collect::<Result<_>>()?;
+        let name = next_name("keys", "idx", old.map(|old| &old.keys));
+        let distinct = self.options.key_scope == KeyScope::Global;
+        let (all, memory) = (AllParts::new(&parts), &self.options.memory);
+        let written = keys::write(&self.folder, &name, &all, distinct, memory, job)?;
+        if distinct && written.num_doubled > 0 {
+            self.counts.insert("keys_doubled".to_owned(), written.num_doubled);
+            self.check_share("keys_doubled", written.doubled.as_deref())?;
+        } else if distinct {
+            self.counts.remove("keys_doubled");
+        }
+        Ok(written.entry)
+    }
+
+    fn refuse_shares(&self, unused_key: Option<&str>) -> Result<()> {
+        for (name, _, _) in LIMITS {
+            let key = if name == "records_without_sample" { unused_key } else { None };
+            self.check_share(name, key)?;
+        }
+        Ok(())
+    }
+
+    /// An error where the share of what `name` counts is above its limit.
+    fn check_share(&self, name: &str, example: Option<&str>) -> Result<()> {
+        let Some(&(_, of, default)) = LIMITS.iter().find(|limit| limit.0 == name) else {
+            return Ok(());
+        };
+        let number = self.counts.get(name).copied().unwrap_or(0);
+        let total = match of {
+            "samples" => self.num_samples,
+            other => self.counts.get(other).copied().unwrap_or(0),
+        };
+        let limit = self.options.limits.get(name).copied().unwrap_or(default);
+        if number as f64 <= limit * total as f64 {
+            return Ok(());
+        }
+        let what = match name {
+            "keys_doubled" => {
+                "samples have a key that another sample has; keys must be distinct, so \
+                               rename the members, index the shards apart, or say --key-scope shard"
+            }
+            "samples_split" => {
+                "samples have members that do not stand together; readers of shards would \
+                                take them for two, so pack the shards again"
+            }
+            "samples_without_record" => {
+                "samples have no record of their key; are keys written the same \
+                                         way in the records and in the shards?"
+            }
+            "records_without_sample" => {
+                "records have a key that no sample has; are keys written the same \
+                                         way in the records and in the shards?"
+            }
+            _ => "records have a key that an earlier record has",
+        };
+        let example = example.map_or(String::new(), |key| format!(" (such as {key:?})"));
+        Err(Error::data(format!(
+            "{}: {number} of {total} {what}{example} A share up to {limit} is allowed; raise it with \
+             --limit {name}=SHARE",
+            self.folder.display()
+        )))
+    }
+}
+
+/// The name that joins a key with its shard, where keys begin anew in every shard.
+fn scoped_name(shards: &[Shard], scope: KeyScope, shard: u32) -> String {
+    match scope {
+        KeyScope::Global => String::new(),
+        KeyScope::Shard => shards.get(shard as usize).map_or(String::new(), |s| s.path.clone()),
+    }
+}
+
+fn check_limits(limits: &BTreeMap<String, f64>) -> Result<()> {
+    for (name, share) in limits {
+        if !LIMITS.iter().any(|limit| limit.0 == name) {
+            let known: Vec<_> = LIMITS.iter().map(|limit| limit.0).collect();
+            return Err(Error::usage(format!(
+                "there is no limit {name:?}; those there are: {}",
+                known.join(", ")
             )));
         }
-        let mut bytes = Vec::with_capacity(16 + keys.len() * 16);
-        bytes.extend_from_slice(KEYS_MAGIC);
-        bytes.extend_from_slice(&(keys.len() as u64).to_le_bytes());
-        for (hash, ordinal) in &keys {
-            bytes.extend_from_slice(&hash.to_le_bytes());
-            bytes.extend_from_slice(&ordinal.to_le_bytes());
-        }
-        write_bytes(&self.folder, KEYS, keys.len() as u64, &bytes)
-    }
-}
-
-/// A sample of a shard.
-#[derive(Debug)]
-struct Sample {
-    key: String,
-    offset: u64,
-    size: u32,
-    class: Option<u32>,
-}
-
-#[derive(Debug)]
-struct Scan {
-    samples: Vec<Sample>,
-    left_out: BTreeMap<&'static str, u64>,
-    summary: crate::shard::Summary,
-}
-
-fn scan_shard(path: &Path, with_classes: bool, job: &Job) -> Result<Scan> {
-    let mut scanner = Scanner::open(path)?;
-    let mut scan = Samples::default();
-    let mut number = 0_u64;
-    while let Some(member) = scanner.next_member()? {
-        number += 1;
-        if number.is_multiple_of(1024) {
-            job.check()?;
-        }
-        let Ok(name) = std::str::from_utf8(&member.name) else {
-            scan.leave_out("members_with_a_name_not_utf8");
-            continue;
-        };
-        let Some((key, extension)) = split_name(name) else {
-            scan.leave_out("members_without_key");
-            continue;
-        };
-        scan.enter(key);
-        let extension = extension.to_ascii_lowercase();
-        if IMAGE_EXTENSIONS.contains(&extension.as_str()) {
-            match u32::try_from(member.size) {
-                Ok(size) => scan.image(member.offset, size),
-                Err(_) => scan.leave_out("members_over_4_GiB"),
-            }
-        } else if with_classes && extension == "cls" {
-            let content = scanner.content(&member, MAX_CLASS_BYTES)?;
-            let class =
-                std::str::from_utf8(&content).ok().and_then(|text| text.trim().parse().ok());
-            let class = class.filter(|&class| class <= MAX_CLASS).ok_or_else(|| {
-                Error::data(format!(
-                    "{}: the member {name:?} at byte {}: expected a class number from 0 to \
-                     {MAX_CLASS} as text, found {:?}",
-                    path.display(),
-                    member.offset,
-                    String::from_utf8_lossy(&content)
-                ))
-            })?;
-            scan.class(class);
+        if !(0.0..=1.0).contains(share) {
+            return Err(Error::usage(format!(
+                "the limit {name}={share}: expected a share from 0 to 1"
+            )));
         }
     }
-    let (samples, left_out) = scan.finish();
-    Ok(Scan { samples, left_out, summary: scanner.summary() })
+    Ok(())
 }
 
-/// The samples of a shard, put together from members that follow one another.
-#[derive(Debug, Default)]
-struct Samples {
-    done: Vec<Sample>,
-    key: String,
-    image: Option<(u64, u32)>,
-    class: Option<u32>,
-    left_out: BTreeMap<&'static str, u64>,
+fn number_of(file: &FileEntry) -> u64 {
+    let digits = file.file.split(['-', '.']).nth(1);
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
-impl Samples {
-    fn enter(&mut self, key: &str) {
-        if key != self.key {
-            self.leave();
-            key.clone_into(&mut self.key);
+fn first_free_number(manifest: &Manifest) -> u64 {
+    manifest.parts.iter().map(number_of).max().map_or(0, |highest| highest + 1)
+}
+
+/// Removes what belongs to older states of the index, and what killed builds left.
+fn remove_leftovers(folder: &Path, manifest: &Manifest) {
+    let kept: HashSet<&str> = manifest.files().map(|entry| entry.file.as_str()).collect();
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let _ = std::fs::remove_file(folder.join(JOURNAL));
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        // A temporary file is called after its target: .tmp-PROCESS-TARGET.
+        let target =
+            name.strip_prefix(publish::TEMPORARY_PREFIX).and_then(|rest| rest.split_once('-'));
+        let target = target.map_or(name, |(_, target)| target);
+        let ours = ["part-", "scan-", "shards", "keys", "dropped", "building", MANIFEST];
+        let is_ours = ours.iter().any(|prefix| target.starts_with(prefix));
+        if is_ours && !kept.contains(name) && name != MANIFEST {
+            let _ = std::fs::remove_file(entry.path());
         }
-    }
-
-    fn leave(&mut self) {
-        let (image, class) = (self.image.take(), self.class.take());
-        match image {
-            Some((offset, size)) => {
-                self.done.push(Sample { key: self.key.clone(), offset, size, class });
-            }
-            None if !self.key.is_empty() => self.leave_out("samples_without_image"),
-            None => (),
-        }
-    }
-
-    fn image(&mut self, offset: u64, size: u32) {
-        if self.image.is_some() {
-            self.leave_out("further_images_of_a_sample");
-        } else {
-            self.image = Some((offset, size));
-        }
-    }
-
-    fn class(&mut self, class: u32) {
-        self.class = Some(class);
-    }
-
-    fn leave_out(&mut self, cause: &'static str) {
-        *self.left_out.entry(cause).or_insert(0) += 1;
-    }
-
-    fn finish(mut self) -> (Vec<Sample>, BTreeMap<&'static str, u64>) {
-        self.leave();
-        (self.done, self.left_out)
-    }
-}
-
-/// Rows of the part under way, laid out as Arrow has them.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    keys: Vec<u8>,
-    key_ends: Vec<usize>,
-    shards: Vec<u32>,
-    offsets: Vec<u64>,
-    sizes: Vec<u32>,
-    labels: Vec<u32>,
-    label_ends: Vec<usize>,
-}
-
-impl Rows {
-    pub(super) fn len(&self) -> usize {
-        self.shards.len()
-    }
-
-    /// Adds a sample whose image lies at `(shard, offset, size)`.
-    pub(super) fn push(&mut self, key: &str, place: (u32, u64, u32), labels: &[u32]) {
-        self.keys.extend_from_slice(key.as_bytes());
-        self.key_ends.push(self.keys.len());
-        self.shards.push(place.0);
-        self.offsets.push(place.1);
-        self.sizes.push(place.2);
-        self.labels.extend_from_slice(labels);
-        self.label_ends.push(self.labels.len());
-    }
-
-    fn batches(self) -> Result<Vec<RecordBatch>> {
-        let starts = (0..self.len()).step_by(BATCH_ROWS);
-        starts.map(|start| self.batch(start, (start + BATCH_ROWS).min(self.len()))).collect()
-    }
-
-    fn batch(&self, start: usize, end: usize) -> Result<RecordBatch> {
-        let (key_offsets, keys) = spans(&self.key_ends, start, end)?;
-        let (label_offsets, labels) = spans(&self.label_ends, start, end)?;
-        let keys = Buffer::from(&self.keys[keys]);
-        let item = Arc::new(Field::new("item", DataType::UInt32, false));
-        let labels: ArrayRef = Arc::new(UInt32Array::from(self.labels[labels].to_vec()));
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::try_new(key_offsets, keys, None)?),
-            Arc::new(UInt32Array::from(self.shards[start..end].to_vec())),
-            Arc::new(UInt64Array::from(self.offsets[start..end].to_vec())),
-            Arc::new(UInt32Array::from(self.sizes[start..end].to_vec())),
-            Arc::new(ListArray::try_new(item, label_offsets, labels, None)?),
-        ];
-        Ok(RecordBatch::try_new(part_schema(), columns)?)
-    }
-}
-
-/// Arrow's offsets of the rows from `start` to `end`, and the values they span.
-fn spans(
-    ends: &[usize],
-    start: usize,
-    end: usize,
-) -> Result<(OffsetBuffer<i32>, std::ops::Range<usize>)> {
-    let base = if start == 0 { 0 } else { ends[start - 1] };
-    let offset = |end: usize| {
-        i32::try_from(end - base).map_err(|_| {
-            Error::data(format!(
-                "the rows {start} to {end} of a part hold over 2 GiB of keys or labels, more than an \
-                 index can hold there; shorten the keys"
-            ))
-        })
-    };
-    let offsets = std::iter::once(base).chain(ends[start..end].iter().copied()).map(offset);
-    let offsets: Vec<i32> = offsets.collect::<Result<_>>()?;
-    let last = ends.get(end.wrapping_sub(1)).copied().unwrap_or(base);
-    Ok((OffsetBuffer::new(ScalarBuffer::from(offsets)), base..last))
-}
-
-/// Rows of `shards.arrow`.
-#[derive(Debug, Default)]
-struct Shards {
-    names: Vec<String>,
-    numbers: [Vec<u64>; 4],
-}
-
-impl Shards {
-    fn push(&mut self, name: &str, summary: &crate::shard::Summary, first: u64, num: u64) {
-        self.names.push(name.to_owned());
-        let numbers = [summary.size, summary.header_checksum, first, num];
-        for (column, number) in self.numbers.iter_mut().zip(numbers) {
-            column.push(number);
-        }
-    }
-
-    fn batch(&self) -> Result<RecordBatch> {
-        let mut names = StringBuilder::new();
-        self.names.iter().for_each(|name| names.append_value(name));
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(names.finish())];
-        for column in &self.numbers {
-            columns.push(Arc::new(UInt64Array::from(column.clone())));
-        }
-        Ok(RecordBatch::try_new(shards_schema(), columns)?)
     }
 }

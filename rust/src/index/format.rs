@@ -4,8 +4,9 @@
 //! manifest.json        format version, counts, parts with rows, sizes and checksums, fingerprint
 //! shards.arrow         one row a shard: path, size, header_checksum, first_sample, num_samples
 //! part-00000.arrow     one row a sample: key, shard, offset, size, labels
-//! keys.idx             sorted pairs (hash of key, ordinal)
+//! keys.idx             one u64 a sample, sorted: the upper bits of its key's hash, and its ordinal
 //! vocabulary.parquet   the labels; absent where the index has none
+//! dropped.arrow        what was taken down: sample, shard, key; absent while nothing was
 //! ```
 //!
 //! Tables are uncompressed Arrow IPC files; parts have record batches of 65,536 rows (the last of a
@@ -15,6 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,7 +32,7 @@ use crate::{Error, Result};
 /// What `format` says in a manifest.
 pub const FORMAT: &str = "wsl-index";
 /// The version this engine writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Rows of a record batch.
 pub const BATCH_ROWS: usize = 65_536;
 /// Rows of a part; the last may have fewer.
@@ -43,8 +45,10 @@ pub const MANIFEST: &str = "manifest.json";
 pub const SHARDS: &str = "shards.arrow";
 /// The name of the file of keys.
 pub const KEYS: &str = "keys.idx";
+/// The name of the vocabulary.
+pub const VOCABULARY: &str = "vocabulary.parquet";
 /// What `keys.idx` begins with; the number of entries follows as u64.
-pub const KEYS_MAGIC: &[u8; 8] = b"WSLKEYS1";
+pub const KEYS_MAGIC: &[u8; 8] = b"WSLKEYS2";
 
 /// A file of an index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +73,28 @@ pub enum LabelKind {
     Class,
 }
 
+/// Within what keys name a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyScope {
+    /// The whole set: a key is there once.
+    #[default]
+    Global,
+    /// The shard: keys begin anew in every shard, and records say which shard they belong to.
+    Shard,
+}
+
+impl KeyScope {
+    /// The scope called `global` or `shard`.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "global" => Ok(Self::Global),
+            "shard" => Ok(Self::Shard),
+            _ => Err(Error::usage(format!("key scope {name:?}: expected global or shard"))),
+        }
+    }
+}
+
 /// The content of `manifest.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Manifest {
@@ -86,6 +112,8 @@ pub struct Manifest {
     pub label_kind: Option<LabelKind>,
     /// The fingerprint of the vocabulary; `None` without labels.
     pub vocabulary_fingerprint: Option<String>,
+    /// Within what keys name a sample.
+    pub key_scope: KeyScope,
     /// The folder that paths of shards start from; relative to the index where it is not absolute.
     pub shard_root: String,
     /// The parts, in order.
@@ -94,6 +122,10 @@ pub struct Manifest {
     pub shards: FileEntry,
     /// `keys.idx`.
     pub keys: FileEntry,
+    /// `vocabulary.parquet`; `None` without labels.
+    pub vocabulary: Option<FileEntry>,
+    /// The samples that were taken down; `None` while there are none.
+    pub dropped: Option<FileEntry>,
     /// What was counted while the index was built.
     pub counts: BTreeMap<String, u64>,
     /// Inputs and options the index was built from, as the builder recorded them.
@@ -125,6 +157,7 @@ impl Manifest {
                  {FORMAT_VERSION}; build it again with 'wsl index build --overwrite'"
             )));
         }
+        check_text(&text).map_err(bad)?;
         let manifest: Self = serde_json::from_value(tree).map_err(|error| {
             bad(format!("the manifest is damaged: {error}; build the index again"))
         })?;
@@ -133,8 +166,7 @@ impl Manifest {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        let names = self.parts.iter().chain([&self.shards, &self.keys]);
-        for entry in names {
+        for entry in self.files() {
             if entry.file.contains(['/', '\\']) || entry.file.is_empty() {
                 return Err(format!("{:?} is no name of a file of an index", entry.file));
             }
@@ -149,6 +181,29 @@ impl Manifest {
         Ok(())
     }
 
+    /// Every file of the index beside the manifest.
+    pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
+        let others = [Some(&self.shards), Some(&self.keys), self.vocabulary.as_ref()];
+        self.parts.iter().chain(others.into_iter().flatten()).chain(&self.dropped)
+    }
+
+    /// The text of `manifest.json`; its last entry is a checksum of all before it.
+    pub fn to_text(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::usage(format!("the manifest cannot be written: {error}")))?;
+        text.truncate(text.len() - 2);
+        text.extend_from_slice(b",\n");
+        let sum = checksum(&text);
+        text.extend_from_slice(CHECKSUM_KEY);
+        text.extend_from_slice(format!("{sum}\"\n}}\n").as_bytes());
+        Ok(text)
+    }
+
+    /// Publishes the manifest in `folder`.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        crate::publish::write_file(folder.join(MANIFEST), &self.to_text()?)
+    }
+
     /// The fingerprint that the content of the other fields asks for.
     pub fn computed_fingerprint(&self) -> String {
         let mut hasher = Xxh3::new();
@@ -161,6 +216,25 @@ impl Manifest {
         format!("{:032x}", hasher.digest128())
     }
 }
+
+fn check_text(text: &[u8]) -> std::result::Result<(), String> {
+    let at = text.windows(CHECKSUM_KEY.len()).rposition(|window| window == CHECKSUM_KEY);
+    let Some(at) = at else {
+        return Err("the manifest has no checksum; build the index again".to_owned());
+    };
+    let expected = format!("{}\"\n}}\n", checksum(&text[..at]));
+    if &text[at + CHECKSUM_KEY.len()..] != expected.as_bytes() {
+        return Err(
+            "the manifest is not as it was written (its checksum does not hold); build the \
+                    index again"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// How the last line of the manifest begins.
+const CHECKSUM_KEY: &[u8] = b"  \"checksum\": \"";
 
 /// The columns of a part.
 pub fn part_schema() -> SchemaRef {
@@ -190,32 +264,73 @@ pub fn write_table(
     folder: &Path,
     name: &str,
     schema: &SchemaRef,
-    batches: &[RecordBatch],
+    batches: impl IntoIterator<Item = Result<RecordBatch>>,
 ) -> Result<FileEntry> {
-    let options = IpcWriteOptions::default();
-    let mut writer = FileWriter::try_new_with_options(Vec::new(), schema, options)?;
+    let path = folder.join(name);
+    let sink =
+        Sink { file: Unpublished::create(&path)?, hasher: Xxh3::new(), size: 0, fault: None };
+    let mut writer = FileWriter::try_new_with_options(sink, schema, IpcWriteOptions::default())?;
+    let mut num_rows = 0;
     for batch in batches {
-        writer.write(batch)?;
+        let batch = batch?;
+        num_rows += batch.num_rows() as u64;
+        if let Err(error) = writer.write(&batch) {
+            return Err(writer.get_mut().fault(&path).unwrap_or_else(|| error.into()));
+        }
     }
-    let bytes = writer.into_inner()?;
-    let num_rows = batches.iter().map(|batch| batch.num_rows() as u64).sum();
-    write_bytes(folder, name, num_rows, &bytes)
+    if let Err(error) = writer.finish() {
+        return Err(writer.get_mut().fault(&path).unwrap_or_else(|| error.into()));
+    }
+    let sink = writer.into_inner()?;
+    let (size, checksum) = (sink.size, format!("{:032x}", sink.hasher.digest128()));
+    sink.file.publish()?;
+    Ok(FileEntry { file: name.to_owned(), num_rows, size, checksum })
 }
 
-/// Writes a file of an index, whole or not at all.
-pub fn write_bytes(folder: &Path, name: &str, num_rows: u64, bytes: &[u8]) -> Result<FileEntry> {
-    use std::io::Write;
+/// A file under way, its size and checksum.
+struct Sink {
+    file: Unpublished,
+    hasher: Xxh3,
+    size: u64,
+    /// What the system said: Arrow's errors keep only its text.
+    fault: Option<std::io::Error>,
+}
 
-    let path = folder.join(name);
-    let mut file = Unpublished::create(&path)?;
-    file.write_all(bytes).map_err(|error| Error::io(&path, error))?;
-    file.publish()?;
-    Ok(FileEntry {
-        file: name.to_owned(),
-        num_rows,
-        size: bytes.len() as u64,
-        checksum: checksum(bytes),
-    })
+impl Sink {
+    fn fault(&mut self, path: &Path) -> Option<Error> {
+        self.fault.take().map(|error| Error::io(path, error))
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.file.write(bytes) {
+            Ok(written) => {
+                self.hasher.update(&bytes[..written]);
+                self.size += written as u64;
+                Ok(written)
+            }
+            Err(error) => {
+                let kept = error.raw_os_error().map(std::io::Error::from_raw_os_error);
+                self.fault = kept;
+                Err(error)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush().inspect_err(|error| {
+            self.fault = error.raw_os_error().map(std::io::Error::from_raw_os_error);
+        })
+    }
+}
+
+/// The entry of a file of the folder that somebody else wrote.
+pub fn entry_of(folder: &Path, file: &str, name: &str, num_rows: u64) -> Result<FileEntry> {
+    let path = folder.join(file);
+    let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+    let size = bytes.len() as u64;
+    Ok(FileEntry { file: name.to_owned(), num_rows, size, checksum: checksum(&bytes) })
 }
 
 /// XXH3, 128 bits, in hexadecimal.

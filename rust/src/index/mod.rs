@@ -1,14 +1,27 @@
 //! The memory-mapped index over tar shards: where every sample lies, and what its labels are.
 //!
-//! [`build`] writes it, [`read`] maps it, [`format`] says what its files are, [`map`] holds the maps.
+//! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`]), [`read`] maps it and
+//! [`fetch`] reads images, [`format`] says what its files are, [`map`] holds the maps.
 
 pub mod alone;
 mod build;
+pub mod dropped;
+mod encode;
+mod factors;
+mod fetch;
 pub mod format;
+mod join;
+mod journal;
+mod keys;
 pub mod map;
 pub mod part;
+mod partitions;
 pub mod read;
 mod records;
+mod rows;
+mod scan;
 
-pub use build::{BuildOptions, Builder, LabelSource};
+pub use build::{BuildOptions, Builder, LIMITS, LabelSource};
+pub use fetch::Fetched;
 pub use read::Index;
+pub use records::{Columns, KeyFormat};

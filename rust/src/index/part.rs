@@ -96,15 +96,10 @@ impl Part {
         })
     }
 
-    /// The labels of a row, ascending.
-    pub fn labels(&self, row: usize) -> Result<impl ExactSizeIterator<Item = u32> + '_> {
+    /// The labels of a row, ascending, four bytes each.
+    pub(super) fn label_bytes(&self, row: usize) -> Result<&[u8]> {
         let (batch, at) = self.locate(row)?;
-        let bytes = self.span(&batch.label_offsets, &batch.labels, at, 4, row)?;
-        Ok(bytes.chunks_exact(4).map(|label| {
-            let mut number = [0; 4];
-            number.copy_from_slice(label);
-            u32::from_le_bytes(number)
-        }))
+        self.span(&batch.label_offsets, &batch.labels, at, 4, row)
     }
 
     fn locate(&self, row: usize) -> Result<(&Batch, usize)> {
@@ -133,6 +128,15 @@ impl Part {
     fn bad_row(&self, row: usize, what: &str) -> Error {
         damaged(&self.map, &format!("row {row}: {what}"))
     }
+}
+
+/// Labels out of their bytes.
+pub(super) fn numbers(bytes: &[u8]) -> impl ExactSizeIterator<Item = u32> + '_ {
+    bytes.chunks_exact(4).map(|label| {
+        let mut number = [0; 4];
+        number.copy_from_slice(label);
+        u32::from_le_bytes(number)
+    })
 }
 
 fn damaged(map: &Map, what: &str) -> Error {

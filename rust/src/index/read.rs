@@ -4,29 +4,30 @@
 //! read of an image takes the tar header before it along and checks name and size, so a shard that
 //! was replaced after indexing is an error and never another image.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_ipc::reader::FileReader;
 use rayon::prelude::*;
-use xxhash_rust::xxh3::xxh3_64;
+use serde::{Deserialize, Serialize};
 
-use super::format::{KEYS_MAGIC, Manifest, NO_SHARD, SHARDS, checksum, shards_schema};
+use super::dropped::{self, Dropped};
+use super::fetch::OpenFiles;
+use super::format::{FileEntry, Manifest, NO_SHARD, checksum, shards_schema};
+use super::keys::KeyFile;
 use super::map::Map;
-use super::part::{Part, Row};
+use super::part::{self, Part, Row};
 use crate::job::Job;
-use crate::shard::{self, BLOCK};
+use crate::shard;
 use crate::{Error, Result};
 
-/// Shards kept open at once.
-const MAX_OPEN: usize = 256;
+/// How often an index is opened again that is replaced meanwhile.
+const MAX_TRIES: usize = 5;
 
 /// One row of `shards.arrow`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     /// Its path from the shard root.
     pub path: String,
@@ -50,39 +51,71 @@ pub struct Index {
     starts: Vec<u64>,
     shards: Vec<Shard>,
     shard_root: PathBuf,
-    keys: Map,
-    open: Mutex<Vec<(u32, Arc<File>)>>,
+    keys: KeyFile,
+    dropped: Vec<Dropped>,
+    pub(super) open: OpenFiles,
     label_counts: OnceLock<Vec<u64>>,
 }
 
 impl Index {
     /// Opens the index in `folder`. `shard_root` stands in for the folder its shards lay in when it
     /// was built.
+    ///
+    /// Where the index is replaced or appended to meanwhile, the new one is opened.
     pub fn open(folder: impl AsRef<Path>, shard_root: Option<&Path>) -> Result<Self> {
-        let folder = folder.as_ref().to_path_buf();
-        let manifest = Manifest::read(&folder)?;
+        let folder = folder.as_ref();
+        let mut manifest = Manifest::read(folder)?;
+        for _ in 1..MAX_TRIES {
+            let error = match Self::of_manifest(folder, manifest.clone(), shard_root) {
+                Ok(index) => return Ok(index),
+                Err(error) => error,
+            };
+            let now = Manifest::read(folder)?;
+            if now.to_text()? == manifest.to_text()? {
+                return Err(error);
+            }
+            manifest = now;
+        }
+        Self::of_manifest(folder, manifest, shard_root)
+    }
+
+    /// Opens the files that a manifest names.
+    pub(super) fn of_manifest(
+        folder: &Path,
+        manifest: Manifest,
+        shard_root: Option<&Path>,
+    ) -> Result<Self> {
         let parts: Vec<Part> =
-            manifest.parts.iter().map(|entry| Part::open(&folder, entry)).collect::<Result<_>>()?;
+            manifest.parts.iter().map(|entry| Part::open(folder, entry)).collect::<Result<_>>()?;
         let mut starts = vec![0];
         for part in &parts {
             starts.push(starts[starts.len() - 1] + part.num_rows() as u64);
         }
-        let shards = read_shards(&folder, &manifest)?;
-        let keys = Map::open(folder.join(&manifest.keys.file), Some(manifest.keys.size))?;
-        let sized = keys.len() as u64 == 16 + 16 * manifest.num_samples;
-        if !keys.starts_with(KEYS_MAGIC) || !sized {
-            return Err(Error::data(format!(
-                "{}: expected the keys of {} samples; build the index again",
-                keys.path().display(),
-                manifest.num_samples
-            )));
-        }
+        let shards = read_shards(folder, &manifest)?;
+        let keys = KeyFile::open(folder, &manifest.keys, manifest.num_samples)?;
+        let dropped = match &manifest.dropped {
+            Some(entry) => {
+                let map = open_checked(folder, entry)?;
+                dropped::read(map.path(), &map, manifest.num_samples)?
+            }
+            None => Vec::new(),
+        };
         let shard_root = match shard_root {
             Some(root) => root.to_path_buf(),
             None => folder.join(&manifest.shard_root),
         };
-        let (open, label_counts) = (Mutex::new(Vec::new()), OnceLock::new());
-        Ok(Self { folder, manifest, parts, starts, shards, shard_root, keys, open, label_counts })
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            manifest,
+            parts,
+            starts,
+            shards,
+            shard_root,
+            keys,
+            dropped,
+            open: OpenFiles::default(),
+            label_counts: OnceLock::new(),
+        })
     }
 
     /// The folder of the index.
@@ -123,44 +156,66 @@ impl Index {
         part.row(row)
     }
 
-    /// The labels of a sample, ascending.
+    /// The labels of a sample, ascending; none for one that was taken down.
     pub fn labels(&self, ordinal: u64) -> Result<impl ExactSizeIterator<Item = u32> + '_> {
         let (part, row) = self.locate(ordinal)?;
-        part.labels(row)
+        let bytes = if self.is_dropped(ordinal) { &[][..] } else { part.label_bytes(row)? };
+        Ok(part::numbers(bytes))
+    }
+
+    /// The labels of some samples one after another, and where those of each end.
+    pub fn flat_labels(&self, ordinals: &[u64]) -> Result<(Vec<u32>, Vec<i64>)> {
+        let mut labels = Vec::with_capacity(ordinals.len());
+        let mut offsets = Vec::with_capacity(ordinals.len() + 1);
+        offsets.push(0);
+        // Where the labels lie is looked up for some samples at once, so that their misses overlap.
+        let mut spans = Vec::with_capacity(64);
+        for some in ordinals.chunks(64) {
+            spans.clear();
+            for &ordinal in some {
+                let (part, row) = self.locate(ordinal)?;
+                let bytes = if self.is_dropped(ordinal) { &[][..] } else { part.label_bytes(row)? };
+                spans.push(bytes);
+            }
+            for bytes in &spans {
+                labels.extend(part::numbers(bytes));
+                offsets.push(labels.len() as i64);
+            }
+        }
+        Ok((labels, offsets))
+    }
+
+    /// The samples that were taken down, ascending.
+    pub fn dropped(&self) -> &[Dropped] {
+        &self.dropped
+    }
+
+    /// Whether a sample was taken down.
+    #[inline]
+    pub fn is_dropped(&self, ordinal: u64) -> bool {
+        !self.dropped.is_empty()
+            && self.dropped.binary_search_by_key(&ordinal, |row| row.sample).is_ok()
     }
 
     /// The ordinal of the first sample with `key`.
     pub fn find(&self, key: &str) -> Result<Option<u64>> {
-        let hash = xxh3_64(key.as_bytes());
-        let (mut low, mut high) = (0, self.num_samples() as usize);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if self.key_entry(middle).0 < hash {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        while low < self.num_samples() as usize {
-            let (its_hash, ordinal) = self.key_entry(low);
-            if its_hash != hash {
-                break;
-            }
+        for ordinal in self.keys.candidates(key) {
             if self.row(ordinal)?.key == key {
                 return Ok(Some(ordinal));
             }
-            low += 1;
         }
         Ok(None)
     }
 
-    fn key_entry(&self, at: usize) -> (u64, u64) {
-        let number = |start: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&self.keys[start..start + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        (number(16 + 16 * at), number(24 + 16 * at))
+    /// The ordinals of all samples with `key`, ascending.
+    pub fn find_all(&self, key: &str) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        for ordinal in self.keys.candidates(key) {
+            if self.row(ordinal)?.key == key {
+                found.push(ordinal);
+            }
+        }
+        Ok(found)
     }
 
     /// The number of samples with each label; one pass over the index, made once.
@@ -188,53 +243,6 @@ impl Index {
         Ok(self.label_counts.get().map(Vec::as_slice).unwrap_or_default())
     }
 
-    /// The encoded image of a sample.
-    pub fn read(&self, ordinal: u64) -> Result<Vec<u8>> {
-        let row = self.row(ordinal)?;
-        if row.shard == NO_SHARD {
-            return Err(Error::usage(format!(
-                "{}: sample {ordinal} ({:?}) has no image: the index was built of records alone; build \
-                 it with the shards that hold the images",
-                self.folder.display(),
-                row.key
-            )));
-        }
-        let path = self.shard_path(row.shard)?;
-        let changed = |what: &str| {
-            Error::data(format!(
-                "{}: sample {ordinal} ({:?}) at byte {}: {what}; the shard was replaced or cut after \
-                 the index {} was built, so build the index again",
-                path.display(),
-                row.key,
-                row.offset,
-                self.folder.display()
-            ))
-        };
-        let start = row.offset.checked_sub(BLOCK as u64).ok_or_else(|| changed("no header"))?;
-        let file = self.shard_file(row.shard, &path)?;
-        let mut bytes = vec![0; BLOCK + row.size as usize];
-        file.read_exact_at(&mut bytes, start).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => changed("the file ends before its end"),
-            _ => Error::io(&path, error),
-        })?;
-        if !shard::header_matches(&bytes[..BLOCK], row.key, row.size) {
-            return Err(changed("another member stands there"));
-        }
-        bytes.drain(..BLOCK);
-        Ok(bytes)
-    }
-
-    /// The encoded images of some samples; `job` advances by samples.
-    pub fn read_all(&self, ordinals: &[u64], job: &Job) -> Result<Vec<Vec<u8>>> {
-        let read = |&ordinal: &u64| {
-            job.check()?;
-            let image = self.read(ordinal);
-            job.advance(1);
-            image
-        };
-        ordinals.iter().map(read).collect()
-    }
-
     /// Where a shard lies.
     ///
     /// Nowhere, an empty path, for samples of records alone.
@@ -249,28 +257,15 @@ impl Index {
                 self.shards.len()
             ))
         })?;
-        Ok(self.shard_root.join(&shard.path))
-    }
-
-    fn shard_file(&self, shard: u32, path: &Path) -> Result<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = open.iter().position(|&(number, _)| number == shard) {
-            return Ok(open[place].1.clone());
+        match shard.path.split_once("://") {
+            None => Ok(self.shard_root.join(&shard.path)),
+            Some(("file", path)) => Ok(PathBuf::from(path)),
+            Some((scheme, _)) => Err(Error::usage(format!(
+                "the shard {} lies in a store of kind {scheme:?}, which is not read yet; copy the shards \
+                 to a local folder and name it (shard_root)",
+                shard.path
+            ))),
         }
-        let file = File::open(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::usage(format!(
-                "the shard {} is not there; put it back, or say where the shards lie now \
-                 (shard_root)",
-                path.display()
-            )),
-            _ => Error::io(path, error),
-        })?;
-        let file = Arc::new(file);
-        if open.len() == MAX_OPEN {
-            open.remove(0);
-        }
-        open.push((shard, file.clone()));
-        Ok(file)
     }
 
     /// Reads every byte of the index and the headers of every shard and holds them against what was
@@ -281,10 +276,15 @@ impl Index {
             self.verify_rows(part, job)?;
             job.advance(entry.size);
         }
-        let shards = Map::open(self.folder.join(SHARDS), Some(self.manifest.shards.size))?;
-        same_checksum(shards.path(), &shards, &self.manifest.shards.checksum)?;
-        same_checksum(self.keys.path(), &self.keys, &self.manifest.keys.checksum)?;
-        job.advance(self.manifest.shards.size + self.manifest.keys.size);
+        let keys = self.keys.map();
+        same_checksum(keys.path(), keys, &self.manifest.keys.checksum)?;
+        job.advance(self.manifest.keys.size);
+        let others = [Some(&self.manifest.shards), self.manifest.vocabulary.as_ref()];
+        for entry in others.into_iter().flatten().chain(&self.manifest.dropped) {
+            open_checked(&self.folder, entry)?;
+            job.advance(entry.size);
+        }
+        Manifest::read(&self.folder)?;
         if self.manifest.computed_fingerprint() != self.manifest.fingerprint {
             return Err(Error::data(format!(
                 "{}: the fingerprint of the manifest is not that of its content; build the index \
@@ -322,8 +322,8 @@ impl Index {
                 NO_SHARD => Some(0),
                 shard => self.shards.get(shard as usize).map(|shard| shard.size),
             };
-            let labels = part.labels(row)?;
-            let known = labels.into_iter().all(|label| u64::from(label) < self.manifest.num_labels);
+            let mut labels = part::numbers(part.label_bytes(row)?);
+            let known = labels.all(|label| u64::from(label) < self.manifest.num_labels);
             if !known || end.zip(size).is_none_or(|(end, size)| end > size) {
                 return Err(Error::data(format!(
                     "{}: row {row} points outside the shards or the vocabulary; build the index again",
@@ -347,12 +347,18 @@ fn same_checksum(path: &Path, bytes: &[u8], expected: &str) -> Result<()> {
     Ok(())
 }
 
+/// A file of the index, held against its size and checksum.
+fn open_checked(folder: &Path, entry: &FileEntry) -> Result<Map> {
+    let map = Map::open(folder.join(&entry.file), Some(entry.size))?;
+    same_checksum(map.path(), &map, &entry.checksum)?;
+    Ok(map)
+}
+
 fn read_shards(folder: &Path, manifest: &Manifest) -> Result<Vec<Shard>> {
-    let path = folder.join(&manifest.shards.file);
-    let map = Map::open(&path, Some(manifest.shards.size))?;
+    let map = open_checked(folder, &manifest.shards)?;
+    let path = map.path();
     let bad =
         |what: &str| Error::data(format!("{}: {what}; build the index again", path.display()));
-    same_checksum(&path, &map, &manifest.shards.checksum)?;
     let reader = FileReader::try_new(std::io::Cursor::new(&map[..]), None)?;
     if reader.schema().fields() != shards_schema().fields() {
         return Err(bad("its columns are not those of a table of shards"));

@@ -23,14 +23,15 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// The records held in the `.json` or `.txt` members of shards: columns of keys and of hashtags.
 #[pyfunction]
-#[pyo3(signature = (shards, *, key_column, hashtags_column, separator=None))]
+#[pyo3(signature = (shards, *, key_column, hashtags_column, separator=None, shard_column=None))]
 fn member_records(
     shards: Vec<PathBuf>,
     key_column: String,
     hashtags_column: String,
     separator: Option<String>,
+    shard_column: Option<String>,
 ) -> PyResult<Table> {
-    let options = MemberOptions { hashtags: hashtags_column, key_column, separator };
+    let options = MemberOptions { hashtags: hashtags_column, key_column, separator, shard_column };
     let schema = MemberRecords::schema(&options);
     MemberRecords::new(Vec::new(), options.clone())?;
     let open = move || match MemberRecords::new(shards.clone(), options.clone()) {

@@ -1,5 +1,7 @@
 //! The binding of the epoch order and of label noise.
 
+use std::path::PathBuf;
+
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
@@ -7,7 +9,8 @@ use pyo3::types::PyByteArray;
 use super::buffer;
 use super::call::long_call;
 use super::exceptions::UsageError;
-use crate::epoch::EpochOrder as Order;
+use crate::epoch::{EpochOrder as Order, Factors, Window};
+use crate::job::Job;
 use crate::noise::{LabelNoise as Noise, NoiseTally};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -23,16 +26,35 @@ struct EpochOrder {
 
 #[pymethods]
 impl EpochOrder {
+    /// `factors` are a float32 array, or `factors_file` a file of them; `window` shards are drawn at a
+    /// time, which begin at `first_samples` (int64).
     #[new]
-    #[pyo3(signature = (num_samples, factors, seed))]
+    #[pyo3(signature = (num_samples, factors, seed, *, factors_file=None, window=None, first_samples=None))]
     fn new(
         py: Python<'_>,
         num_samples: u64,
         factors: Option<PyBuffer<f32>>,
         seed: u64,
+        factors_file: Option<PathBuf>,
+        window: Option<usize>,
+        first_samples: Option<PyBuffer<i64>>,
     ) -> PyResult<Self> {
         let factors = factors.map(|factors| buffer::values(py, &factors)).transpose()?;
-        Ok(Self { inner: long_call(py, None, |_| Order::new(num_samples, factors, seed))? })
+        let first_samples = first_samples.map(|first| buffer::ordinals(py, &first)).transpose()?;
+        let quick = factors.is_none() && factors_file.is_none();
+        let make = |job: &Job| {
+            let factors = match (factors, factors_file) {
+                (Some(values), _) => Some(Factors::in_memory(values, num_samples)?),
+                (None, Some(path)) => Some(Factors::open(&path, num_samples, job)?),
+                (None, None) => None,
+            };
+            let shards = first_samples.unwrap_or_default();
+            let window = window.map(|size| Window::new(size, &shards, num_samples)).transpose()?;
+            Order::new(num_samples, factors, seed, window)
+        };
+        // Without factors there is nothing to wait for.
+        let inner = if quick { make(&Job::new())? } else { long_call(py, None, make)? };
+        Ok(Self { inner })
     }
 
     /// The samples at positions `start` to `stop`, int64.
@@ -48,14 +70,14 @@ impl EpochOrder {
         samples.try_reserve_exact(length).map_err(|_| {
             UsageError::new_err(format!("{length} positions of an order do not fit in memory"))
         })?;
-        samples.resize(length, 0_i64);
+        samples.resize(length, 0_u64);
         py.detach(|| self.inner.fill(start, &mut samples))?;
         Ok(buffer::writable(py, &samples))
     }
 
     /// Positions in an epoch.
-    fn epoch_length(&self, py: Python<'_>, epoch: u64) -> u64 {
-        py.detach(|| self.inner.epoch_length(epoch))
+    fn epoch_length(&self, py: Python<'_>, epoch: u64) -> PyResult<u64> {
+        Ok(py.detach(|| self.inner.epoch_length(epoch))?)
     }
 
     #[getter]

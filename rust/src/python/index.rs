@@ -1,5 +1,7 @@
 //! The binding of the index.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pyo3::buffer::PyBuffer;
@@ -12,15 +14,38 @@ use super::call::long_call;
 use super::exceptions::UsageError;
 use super::vocabulary::Vocabulary;
 use crate::count::CountOptions;
-use crate::index::format::LabelKind;
-use crate::index::{BuildOptions, Builder, Index as Mapped, LabelSource};
+use crate::index::format::{KeyScope, LabelKind};
+use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, LabelSource};
 use crate::job::Job;
-use crate::resample::{RepeatFactors, Scheme};
-use crate::{Error, Result};
+use crate::resample::Scheme;
+use crate::spill::Memory;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<IndexBuilder>()?;
-    module.add_class::<Index>()
+    module.add_class::<Index>()?;
+    module.add_function(wrap_pyfunction!(drop_keys, module)?)?;
+    module.add_function(wrap_pyfunction!(scan_shard, module)?)
+}
+
+/// Takes the samples with these keys down; how many now, how many before, and unknown keys.
+#[pyfunction]
+fn drop_keys(
+    py: Python<'_>,
+    folder: PathBuf,
+    keys: Vec<String>,
+) -> PyResult<(u64, u64, Vec<String>)> {
+    let outcome = long_call(py, None, |_| crate::index::dropped::drop_keys(&folder, &keys))?;
+    Ok((outcome.num_dropped, outcome.num_known, outcome.unknown))
+}
+
+type Members<'a> = Vec<(Cow<'a, [u8]>, u64, u64, u64)>;
+
+/// Name, first header, offset and size of each regular file of a shard; where the end mark is.
+#[pyfunction]
+fn scan_shard(py: Python<'_>, path: PathBuf) -> PyResult<(Members<'_>, u64)> {
+    let (members, end) = long_call(py, None, |job| crate::shard::members(&path, job))?;
+    let row = |m: crate::shard::Member| (Cow::Owned(m.name), m.start, m.offset, m.size);
+    Ok((members.into_iter().map(row).collect(), end))
 }
 
 /// An index being built; visible only after `publish`.
@@ -40,13 +65,25 @@ impl IndexBuilder {
 #[pymethods]
 impl IndexBuilder {
     #[new]
-    #[pyo3(signature = (folder, labels, *, num_threads=None, exclude=None, max_doubled_share=0.0))]
+    #[pyo3(signature = (
+        folder, labels, *, key_scope="global", num_threads=None, include=None, exclude=None, limits=None,
+        memory_bytes=None, spill_dir=None, part_rows=1_048_576, resume_key=None, append=false
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
     fn new(
+        py: Python<'_>,
         folder: PathBuf,
         labels: &str,
+        key_scope: &str,
         num_threads: Option<usize>,
+        include: Option<Vec<String>>,
         exclude: Option<Vec<String>>,
-        max_doubled_share: f64,
+        limits: Option<BTreeMap<String, f64>>,
+        memory_bytes: Option<usize>,
+        spill_dir: Option<PathBuf>,
+        part_rows: usize,
+        resume_key: Option<String>,
+        append: bool,
     ) -> PyResult<Self> {
         let labels = match labels {
             "none" => LabelSource::None,
@@ -58,50 +95,79 @@ impl IndexBuilder {
                 )));
             }
         };
-        let exclude = exclude.unwrap_or_default();
-        let options = BuildOptions { labels, num_threads, exclude, max_doubled_share };
-        Ok(Self { inner: Some(Builder::new(folder, options)?) })
+        let options = BuildOptions {
+            labels,
+            key_scope: KeyScope::parse(key_scope)?,
+            num_threads,
+            include,
+            exclude: exclude.unwrap_or_default(),
+            limits: limits.unwrap_or_default(),
+            memory: Memory::limited(memory_bytes, spill_dir)?,
+            part_rows,
+            resume_key,
+            append,
+        };
+        Ok(Self { inner: Some(long_call(py, None, |_| Builder::new(folder, options))?) })
     }
 
-    /// Takes records into memory, their hashtags as labels of `vocabulary`.
-    #[pyo3(signature = (stream, *, key_column, hashtags_column, vocabulary, separator=None, progress=None))]
+    /// Whether a killed build goes on.
+    #[getter]
+    fn is_resumed(&mut self) -> PyResult<bool> {
+        Ok(self.builder()?.is_resumed())
+    }
+
+    /// Takes records, their hashtags as labels of `vocabulary`.
+    #[pyo3(signature = (
+        stream, *, key_column, hashtags_column, vocabulary, separator=None, shard_column=None,
+        key_format=None, again=true, progress=None
+    ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
     fn add_records(
         &mut self,
         py: Python<'_>,
         stream: &Bound<'_, PyAny>,
-        key_column: &str,
+        key_column: String,
         hashtags_column: String,
         vocabulary: PyRef<'_, Vocabulary>,
         separator: Option<String>,
+        shard_column: Option<String>,
+        key_format: Option<&str>,
+        again: bool,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let batches = import_stream(stream)?;
         let options = CountOptions { column: hashtags_column, separator, num_threads: None };
+        let key_format = key_format.map(KeyFormat::parse).transpose()?;
+        let columns = Columns { key: key_column, shard: shard_column, key_format };
         let (builder, labels) = (self.builder()?, &vocabulary.inner);
         long_call(py, progress, |job| {
-            builder.add_records(batches, key_column, &options, labels, job)
+            builder.add_records(batches, &columns, &options, labels, again, job)
         })
     }
 
     /// Writes records as samples without an image, their hashtags as labels of `vocabulary`.
-    #[pyo3(signature = (stream, *, key_column, hashtags_column, vocabulary, separator=None, progress=None))]
-    #[allow(clippy::too_many_arguments)]
+    #[pyo3(signature = (
+        stream, *, key_column, hashtags_column, vocabulary, separator=None, key_format=None, progress=None
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
     fn index_records(
         &mut self,
         py: Python<'_>,
         stream: &Bound<'_, PyAny>,
-        key_column: &str,
+        key_column: String,
         hashtags_column: String,
         vocabulary: PyRef<'_, Vocabulary>,
         separator: Option<String>,
+        key_format: Option<&str>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let batches = import_stream(stream)?;
         let options = CountOptions { column: hashtags_column, separator, num_threads: None };
+        let key_format = key_format.map(KeyFormat::parse).transpose()?;
+        let columns = Columns { key: key_column, shard: None, key_format };
         let (builder, labels) = (self.builder()?, &vocabulary.inner);
         long_call(py, progress, |job| {
-            builder.index_records(batches, key_column, &options, labels, job)
+            builder.index_records(batches, &columns, &options, labels, job)
         })
     }
 
@@ -128,11 +194,14 @@ impl IndexBuilder {
     }
 
     /// Writes what is left, the manifest last of all.
-    #[pyo3(signature = (vocabulary, *, label_kind, shard_root, provenance))]
+    ///
+    /// `vocabulary_file` is the name in the folder under which the vocabulary was written.
+    #[pyo3(signature = (vocabulary, *, vocabulary_file, label_kind, shard_root, provenance))]
     fn publish(
         &mut self,
         py: Python<'_>,
         vocabulary: Option<PyRef<'_, Vocabulary>>,
+        vocabulary_file: &str,
         label_kind: Option<&str>,
         shard_root: &str,
         provenance: &str,
@@ -151,8 +220,8 @@ impl IndexBuilder {
             .map_err(|error| UsageError::new_err(format!("provenance: {error}")))?;
         self.builder()?;
         let Some(builder) = self.inner.take() else { return Ok(()) };
-        let labels = vocabulary.as_ref().map(|vocabulary| &vocabulary.inner);
-        long_call(py, None, |_| builder.publish(labels, kind, shard_root, provenance))?;
+        let labels = vocabulary.as_ref().map(|vocabulary| (&vocabulary.inner, vocabulary_file));
+        long_call(py, None, |job| builder.publish(labels, kind, shard_root, provenance, job))?;
         Ok(())
     }
 }
@@ -202,37 +271,49 @@ impl Index {
     fn keys(&self, py: Python<'_>, ordinals: PyBuffer<i64>) -> PyResult<Vec<String>> {
         let ordinals = buffer::ordinals(py, &ordinals)?;
         let key = |&ordinal: &u64| Ok(self.inner.row(ordinal)?.key.to_owned());
-        Ok(py.detach(|| ordinals.iter().map(key).collect::<Result<_>>())?)
+        Ok(py.detach(|| ordinals.iter().map(key).collect::<crate::Result<_>>())?)
     }
 
     /// The labels of samples: uint32 labels one after another, and int64 offsets, one more than samples.
     fn labels<'py>(&self, py: Python<'py>, ordinals: PyBuffer<i64>) -> PyResult<Labels<'py>> {
         let ordinals = buffer::ordinals(py, &ordinals)?;
-        let (labels, offsets) = py.detach(|| self.gather(&ordinals))?;
+        let (labels, offsets) = py.detach(|| self.inner.flat_labels(&ordinals))?;
         Ok((buffer::bytes(py, &labels), buffer::bytes(py, &offsets)))
     }
 
     /// The encoded images of samples.
-    #[pyo3(signature = (ordinals, *, progress=None))]
+    #[pyo3(signature = (ordinals, *, num_threads=1, progress=None))]
     fn read<'py>(
         &self,
         py: Python<'py>,
         ordinals: PyBuffer<i64>,
+        num_threads: usize,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let ordinals = buffer::ordinals(py, &ordinals)?;
         // A batch takes well under a tenth of a second; a thread for it would cost more than the read.
-        let images = if progress.is_none() && ordinals.len() <= 4096 {
-            py.detach(|| self.inner.read_all(&ordinals, &Job::new()))?
+        let fetched = if progress.is_none() && ordinals.len() <= 4096 {
+            py.detach(|| self.inner.fetch(&ordinals, num_threads, &Job::new()))?
         } else {
-            long_call(py, progress, |job| self.inner.read_all(&ordinals, job))?
+            long_call(py, progress, |job| self.inner.fetch(&ordinals, num_threads, job))?
         };
-        Ok(images.iter().map(|image| PyBytes::new(py, image)).collect())
+        Ok(fetched.images().map(|image| PyBytes::new(py, image)).collect())
     }
 
     /// The ordinal of the first sample with `key`, or None.
     fn find(&self, key: &str) -> PyResult<Option<u64>> {
         Ok(self.inner.find(key)?)
+    }
+
+    /// The ordinals of all samples with `key`.
+    fn find_all(&self, key: &str) -> PyResult<Vec<u64>> {
+        Ok(self.inner.find_all(key)?)
+    }
+
+    /// The samples that were taken down, ascending: uint64.
+    fn dropped<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let samples: Vec<u64> = self.inner.dropped().iter().map(|row| row.sample).collect();
+        buffer::bytes(py, &samples)
     }
 
     /// The number of samples with each label, uint64.
@@ -251,9 +332,34 @@ impl Index {
         epoch_length: Option<f64>,
     ) -> PyResult<(Bound<'py, PyBytes>, Option<f64>)> {
         let scheme = Scheme::parse(scheme)?;
-        let work = |job: &Job| repeat_factors(&self.inner, scheme, threshold, epoch_length, job);
-        let (factors, threshold) = long_call(py, None, work)?;
+        let (factors, threshold) = long_call(py, None, |job| {
+            let factors = self.inner.repeat_factors(scheme, threshold, epoch_length, job)?;
+            let mut all = Vec::with_capacity(self.inner.num_samples() as usize);
+            self.inner.each_factor(&factors, job, |factor| {
+                all.push(factor);
+                Ok(())
+            })?;
+            Ok((all, factors.threshold))
+        })?;
         Ok((buffer::bytes(py, &factors), threshold))
+    }
+
+    /// The same into a file of float32, published whole, and the sums beside it; returns the threshold.
+    #[pyo3(signature = (path, scheme, *, threshold=None, epoch_length=None))]
+    fn write_factors(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        scheme: &str,
+        threshold: Option<f64>,
+        epoch_length: Option<f64>,
+    ) -> PyResult<Option<f64>> {
+        let scheme = Scheme::parse(scheme)?;
+        long_call(py, None, |job| {
+            let factors = self.inner.repeat_factors(scheme, threshold, epoch_length, job)?;
+            self.inner.write_factors(&factors, &path, job)?;
+            Ok(factors.threshold)
+        })
     }
 
     /// Reads every byte and holds it against the checksums.
@@ -261,45 +367,4 @@ impl Index {
     fn verify(&self, py: Python<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         long_call(py, progress, |job| self.inner.verify(job))
     }
-}
-
-impl Index {
-    fn gather(&self, ordinals: &[u64]) -> Result<(Vec<u32>, Vec<i64>)> {
-        let mut labels = Vec::new();
-        let mut offsets = Vec::with_capacity(ordinals.len() + 1);
-        offsets.push(0);
-        for &ordinal in ordinals {
-            labels.extend(self.inner.labels(ordinal)?);
-            offsets.push(labels.len() as i64);
-        }
-        Ok((labels, offsets))
-    }
-}
-
-fn repeat_factors(
-    index: &Mapped,
-    scheme: Scheme,
-    threshold: Option<f64>,
-    epoch_length: Option<f64>,
-    job: &Job,
-) -> Result<(Vec<f32>, Option<f64>)> {
-    let counts = index.label_counts(job)?;
-    let num_samples = index.num_samples();
-    let factors = match (threshold, epoch_length) {
-        (Some(threshold), None) => RepeatFactors::new(scheme, counts, num_samples, threshold)?,
-        (None, Some(length)) => {
-            let mut rarest = std::collections::BTreeMap::new();
-            for ordinal in 0..num_samples {
-                let count = index.labels(ordinal)?.map(|label| counts[label as usize]).min();
-                if let Some(count) = count {
-                    *rarest.entry(count).or_insert(0) += 1;
-                }
-            }
-            RepeatFactors::with_length(scheme, counts, num_samples, &rarest, length)?
-        }
-        _ => return Err(Error::usage("give either threshold or epoch_length")),
-    };
-    let of_image = |ordinal| Ok(factors.of_image(index.labels(ordinal)?));
-    let all = (0..num_samples).map(of_image).collect::<Result<_>>()?;
-    Ok((all, factors.threshold))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 
+use arrow_array::builder::{ListBuilder, StringBuilder, StringViewBuilder};
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use proptest::prelude::*;
 use wsl_core::Error;
@@ -198,5 +199,48 @@ proptest! {
             }
         }
         prop_assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn lists_of_views_count_as_lists_of_texts_do(
+        records in prop::collection::vec(
+            prop::collection::vec("(#| |)([a-d]|[A-B]|ö|Ö|)(|x| y|thirteen-byte|long-{12})", 0..12),
+            0..300,
+        ),
+        long in 0usize..60,
+        repeats in 1usize..15,
+        threads in 1usize..4,
+    ) {
+        let mut records = records;
+        if let Some(record) = records.get_mut(3) {
+            record.extend((0..long).map(|number| format!("{}{}", ["t", "T"][number % 2], number % 7)));
+        }
+        let mut texts = ListBuilder::new(StringBuilder::new());
+        let mut views = ListBuilder::new(StringViewBuilder::new());
+        for record in &records {
+            record.iter().for_each(|tag| texts.values().append_value(tag));
+            record.iter().for_each(|tag| views.values().append_value(tag));
+            texts.append(true);
+            views.append(true);
+        }
+        let columns: [ArrayRef; 2] = [Arc::new(texts.finish()), Arc::new(views.finish())];
+        let [of_texts, of_views] = columns.map(|column| {
+            let batch = RecordBatch::try_from_iter([("hashtags", column)]).unwrap();
+            // Repeated, so that places become hot and change hands; cut, so that blocks do not align.
+            let batches = (0..repeats).map(|number| {
+                let cut = number.min(batch.num_rows());
+                Ok(batch.slice(cut, batch.num_rows() - cut))
+            });
+            let mut counts = HashtagCounts::default();
+            counts.update(batches, &options(threads), &Job::new()).unwrap();
+            counts
+        });
+        prop_assert_eq!(of_views.tally(), of_texts.tally());
+        prop_assert_eq!(of_views.tags_per_record(), of_texts.tags_per_record());
+        prop_assert_eq!(bytes_of(&of_views), bytes_of(&of_texts));
     }
 }

@@ -1,0 +1,107 @@
+//! Hashtags of record batches as labels, on all threads, in the order of the records.
+
+use arrow_array::RecordBatch;
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::count::{CountOptions, tag_column};
+use crate::hashtag::{RecordReader, TagColumn, Tally};
+use crate::job::Job;
+use crate::vocabulary::{Encoder, Vocabulary};
+
+/// Rows between two looks at the [`Job`].
+const ROWS_PER_CHECK: usize = 4096;
+
+/// The labels of a range of rows.
+#[derive(Debug, Default)]
+struct Range {
+    reader: RecordReader,
+    labels: Vec<u32>,
+    ends: Vec<usize>,
+    num_unknown: u64,
+}
+
+impl Range {
+    fn encode(
+        &mut self,
+        encoder: &Encoder,
+        column: &TagColumn,
+        rows: std::ops::Range<usize>,
+        job: &Job,
+    ) -> Result<()> {
+        let Self { reader, labels, ends, num_unknown } = self;
+        labels.clear();
+        ends.clear();
+        let mut of_row = Vec::new();
+        for row in rows {
+            if row % ROWS_PER_CHECK == 0 {
+                job.check()?;
+            }
+            of_row.clear();
+            reader.read(column, row, &mut Tally::default(), |tag| match encoder.encode(tag) {
+                Some(label) => of_row.push(label),
+                None => *num_unknown += 1,
+            });
+            of_row.sort_unstable();
+            of_row.dedup();
+            labels.extend_from_slice(&of_row);
+            ends.push(labels.len());
+        }
+        Ok(())
+    }
+}
+
+/// Encodes one batch after another, a range of rows on each thread.
+pub(super) struct BatchEncoder<'a> {
+    pool: rayon::ThreadPool,
+    encoder: Encoder,
+    options: &'a CountOptions,
+    ranges: Vec<Range>,
+}
+
+impl<'a> BatchEncoder<'a> {
+    pub(super) fn new(
+        pool: rayon::ThreadPool,
+        vocabulary: &Vocabulary,
+        options: &'a CountOptions,
+    ) -> Result<Self> {
+        let separator = options.separator.as_deref();
+        let range = |_| Ok(Range { reader: RecordReader::new(separator)?, ..Range::default() });
+        let ranges = (0..pool.current_num_threads()).map(range).collect::<Result<_>>()?;
+        Ok(Self { pool, encoder: Encoder::new(vocabulary), options, ranges })
+    }
+
+    /// Calls `take(row, labels)` for every row of the batch in its order; labels are distinct and
+    /// ascending.
+    pub(super) fn encode(
+        &mut self,
+        batch: &RecordBatch,
+        job: &Job,
+        mut take: impl FnMut(usize, &[u32]) -> Result<()>,
+    ) -> Result<()> {
+        let column = tag_column(batch, self.options)?;
+        let Self { pool, encoder, ranges, .. } = self;
+        let share = column.len().div_ceil(ranges.len()).max(1);
+        pool.install(|| {
+            ranges.par_iter_mut().enumerate().try_for_each(|(number, range)| {
+                let first = (number * share).min(column.len());
+                range.encode(encoder, &column, first..(first + share).min(column.len()), job)
+            })
+        })?;
+        let mut row = 0;
+        for range in ranges {
+            let mut start = 0;
+            for &end in &range.ends {
+                take(row, &range.labels[start..end])?;
+                start = end;
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hashtags so far that the vocabulary lacks.
+    pub(super) fn num_unknown(&self) -> u64 {
+        self.ranges.iter().map(|range| range.num_unknown).sum()
+    }
+}

@@ -1,0 +1,240 @@
+//! `keys.idx`: from keys to ordinals, eight bytes a sample.
+//!
+//! An entry is a u64: the ordinal in its lower bits, as many as the largest one needs, and above it the
+//! upper bits of the key's hash (XXH3). Entries are sorted. A look-up finds those whose upper bits are
+//! those of the wanted hash and compares keys, so what the hash has lost costs time and never truth.
+
+use std::io::Write;
+use std::path::Path;
+
+use rayon::prelude::*;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::format::{FileEntry, KEYS_MAGIC};
+use super::map::Map;
+use super::part::Part;
+use super::partitions::{PARTITIONS, Partitions, partition_of, put};
+use crate::job::Job;
+use crate::publish::Unpublished;
+use crate::spill::Memory;
+use crate::{Error, Result};
+
+const HEADER: usize = 16;
+
+/// Bits of an entry that hold an ordinal below `num_samples`.
+fn ordinal_bits(num_samples: u64) -> u32 {
+    (u64::BITS - num_samples.saturating_sub(1).leading_zeros()).max(1)
+}
+
+/// The keys of an index, mapped.
+#[derive(Debug)]
+pub(super) struct KeyFile {
+    map: Map,
+    num_samples: u64,
+}
+
+impl KeyFile {
+    pub(super) fn open(folder: &Path, entry: &FileEntry, num_samples: u64) -> Result<Self> {
+        let map = Map::open(folder.join(&entry.file), Some(entry.size))?;
+        let sized = num_samples.checked_mul(8).and_then(|bytes| bytes.checked_add(HEADER as u64));
+        if !map.starts_with(KEYS_MAGIC) || sized != Some(map.len() as u64) {
+            return Err(Error::data(format!(
+                "{}: expected the keys of {num_samples} samples; build the index again",
+                map.path().display()
+            )));
+        }
+        Ok(Self { map, num_samples })
+    }
+
+    /// The file.
+    pub(super) fn map(&self) -> &Map {
+        &self.map
+    }
+
+    fn entry(&self, at: u64) -> u64 {
+        let start = HEADER + 8 * at as usize;
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.map[start..start + 8]);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Ordinals, ascending, among which are all whose key is `key`.
+    pub(super) fn candidates(&self, key: &str) -> impl Iterator<Item = u64> + '_ {
+        let bits = ordinal_bits(self.num_samples);
+        let prefix = xxh3_64(key.as_bytes()) >> bits;
+        let (mut low, mut high) = (0, self.num_samples);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.entry(middle) >> bits < prefix {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        (low..self.num_samples)
+            .map(|at| self.entry(at))
+            .take_while(move |entry| entry >> bits == prefix)
+            .map(move |entry| entry & ((1 << bits) - 1))
+    }
+}
+
+/// What writing the keys found.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) entry: FileEntry,
+    /// Samples whose key another sample before them has.
+    pub(super) num_doubled: u64,
+    /// One such key.
+    pub(super) doubled: Option<String>,
+}
+
+/// Rows of all parts by ordinal.
+pub(super) struct AllParts<'a> {
+    pub(super) parts: &'a [Part],
+    pub(super) starts: Vec<u64>,
+}
+
+impl<'a> AllParts<'a> {
+    pub(super) fn new(parts: &'a [Part]) -> Self {
+        let mut starts = vec![0];
+        for part in parts {
+            starts.push(starts[starts.len() - 1] + part.num_rows() as u64);
+        }
+        Self { parts, starts }
+    }
+
+    fn key(&self, ordinal: u64) -> Result<&'a str> {
+        let part = self.starts.partition_point(|&start| start <= ordinal) - 1;
+        Ok(self.parts[part].row((ordinal - self.starts[part]) as usize)?.key)
+    }
+}
+
+/// Writes the keys of `parts` as `name`; looks for doubled ones where `distinct` says they must not be.
+pub(super) fn write(
+    folder: &Path,
+    name: &str,
+    parts: &AllParts<'_>,
+    distinct: bool,
+    memory: &Memory,
+    job: &Job,
+) -> Result<Written> {
+    let num_samples = parts.starts[parts.starts.len() - 1];
+    let path = folder.join(name);
+    let mut writer = Writer {
+        file: Unpublished::create(&path)?,
+        hasher: Xxh3::new(),
+        bits: ordinal_bits(num_samples),
+        parts,
+        distinct,
+        num_doubled: 0,
+        doubled: None,
+    };
+    writer.put(KEYS_MAGIC)?;
+    writer.put(&num_samples.to_le_bytes())?;
+    if num_samples.saturating_mul(32) <= (memory.bytes() / 2) as u64 {
+        let mut entries = Vec::with_capacity(num_samples as usize);
+        each_key(parts, job, |hash, ordinal| {
+            entries.push((hash, ordinal));
+            Ok(())
+        })?;
+        writer.take(entries)?;
+    } else {
+        let mut partitions = Partitions::new(memory)?;
+        each_key(parts, job, |hash, ordinal| {
+            partitions.push(partition_of(hash), |out| {
+                put(out, hash);
+                put(out, ordinal);
+            })
+        })?;
+        partitions.finish()?;
+        for partition in 0..PARTITIONS {
+            let mut entries = Vec::new();
+            partitions.read(partition, 0..partitions.num_blocks(partition), |mut input| {
+                entries.push((input.number()?, input.number()?));
+                Ok(input)
+            })?;
+            writer.take(entries)?;
+        }
+    }
+    let Writer { file, hasher, num_doubled, doubled, .. } = writer;
+    file.publish()?;
+    let entry = FileEntry {
+        file: name.to_owned(),
+        num_rows: num_samples,
+        size: HEADER as u64 + 8 * num_samples,
+        checksum: format!("{:032x}", hasher.digest128()),
+    };
+    Ok(Written { entry, num_doubled, doubled })
+}
+
+fn each_key(
+    parts: &AllParts<'_>,
+    job: &Job,
+    mut take: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    for (part, &start) in parts.parts.iter().zip(&parts.starts) {
+        for row in 0..part.num_rows() {
+            if row % 65_536 == 0 {
+                job.check()?;
+            }
+            take(xxh3_64(part.row(row)?.key.as_bytes()), start + row as u64)?;
+        }
+    }
+    Ok(())
+}
+
+struct Writer<'a> {
+    file: Unpublished,
+    hasher: Xxh3,
+    bits: u32,
+    parts: &'a AllParts<'a>,
+    distinct: bool,
+    num_doubled: u64,
+    doubled: Option<String>,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.file.put(bytes)
+    }
+
+    /// Writes entries (hash, ordinal) whose hashes are above all that were written.
+    fn take(&mut self, mut entries: Vec<(u64, u64)>) -> Result<()> {
+        entries.par_sort_unstable();
+        if self.distinct {
+            self.find_doubled(&entries)?;
+        }
+        let bits = self.bits;
+        let mut packed: Vec<u64> =
+            entries.into_iter().map(|(hash, ordinal)| hash >> bits << bits | ordinal).collect();
+        // Hashes that differ in their lower bits alone now stand by ordinal.
+        packed.sort_unstable();
+        let mut bytes = Vec::with_capacity(8 << 12);
+        for some in packed.chunks(1 << 12) {
+            bytes.clear();
+            some.iter().for_each(|entry| bytes.extend_from_slice(&entry.to_le_bytes()));
+            self.put(&bytes)?;
+        }
+        Ok(())
+    }
+
+    fn find_doubled(&mut self, entries: &[(u64, u64)]) -> Result<()> {
+        for some in entries.chunk_by(|one, other| one.0 == other.0).filter(|some| some.len() > 1) {
+            let mut keys: Vec<&str> =
+                some.iter().map(|&(_, ordinal)| self.parts.key(ordinal)).collect::<Result<_>>()?;
+            keys.sort_unstable();
+            for pair in keys.windows(2).filter(|pair| pair[0] == pair[1]) {
+                self.num_doubled += 1;
+                self.doubled.get_or_insert_with(|| pair[0].to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Unpublished {
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_all(bytes).map_err(|error| Error::io(self.target(), error))
+    }
+}

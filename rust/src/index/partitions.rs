@@ -1,0 +1,162 @@
+//! Entries on disk, parted by the hash of their keys.
+//!
+//! An entry is bytes that its writer understands. Entries of one partition come back in the order in
+//! which they were written. Buffers are flushed as blocks of one [`SpillFile`], so a partition is read
+//! in a few large steps.
+
+use crate::spill::{Memory, SpillFile};
+use crate::{Error, Result};
+
+/// Number of partitions: the upper eight bits of a hash.
+pub(super) const PARTITIONS: usize = 256;
+
+/// The partition of a key with this hash.
+pub(super) fn partition_of(hash: u64) -> usize {
+    (hash >> 56) as usize
+}
+
+/// Entries of [`PARTITIONS`] partitions.
+#[derive(Debug)]
+pub(super) struct Partitions {
+    file: SpillFile,
+    buffers: Vec<Vec<u8>>,
+    blocks: Vec<Vec<(u64, u32)>>,
+    bytes: Vec<u64>,
+    buffer_bytes: usize,
+}
+
+impl Partitions {
+    /// Empty ones, whose buffers take about an eighth of what is allowed.
+    pub(super) fn new(memory: &Memory) -> Result<Self> {
+        let share = memory.bytes() / (8 * PARTITIONS);
+        Ok(Self {
+            file: memory.spill_file()?,
+            buffers: vec![Vec::new(); PARTITIONS],
+            blocks: vec![Vec::new(); PARTITIONS],
+            bytes: vec![0; PARTITIONS],
+            buffer_bytes: share.clamp(512, 1 << 18),
+        })
+    }
+
+    /// Adds what `write` appends to the buffer it gets.
+    pub(super) fn push(
+        &mut self,
+        partition: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<()> {
+        let buffer = &mut self.buffers[partition];
+        let before = buffer.len();
+        write(buffer);
+        self.bytes[partition] += (buffer.len() - before) as u64;
+        if self.buffers[partition].len() >= self.buffer_bytes {
+            self.flush(partition)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the block of a partition, so that the next entry begins one.
+    pub(super) fn flush(&mut self, partition: usize) -> Result<()> {
+        let buffer = &mut self.buffers[partition];
+        if !buffer.is_empty() {
+            let place = self.file.append(buffer)?;
+            self.blocks[partition].push((place, buffer.len() as u32));
+            buffer.clear();
+        }
+        Ok(())
+    }
+
+    /// Ends the blocks of all partitions and frees the buffers.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        for partition in 0..PARTITIONS {
+            self.flush(partition)?;
+            self.buffers[partition] = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Bytes of a partition's entries.
+    pub(super) fn num_bytes(&self, partition: usize) -> u64 {
+        self.bytes[partition]
+    }
+
+    /// Blocks of a partition so far; it changes when one is flushed.
+    pub(super) fn num_blocks(&self, partition: usize) -> usize {
+        self.blocks[partition].len()
+    }
+
+    /// Calls `take` with each entry's bytes on; `take` returns what it leaves over.
+    pub(super) fn read(
+        &self,
+        partition: usize,
+        blocks: std::ops::Range<usize>,
+        mut take: impl for<'a> FnMut(Input<'a>) -> Result<Input<'a>>,
+    ) -> Result<()> {
+        let mut bytes = Vec::new();
+        for &(place, length) in &self.blocks[partition][blocks] {
+            bytes.resize(length as usize, 0);
+            self.file.read(place, &mut bytes)?;
+            let mut input = Input(&bytes);
+            while !input.0.is_empty() {
+                input = take(input)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is left of a block of entries.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// A number as [`put`] wrote it.
+    #[inline]
+    pub(super) fn number(&mut self) -> Result<u64> {
+        let mut value = 0_u64;
+        for (place, &byte) in self.0.iter().take(10).enumerate() {
+            value |= u64::from(byte & 0x7f) << (7 * place).min(63);
+            if byte < 0x80 {
+                self.0 = &self.0[place + 1..];
+                return Ok(value);
+            }
+        }
+        Err(damaged())
+    }
+
+    /// Bytes as [`put_bytes`] wrote them.
+    #[inline]
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8]> {
+        let length = self.number()? as usize;
+        if length > self.0.len() {
+            return Err(damaged());
+        }
+        let (bytes, rest) = self.0.split_at(length);
+        self.0 = rest;
+        Ok(bytes)
+    }
+}
+
+fn damaged() -> Error {
+    Error::data("a temporary file of the join was altered while it was used; run the command again")
+}
+
+/// Writes a number in LEB128.
+#[inline]
+pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Writes a length and bytes.
+#[inline]
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}

@@ -1,0 +1,111 @@
+//! Rows under way: of the part being filled, and of the table of shards.
+
+use std::sync::Arc;
+
+use arrow_array::builder::StringBuilder;
+use arrow_array::{ArrayRef, ListArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow_schema::{DataType, Field};
+
+use super::format::{BATCH_ROWS, part_schema, shards_schema};
+use super::read::Shard;
+use crate::{Error, Result};
+
+/// Rows of the part under way, laid out as Arrow has them.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    keys: Vec<u8>,
+    key_ends: Vec<usize>,
+    shards: Vec<u32>,
+    offsets: Vec<u64>,
+    sizes: Vec<u32>,
+    labels: Vec<u32>,
+    label_ends: Vec<usize>,
+}
+
+impl Rows {
+    pub(super) fn len(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Adds a sample whose image lies at `(shard, offset, size)`.
+    pub(super) fn push(&mut self, key: &str, place: (u32, u64, u32), labels: &[u32]) {
+        self.keys.extend_from_slice(key.as_bytes());
+        self.key_ends.push(self.keys.len());
+        self.shards.push(place.0);
+        self.offsets.push(place.1);
+        self.sizes.push(place.2);
+        self.labels.extend_from_slice(labels);
+        self.label_ends.push(self.labels.len());
+    }
+
+    /// Forgets the rows and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        let Self { keys, key_ends, shards, offsets, sizes, labels, label_ends } = self;
+        keys.clear();
+        labels.clear();
+        offsets.clear();
+        [shards, sizes].into_iter().for_each(Vec::clear);
+        [key_ends, label_ends].into_iter().for_each(Vec::clear);
+    }
+
+    /// The rows as batches of [`BATCH_ROWS`], made one after another.
+    pub(super) fn batches(&self) -> impl Iterator<Item = Result<RecordBatch>> + '_ {
+        let starts = (0..self.len()).step_by(BATCH_ROWS);
+        starts.map(|start| self.batch(start, (start + BATCH_ROWS).min(self.len())))
+    }
+
+    fn batch(&self, start: usize, end: usize) -> Result<RecordBatch> {
+        let (key_offsets, keys) = spans(&self.key_ends, start, end)?;
+        let (label_offsets, labels) = spans(&self.label_ends, start, end)?;
+        let keys = Buffer::from(&self.keys[keys]);
+        let item = Arc::new(Field::new("item", DataType::UInt32, false));
+        let labels: ArrayRef = Arc::new(UInt32Array::from(self.labels[labels].to_vec()));
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::try_new(key_offsets, keys, None)?),
+            Arc::new(UInt32Array::from(self.shards[start..end].to_vec())),
+            Arc::new(UInt64Array::from(self.offsets[start..end].to_vec())),
+            Arc::new(UInt32Array::from(self.sizes[start..end].to_vec())),
+            Arc::new(ListArray::try_new(item, label_offsets, labels, None)?),
+        ];
+        Ok(RecordBatch::try_new(part_schema(), columns)?)
+    }
+}
+
+/// Arrow's offsets of the rows from `start` to `end`, and the values they span.
+fn spans(
+    ends: &[usize],
+    start: usize,
+    end: usize,
+) -> Result<(OffsetBuffer<i32>, std::ops::Range<usize>)> {
+    let base = if start == 0 { 0 } else { ends[start - 1] };
+    let offset = |end: usize| {
+        i32::try_from(end - base).map_err(|_| {
+            Error::data(format!(
+                "the rows {start} to {end} of a part hold over 2 GiB of keys or labels, more than an \
+                 index can hold there; shorten the keys"
+            ))
+        })
+    };
+    let offsets = std::iter::once(base).chain(ends[start..end].iter().copied()).map(offset);
+    let offsets: Vec<i32> = offsets.collect::<Result<_>>()?;
+    let last = ends.get(end.wrapping_sub(1)).copied().unwrap_or(base);
+    Ok((OffsetBuffer::new(ScalarBuffer::from(offsets)), base..last))
+}
+
+/// Rows of `shards.arrow`.
+pub(super) fn shards_batch(shards: &[Shard]) -> Result<RecordBatch> {
+    let mut paths = StringBuilder::new();
+    shards.iter().for_each(|shard| paths.append_value(&shard.path));
+    let numbers = |number: fn(&Shard) -> u64| -> ArrayRef {
+        Arc::new(UInt64Array::from(shards.iter().map(number).collect::<Vec<_>>()))
+    };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(paths.finish()),
+        numbers(|shard| shard.size),
+        numbers(|shard| shard.header_checksum),
+        numbers(|shard| shard.first_sample),
+        numbers(|shard| shard.num_samples),
+    ];
+    Ok(RecordBatch::try_new(shards_schema(), columns)?)
+}

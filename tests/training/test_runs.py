@@ -1,0 +1,416 @@
+"""Runs of one rank: what is kept, what is refused, what a run starts from and what comes out of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from fakes import FileIndex, StageMaker, write_index
+from safetensors.torch import load_file, save_file
+
+import wsl
+from wsl.cli import run as wsl_command
+from wsl.config import StageConfig
+from wsl.training import checkpoint, watch
+from wsl.training.distillation import TeacherScores, collect_scores
+from wsl.training.evaluation import evaluate_run
+from wsl.training.export import export_run, predict
+from wsl.training.loop import Batches
+from wsl.training.stages import RunSummary, run_stage
+from wsl.training.step import Stepper
+from wsl.training.stop import Stopped
+from wsl.training.trainer import Trainer
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """The rank is asked to stop in `step`."""
+    plain = Stepper.step
+
+    def stepped(self: Stepper, batch: Any, lr: float, number: int, *, stop: bool = False) -> Any:
+        return plain(self, batch, lr, number, stop=stop or number == step)
+
+    patch.setattr(Stepper, "step", stepped)
+
+
+def stopped(stages: StageMaker, step: int, out: str = "run", **options: Any) -> Path:
+    """A run that was stopped after `step` steps; its folder of checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step - 1)
+        with pytest.raises(Stopped, match=f"stopped after step {step} "):
+            run_stage(stages.config(**options), stages.inputs(out))
+    return stages.root / out / "checkpoints"
+
+
+def names(checkpoints: Path) -> list[str]:
+    return [path.name for path in checkpoint.find_all(checkpoints)]
+
+
+def test_the_newest_and_the_best_checkpoints_stay_and_others_go(
+    stages: StageMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.9, 0.7, 0.6, 0.8, 0.4, 0.1])
+    plain = Trainer.evaluate
+
+    def evaluate(self: Trainer, done: int) -> Any:
+        result = plain(self, done)
+        return type(result)(**{**vars(result), "top1": next(scores)})
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    options = {"num_steps": 14, "checkpoint_every": 1, "evaluate_every": 2, "keep_last": 3, "keep_best": 2}
+    checkpoints = stopped(stages, 13, **options)
+    # Evaluated at 2, 4, ..., 12: the best are 4 (0.9) and 10 (0.8).
+    assert names(checkpoints) == ["step-000004", *(f"step-0000{number}" for number in (10, 11, 12, 13))]
+    run_stage(stages.config(**options), stages.inputs())
+    assert names(checkpoints) == ["step-000004", "step-000010"]
+    assert (stages.root / "run" / "best.safetensors").is_file()
+
+
+def test_a_checkpoint_counts_only_while_every_file_of_it_is_whole(stages: StageMaker) -> None:
+    checkpoints = stopped(stages, 4)
+    newest, older = checkpoints / "step-000004", checkpoints / "step-000002"
+    assert names(checkpoints) == [older.name, newest.name]
+    marker = json.loads((newest / "complete.json").read_text())
+    assert marker["step"] == 4
+    assert marker["world_size"] == 1
+    assert "rank-00000.pt" in marker["files"]
+    file = newest / "rank-00000.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert names(checkpoints) == [older.name]
+    with pytest.raises(wsl.DataError, match="missing or was cut"):
+        run_stage(stages.config(), stages.inputs(), resume=newest)
+    file.unlink()
+    assert names(checkpoints) == [older.name]
+    (checkpoints / ".step-000099.tmp").mkdir()
+    (checkpoints / "step-000099").mkdir()
+    summary = run_stage(stages.config(), stages.inputs())
+    assert summary.num_steps == 6
+    whole = run_stage(stages.config(), stages.inputs("whole"))
+    same = [load_file(one.run / "model.safetensors") for one in (summary, whole)]
+    assert all(same[0][key].equal(same[1][key]) for key in same[0])
+
+
+def test_a_named_checkpoint_must_be_there_whole_and_of_this_run(stages: StageMaker) -> None:
+    checkpoints = stopped(stages, 4)
+    with pytest.raises(wsl.UsageError, match=r"complete ones of .*: step-000002, step-000004"):
+        run_stage(stages.config(), stages.inputs(), resume=checkpoints / "step-000003")
+    with pytest.raises(wsl.DataError, match="not a complete checkpoint"):
+        run_stage(stages.config(), stages.inputs(), resume=stages.root)
+    with pytest.raises(wsl.UsageError, match="is no checkpoint of the run"):
+        run_stage(stages.config(), stages.inputs("other"), resume=checkpoints / "step-000002")
+    for options, said in (
+        ({"model": {"widths": [4]}}, "model.widths"),
+        ({"seed": 1}, "seed"),
+        ({"deepspeed": "configs/deepspeed/zero2.json"}, "deepspeed"),
+    ):
+        with pytest.raises(wsl.UsageError, match=said):
+            run_stage(stages.config(**options), stages.inputs(), resume=checkpoints / "step-000002")
+    write_index(stages.root / "elsewhere", seed=5)
+    with pytest.raises(wsl.UsageError, match="index_fingerprint"):
+        run_stage(
+            stages.config(),
+            stages.inputs(index=stages.root / "elsewhere"),
+            resume=checkpoints / "step-000002",
+        )
+    summary = run_stage(stages.config(), stages.inputs(), resume=checkpoints / "step-000002")
+    assert summary.num_steps == 6
+
+
+def test_checkpoints_without_a_run_are_not_taken_up(stages: StageMaker) -> None:
+    stopped(stages, 4)
+    (stages.root / "run" / "run.json").unlink()
+    steps = []
+    plain = Stepper.step
+
+    def step(self: Stepper, batch: Any, lr: float, number: int, *, stop: bool = False) -> Any:
+        steps.append(number)
+        return plain(self, batch, lr, number, stop=stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "step", step)
+        run_stage(stages.config(), stages.inputs())
+    assert steps == list(range(6))
+
+
+def test_evaluating_on_the_way_changes_nothing_of_the_training(stages: StageMaker) -> None:
+    runs = [
+        run_stage(stages.config(ema_decay=0.9, **options), stages.inputs(out))
+        for out, options in (("never", {}), ("often", {"evaluate_every": 1, "keep_best": 1}))
+    ]
+    never, often = (load_file(run.run / "model.safetensors") for run in runs)
+    assert all(never[key].equal(often[key]) for key in never)
+    assert len(metrics(runs[1])) == 6
+    assert all(0 <= float(row["top1"]) <= 1 for row in metrics(runs[1])[:-1])
+
+
+def metrics(run: RunSummary) -> list[dict[str, str]]:
+    with (run.run / "metrics.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_average_of_the_weights_is_what_is_published(stages: StageMaker) -> None:
+    plain = run_stage(stages.config(log_every=1), stages.inputs("plain"))
+    averaged = run_stage(stages.config(log_every=1, ema_decay=0.5), stages.inputs("averaged"))
+    losses = [[row["loss"] for row in metrics(run)] for run in (plain, averaged)]
+    assert losses[0] == losses[1]
+    one, two = (load_file(run.run / "model.safetensors") for run in (plain, averaged))
+    assert not one["fc.weight"].equal(two["fc.weight"])
+    row = metrics(averaged)[0]
+    assert int(row["memory_bytes"]) > 1 << 20
+    assert 0 <= float(row["waiting_share"]) <= 1
+    assert list((averaged.run / "events").iterdir())
+
+
+def test_a_run_starts_from_downloaded_weights_and_refuses_other_content(
+    stages: StageMaker, tmp_path: Path
+) -> None:
+    first = run_stage(stages.config(), stages.inputs("first"))
+    weights = load_file(first.run / "model.safetensors")
+    torch.save(weights, tmp_path / "download.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in weights.items()}}, tmp_path / "wrapped.pth")
+    other = {**weights, "fc.weight": torch.zeros(9, 8), "fc.bias": torch.zeros(9)}
+    save_file(other, tmp_path / "other-classes.safetensors")
+    slow = {"num_steps": 1, "optimizer": {"lr": 1e-12}}
+    for name in ("download.pth", "wrapped.pth", "other-classes.safetensors"):
+        started = run_stage(stages.config(**slow), stages.inputs(f"from {name}", init=tmp_path / name))
+        after = load_file(started.run / "model.safetensors")
+        torch.testing.assert_close(after["blocks.0.conv1.weight"], weights["blocks.0.conv1.weight"])
+        assert after["fc.weight"].allclose(weights["fc.weight"]) == (name != "other-classes.safetensors")
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    for name in ("evil.pth", "text.pth", "list.pth", "other.pth"):
+        with pytest.raises(wsl.DataError, match=name):
+            run_stage(stages.config(**slow), stages.inputs("refused", init=tmp_path / name))
+    assert not Path("/tmp/wsl-evil").exists()
+    with pytest.raises(wsl.UsageError, match="is not there"):
+        run_stage(stages.config(**slow), stages.inputs("refused", init=tmp_path / "none.pth"))
+    with pytest.raises(wsl.UsageError, match="another network"):
+        run_stage(stages.config(model={"widths": [4]}), stages.inputs("refused", init=first.run))
+
+
+class Evil:
+    """Runs a command where it is unpickled without care."""
+
+    def __reduce__(self) -> Any:
+        return subprocess.call, (["touch", "/tmp/wsl-evil"],)
+
+
+@pytest.fixture
+def student(stages: StageMaker) -> StageMaker:
+    """Pseudo-labels of three classes of four, and the teacher's scores."""
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(96, 4)).astype(np.float32)
+    table = pl.DataFrame({"sample": np.arange(0, 96, 2), "class": np.arange(48) % 3})
+    table = table.with_columns(
+        pl.col("sample").cast(pl.UInt64), pl.col("class").cast(pl.UInt32), probability=pl.lit(0.5)
+    )
+    provenance = {"index_fingerprint": FileIndex(stages.index).fingerprint, "num_classes": 4}
+    provenance["teacher_fingerprint"] = "the teacher"
+    table.write_parquet(stages.root / "d-hat.parquet", metadata={"wsl": json.dumps(provenance)})
+    folder = stages.root / "predictions"
+    folder.mkdir()
+    for start in (0, 50):
+        stop = min(start + 50, 96)
+        part = pl.DataFrame(
+            {"sample": np.arange(start, stop).astype(np.uint64), "scores": scores[start:stop]},
+            schema_overrides={"scores": pl.Array(pl.Float32, 4)},
+        )
+        part.write_parquet(
+            folder / f"scores-{start:03}.parquet",
+            metadata={"wsl": json.dumps({"teacher_fingerprint": "the teacher"})},
+        )
+    np.save(stages.root / "scores.npy", scores)
+    return stages
+
+
+def test_the_student_learns_the_teachers_scores(
+    student: StageMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {"pseudolabels": student.root / "d-hat.parquet", "predictions": student.root / "predictions"}
+    options: dict[str, Any] = {"stage": "student", "log_every": 1}
+    plain = run_stage(student.config(**options), student.inputs("plain", **paths))
+    assert "1 of 4 classes have no pseudo-label" in " ".join(capsys.readouterr().err.split())
+    options["distillation"] = {"weight": 1.0, "temperature": 2.0}
+    soft = run_stage(student.config(**options), student.inputs("soft", **paths))
+    assert metrics(plain)[0]["loss"] != metrics(soft)[0]["loss"]
+    samples = np.arange(0, 96, 2)
+    collect_scores(paths["predictions"], student.root / "copy", samples, 4, "the teacher")
+    rows = TeacherScores(student.root / "copy", samples).of(np.array([4, 90]))
+    odds = torch.from_numpy(np.load(student.root / "scores.npy"))[[4, 90]]
+    torch.testing.assert_close(rows, torch.log(torch.sigmoid(odds)))
+    with pytest.raises(wsl.UsageError, match=r"--predictions DIR, or set distillation\.weight=0"):
+        run_stage(student.config(**options), student.inputs("x", pseudolabels=paths["pseudolabels"]))
+    with pytest.raises(wsl.UsageError, match="run 'wsl score' first"):
+        run_stage(student.config(**options), student.inputs("x", **paths | {"predictions": student.index}))
+    with pytest.raises(wsl.UsageError, match="another teacher"):
+        collect_scores(paths["predictions"], student.root / "copy", samples, 4, "someone else")
+    with pytest.raises(wsl.UsageError, match="the student has 5 labels"):
+        collect_scores(paths["predictions"], student.root / "copy", samples, 5, None)
+    with pytest.raises(wsl.DataError, match="no scores of sample 96"):
+        collect_scores(paths["predictions"], student.root / "copy", np.arange(97), 4, None)
+
+
+def test_data_that_do_not_belong_together_are_refused_before_the_first_step(
+    stages: StageMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FileIndex, "label_counts", lambda self: np.array([5, 0, 91, 0]), raising=False)
+    monkeypatch.setattr(FileIndex, "class_names", ["ant", "bee", "cat", "dog"], raising=False)
+    run_stage(stages.config(num_steps=1), stages.inputs("empty"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: 2 of 4 classes have no image in" in said
+    assert "cannot be learned: bee, dog" in said
+    steps: list[int] = []
+    monkeypatch.setattr(Stepper, "step", lambda *_, **__: steps.append(1))
+    plain = FileIndex.__init__
+
+    def fewer(self: FileIndex, path: Path) -> None:
+        plain(self, path)
+        if path == stages.index:
+            self.num_labels = 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileIndex, "__init__", fewer)
+        with pytest.raises(wsl.UsageError, match="has 4 classes, and the stage knows 3"):
+            run_stage(stages.config(), stages.inputs("x"))
+
+    def renamed(self: FileIndex, path: Path) -> None:
+        plain(self, path)
+        if path == stages.held_out:
+            self.vocabulary_fingerprint = "another"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileIndex, "__init__", renamed)
+        with pytest.raises(wsl.UsageError, match="has vocabulary another, training has ten classes"):
+            run_stage(stages.config(), stages.inputs("x"))
+    with pytest.raises(wsl.UsageError, match="does not divide"):
+        run_stage(stages.config(batch_size=16, micro_batch_size=3), stages.inputs("x"))
+    with pytest.raises(wsl.UsageError, match="it is even"):
+        run_stage(stages.config(micro_batch_size=1, regularization={"mixup": 0.5}), stages.inputs("x"))
+    assert steps == []
+
+
+def test_a_file_that_cannot_be_read_ends_the_run_with_its_name(
+    stages: StageMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(self: FileIndex, ordinals: Any) -> list[bytes]:
+        raise OSError(5, "Input/output error", "shards/000.tar")
+
+    monkeypatch.setattr(FileIndex, "read", read)
+    for workers in (0, 2):
+        with pytest.raises(OSError, match=r"shards/000\.tar"):
+            run_stage(stages.config(data={"num_workers": workers}), stages.inputs())
+
+
+def test_a_loader_that_starves_is_said(
+    stages: StageMaker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The thread ends the process; here it raises in the main thread in its place."""
+    plain = Batches.get
+    ended: list[int] = []
+
+    def get(self: Batches, step: int) -> Any:
+        for _ in range(400):
+            if step != 3 or ended:
+                break
+            time.sleep(0.05)
+        return plain(self, step)
+
+    def end(code: int) -> None:
+        ended.append(code)
+        sys.exit()
+
+    monkeypatch.setattr(Batches, "get", get)
+    monkeypatch.setattr(watch.os, "_exit", end)
+    for workers in (0, 2):
+        ended.clear()
+        options = {"loader_timeout_s": 0.3, "data": {"num_workers": workers}}
+        run_stage(stages.config(**options), stages.inputs(f"{workers}"))
+        assert ended == [1]
+        said = capfd.readouterr().err
+        assert "no batch of images came for" in said
+        assert "before step 4: the loader starves" in said
+
+
+def test_what_is_exported_loads_predicts_and_is_described(stages: StageMaker, tmp_path: Path) -> None:
+    options = {"evaluate_every": 2, "keep_best": 1, "num_steps": 8, "checkpoint_every": 100}
+    run = run_stage(stages.config(**options), stages.inputs("run")).run
+    export_run(run, tmp_path / "model")
+    export_run(run, tmp_path / "best", best=True)
+    assert (
+        load_file(tmp_path / "model" / "model.safetensors").keys()
+        == load_file(run / "model.safetensors").keys()
+    )
+    best = load_file(tmp_path / "best" / "model.safetensors")
+    kept = load_file(run / "best.safetensors")
+    assert all(best[key].equal(kept[key]) for key in kept)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["preprocessing"]["mean"] == [0.3]
+    assert config["preprocessing"]["resize"] == [12, 12]
+    card = (tmp_path / "model" / "README.md").read_text()
+    for text in ("narrow, teacher", "On 50 held-out images", "| top-1 |", "wsl predict", "8 steps of 16"):
+        assert text in card
+    with pytest.raises(wsl.UsageError, match="--overwrite"):
+        export_run(run, tmp_path / "model")
+    other = run_stage(stages.config(num_steps=1), stages.inputs("other")).run
+    with pytest.raises(wsl.UsageError, match="kept no best weights"):
+        export_run(other, tmp_path / "none", best=True)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(FileIndex(stages.held_out).read([0])[0])
+    ((first, *_),) = predict(tmp_path / "model", [picture])
+    assert first == predict(run, [picture])[0][0]
+    result = evaluate_run(run, stages.held_out)
+    assert result.top1_interval is not None
+    assert result.top1_interval[0] <= result.top1 <= result.top1_interval[1]
+    assert len(result.per_class_interval or []) == 4
+
+
+def test_a_network_of_torchvision_is_exported_under_its_names(stages: StageMaker, tmp_path: Path) -> None:
+    import torchvision
+
+    options: dict[str, Any] = {"model": {"name": "squeezenet1_1", "num_channels": 3, "image_size": 32}}
+    options |= {"num_steps": 1, "data": {"mean": [0.3] * 3, "std": [0.3] * 3}}
+    run = run_stage(stages.config(**options), stages.inputs()).run
+    export_run(run, tmp_path / "model")
+    model = torchvision.models.get_model("squeezenet1_1", num_classes=4)
+    model.load_state_dict(load_file(tmp_path / "model" / "model.safetensors"))
+    assert 'get_model("squeezenet1_1", num_classes=4)' in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_runs_are_compared_side_by_side(stages: StageMaker, capsys: pytest.CaptureFixture[str]) -> None:
+    one = run_stage(stages.config(), stages.inputs("one")).run
+    stopped(stages, 4, "two", optimizer={"lr": 0.02})
+    two = stages.root / "two"
+    capsys.readouterr()
+    assert wsl_command(["compare", str(one), str(two), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["different"] == {"optimizer.lr": [0.05, 0.02]}
+    assert [run["state"] for run in found["runs"]] == ["complete", "running"]
+    assert found["runs"][0]["top1"] is not None
+    assert math.isfinite(found["runs"][0]["loss"])
+    assert wsl_command(["compare", str(one), str(two)]) == 0
+    text = capsys.readouterr().out
+    assert "optimizer.lr" in text
+    assert "macro-averaged recall" in text
+    assert wsl_command(["compare", str(stages.root)]) == 2
+
+
+def test_the_state_of_a_run_tells_what_it_was(stages: StageMaker) -> None:
+    summary = run_stage(stages.config(), stages.inputs())
+    info = json.loads((summary.run / "run.json").read_text())
+    assert info["summary"]["world_size"] == 1
+    assert info["summary"]["peak_memory_bytes"][0] > 1 << 20
+    assert StageConfig(**info["config"]) == stages.config()
+    assert info["inputs"]["deepspeed"]["zero_optimization"]["stage"] == 1

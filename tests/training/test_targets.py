@@ -1,0 +1,174 @@
+"""Losses, mixing of images, averages of weights, intervals: against plain twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import nn
+
+from wsl.config import ExecutionConfig, RegularizationConfig
+from wsl.training.ema import Ema
+from wsl.training.execution import prepare_model
+from wsl.training.losses import cross_entropy_of_images, distillation_of_images
+from wsl.training.metrics import macro_interval, wilson
+from wsl.training.mixing import check_even, mix
+
+
+def batch(num: int = 8, num_classes: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(num)
+    logits = torch.randn(num, num_classes, generator=generator, requires_grad=True)
+    labels = torch.randint(0, num_classes, (num, 1), generator=generator)
+    return logits, labels, torch.ones(num, 1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_the_loss_of_one_label_is_that_of_torch(smoothing: float) -> None:
+    logits, labels, weights = batch()
+    theirs = nn.functional.cross_entropy(logits, labels[:, 0], label_smoothing=smoothing, reduction="none")
+    ours = cross_entropy_of_images(logits, labels, weights, smoothing)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_several_labels_are_a_dense_target_and_an_image_without_weight_counts_nothing(
+    smoothing: float,
+) -> None:
+    logits, _, _ = batch(4)
+    labels = torch.tensor([[0, 1, 0], [2, 0, 0], [1, 3, 4], [0, 0, 0]])
+    weights = torch.tensor([[0.5, 0.5, 0], [1, 0, 0], [0.2, 0.3, 0.5], [0, 0, 0]])
+    dense = torch.zeros(4, 5).scatter_add(1, labels, weights)
+    theirs = nn.functional.cross_entropy(logits, dense, label_smoothing=smoothing, reduction="none")
+    ours = cross_entropy_of_images(logits, labels, weights, smoothing)
+    torch.testing.assert_close(ours[:3], theirs[:3])
+    assert ours[3].item() == 0
+    (gradient,) = torch.autograd.grad(ours.sum(), logits)
+    assert not gradient[3].any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_is_the_divergence_of_torch_up_to_the_entropy_of_the_teacher(temperature: float) -> None:
+    logits, _, _ = batch()
+    teacher = torch.log_softmax(torch.randn(8, 5), 1)
+    soft = torch.log_softmax(teacher / temperature, 1)
+    divergence = nn.functional.kl_div(
+        torch.log_softmax(logits / temperature, 1), soft, log_target=True, reduction="none"
+    ).sum(1)
+    entropy = -(soft.exp() * soft).sum(1)
+    ours = distillation_of_images(logits, teacher, temperature, torch.ones(8))
+    torch.testing.assert_close(ours, temperature**2 * (divergence + entropy))
+
+
+def pictures(num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images of one colour each, whose label is the colour."""
+    labels = torch.arange(num)[:, None]
+    return labels[:, :, None, None].float().expand(num, 1, 12, 10).clone(), labels, torch.ones(num, 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**62), st.integers(0, 2**40), st.floats(0.05, 5), st.booleans())
+def test_targets_are_mixed_as_the_pixels_are(seed: int, start: int, alpha: float, pastes: bool) -> None:
+    options = RegularizationConfig(cutmix=alpha) if pastes else RegularizationConfig(mixup=alpha)
+    images, labels, weights = pictures(6)
+    positions = np.arange(2 * start, 2 * start + 6)
+    mixed, names, shares = mix(images, labels, weights, positions, options, seed)
+    torch.testing.assert_close(shares.sum(1), torch.ones(6))
+    # An image of one colour: the mean of the pixels is the mean of the labels.
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), (names * shares).sum(1), rtol=1e-4, atol=1e-4)
+    assert names[:, 1].tolist() == [1, 0, 3, 2, 5, 4]
+    if pastes:
+        assert set(mixed[0].flatten().tolist()) <= {0.0, 1.0}
+
+
+def test_what_happens_to_a_pair_is_the_same_in_every_batch_and_on_every_rank() -> None:
+    options = RegularizationConfig(mixup=0.4, cutmix=1.0)
+    images, labels, weights = pictures(16)
+    positions = np.arange(32, 48)
+    whole = mix(images, labels, weights, positions, options, 5)
+    for part in (slice(0, 4), slice(4, 16)):
+        cut = mix(images[part], labels[part], weights[part], positions[part], options, 5)
+        for ours, theirs in zip(cut, whole, strict=True):
+            assert torch.equal(ours, theirs[part])
+    pasted = [len(set(image.flatten().tolist())) > 1 for image in whole[0][::2]]
+    assert any(pasted)
+    assert not all(pasted)
+    with pytest.raises(Exception, match="holds 3"):
+        check_even(options, 3)
+
+
+def test_an_image_that_does_not_count_is_mixed_with_nothing() -> None:
+    images, labels, weights = pictures(4)
+    weights[1] = 0
+    mixed, _, shares = mix(images, labels, weights, np.arange(4), RegularizationConfig(mixup=1.0), 0)
+    assert torch.equal(mixed[:2], images[:2])
+    assert shares[0].tolist() == [1.0, 0.0]
+    assert shares[1].tolist() == [0.0, 0.0]
+
+
+def test_shares_of_mixup_follow_the_beta_distribution() -> None:
+    images, labels, weights = pictures(4000)
+    _, _, shares = mix(images, labels, weights, np.arange(4000), RegularizationConfig(mixup=0.5), 3)
+    own = shares[::2, 0].numpy()
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)); 2,000 draws.
+    assert own.mean() == pytest.approx(0.5, abs=0.03)
+    assert own.var() == pytest.approx(0.125, rel=0.1)
+
+
+def test_the_average_follows_its_formula_and_leaves_the_weights_as_they_were() -> None:
+    model = nn.Linear(3, 2)
+    ema = Ema(model, 0.75)
+    expected = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for _ in range(5):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+        ema.update()
+        for name, weight in model.named_parameters():
+            expected[name] = 0.75 * expected[name] + 0.25 * weight.detach()
+    own = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with ema.applied():
+        for name, weight in model.named_parameters():
+            torch.testing.assert_close(weight.detach(), expected[name])
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, own[name])
+
+
+def test_recomputing_blocks_gives_the_same_gradients_and_counts_no_batch_twice() -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    plain = torchvision.models.resnet18(num_classes=4)
+    again = torchvision.models.resnet18(num_classes=4)
+    again.load_state_dict(plain.state_dict())
+    prepare_model(again, ExecutionConfig(activation_checkpointing=True), 1)
+    images = torch.randn(2, 3, 32, 32)
+    for model in (plain, again):
+        model(images).square().sum().backward()
+    for (name, one), two in zip(plain.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
+    for (name, one), two in zip(plain.named_buffers(), again.buffers(), strict=True):
+        assert torch.equal(one, two), name
+
+
+@given(st.integers(1, 500), st.data())
+def test_intervals_of_shares_are_those_of_scipy(num: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, num))
+    theirs = binomtest(hits, num).proportion_ci(0.95, method="wilson")
+    ours = wilson(hits, num)
+    assert ours is not None
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert wilson(0, 0) is None
+
+
+def test_the_interval_of_macro_recall_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    nums, recalls = [20, 50, 200, 35], np.array([0.3, 0.9, 0.6, 0.75])
+    covered = 0
+    for _ in range(400):
+        interval = macro_interval(generator.binomial(nums, recalls).tolist(), nums)
+        assert interval is not None
+        covered += interval[0] <= recalls.mean() <= interval[1]
+    assert 0.92 <= covered / 400 <= 0.99

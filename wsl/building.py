@@ -1,0 +1,319 @@
+"""Building an index: options checked, hashtags counted, the engine's builder driven, one build at a time.
+
+A killed build goes on where it was when the same call is made again; the engine keeps the journal, and
+beside it stands the vocabulary that was counted (``building.parquet``). The index that is there stays
+whole until the new manifest takes its place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from wsl import _core
+from wsl._core import UsageError
+from wsl.hashtags import count_hashtags
+from wsl.index import MANIFEST, VOCABULARY, Index
+from wsl.source import find_files, open_records
+from wsl.vocabulary import Vocabulary
+
+STAGED = "building.parquet"
+LOCK = ".lock"
+SHARD = "__shard"
+"""The column of shard names that is made where the records have none."""
+
+LabelKind = Literal["hashtag", "class"]
+KeyScope = Literal["global", "shard"]
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Where records say what."""
+
+    key_column: str = "key"
+    hashtags_column: str = "hashtags"
+    separator: str | None = None
+    shard_column: str | None = None
+    key_format: str | None = None
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Which keys are taken, and how much may be wrong."""
+
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+def build_index(
+    out: str | os.PathLike[str],
+    shards: Sequence[str | os.PathLike[str]] = (),
+    *,
+    records: object = None,
+    label_kind: LabelKind | None = None,
+    key_column: str = "key",
+    hashtags_column: str = "hashtags",
+    separator: str | None = None,
+    key_scope: KeyScope = "global",
+    shard_column: str | None = None,
+    key_format: str | None = None,
+    vocabulary: Vocabulary | Callable[[], Vocabulary] | None = None,
+    min_count: int = 1,
+    max_labels: int | None = None,
+    class_names: list[str] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    limits: Mapping[str, float] | None = None,
+    memory_bytes: int | None = None,
+    spill_dir: str | os.PathLike[str] | None = None,
+    part_rows: int = 1 << 20,
+    num_threads: int | None = None,
+    provenance: dict[str, Any] | None = None,
+    append: Literal["all records", "new records"] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Index:
+    """Indexes tar shards, or records alone, into the folder `out` and opens the result.
+
+    `label_kind` "hashtag" joins `records` (a path, glob, Polars frame or Arrow stream with a column of
+    keys and one of hashtags; what can be read only once needs `vocabulary`) by their keys. Integer keys
+    are written as `key_format` says, such as ``{:09d}``. Without records the hashtags are those of the
+    shards' own members: `hashtags_column` is the field of their ``.json``, or ``.txt``. Without shards
+    each record is a sample that has no image. "class" reads the shards' ``.cls`` members, None makes an
+    index without labels.
+
+    `key_scope` "shard" says that keys begin anew in every shard. `shard_column` then names the shard of
+    a record (its file's name, with or without folder and ``.tar``); without it a table of records stands
+    beside its shard and has its name, as img2dataset writes them.
+
+    The vocabulary is `vocabulary` (or what it returns when called), or made from the counts
+    (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the order given. `include`
+    lists the only keys to take, `exclude` keys to leave out (``SHARD:KEY`` in scope "shard"). `limits`
+    are shares above which the build is refused: of ``keys_doubled`` (default 0), ``samples_split`` (0),
+    ``samples_without_record`` (0.99), ``records_without_sample`` (0.99) and ``records_doubled`` (1).
+    `progress` is called with the number of shards done (records, where there are no shards).
+    `memory_bytes` limits the counting and the join, which go to disk (`spill_dir`) beyond it; the part
+    under way takes about 100 MB more. A part holds `part_rows` samples, at most 2^20; a killed build
+    goes on after the last part that was finished.
+
+    `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
+    all of the index's again, or only those of the new shards (of the new samples, without shards).
+
+    The index is there whole or not at all: its manifest is written last. Raises UsageError for options
+    that do not fit together, an index that is there already or another process that builds it, DataError
+    for damaged shards or records and for shares above their limits.
+    """
+    folder = Path(out)
+    _check_options(folder, shards, records, label_kind, key_scope, overwrite or append is not None)
+    if label_kind == "hashtag" and records is None:
+        records = [os.fspath(shard) for shard in shards]
+    columns = RecordOptions(key_column, hashtags_column, separator, shard_column, key_format)
+    lists = Lists(include, exclude, dict(limits or {}))
+    with locked(folder):
+        known = Index.open(folder) if append is not None else None
+        if known is not None:
+            vocabulary = known.vocabulary
+        source = {None: "none", "class": "members", "hashtag": "records"}[label_kind]
+        made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels, part_rows]
+        made_of += [class_names, provenance, getattr(vocabulary, "fingerprint", None)]
+        builder = _core.IndexBuilder(
+            folder,
+            source,
+            key_scope=key_scope,
+            num_threads=num_threads,
+            include=None if include is None else list(include),
+            exclude=list(exclude),
+            limits=dict(lists.limits),
+            memory_bytes=memory_bytes,
+            spill_dir=spill_dir,
+            part_rows=part_rows,
+            resume_key=_resume_key(made_of, shards, records, lists),
+            append=append is not None,
+        )
+
+        def count() -> Vocabulary:
+            counts = count_hashtags(
+                records,
+                hashtags_column=hashtags_column,
+                separator=separator,
+                memory_bytes=memory_bytes,
+                spill_dir=spill_dir,
+                num_threads=num_threads,
+            )
+            return Vocabulary.build(counts, min_count=min_count, max_labels=max_labels)
+
+        if label_kind == "hashtag":
+            vocabulary = _vocabulary(folder, builder.is_resumed, vocabulary or count, min_count)
+            again = append != "new records"
+            _add_records(builder, records, columns, key_scope, vocabulary, again, bool(shards), progress)
+        root = _shard_root(folder, shards, known)
+        paths = [(Path(shard).resolve(), os.path.relpath(Path(shard).resolve(), root)) for shard in shards]
+        builder.add_shards([*paths], progress=progress)
+        if label_kind == "class" and vocabulary is None:
+            highest = builder.highest_class
+            names = class_names or [str(number) for number in range((highest or 0) + 1)]
+            vocabulary = Vocabulary.of_classes(names)
+        labels = None
+        if vocabulary is not None and label_kind is not None:
+            assert isinstance(vocabulary, Vocabulary)
+            labels = vocabulary
+            if known is None:
+                vocabulary.write(folder / STAGED)
+        builder.publish(
+            None if labels is None else labels.core,
+            vocabulary_file=STAGED if known is None else VOCABULARY,
+            label_kind=label_kind,
+            shard_root=os.path.relpath(root, folder.resolve()),
+            provenance=json.dumps(provenance or {}),
+        )
+        return Index.open(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder of an index against other builders; UsageError where one is at work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{folder}: another process is building this index; wait until it has ended, or end it"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int, int, list[str]]:
+    """Takes the samples with these keys down: they keep their ordinals and have neither image nor labels.
+
+    Returns how many were taken down now, how many had been before, and the keys that no sample has. In
+    an index whose keys begin anew in every shard a key is ``SHARD:KEY``. Building the index anew keeps
+    what was taken down. Raises UsageError where there is no index or it is being built.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file():
+        Index.open(folder)
+    with locked(folder):
+        return _core.drop_keys(folder, list(keys))
+
+
+def _check_options(
+    folder: Path,
+    shards: Sequence[object],
+    records: object,
+    label_kind: str | None,
+    key_scope: str,
+    may_replace: bool,
+) -> None:
+    if not shards and (records is None or label_kind != "hashtag"):
+        raise UsageError(f"{folder}: an index needs shards, or records of hashtags (label_kind hashtag)")
+    if label_kind != "hashtag" and records is not None:
+        raise UsageError(f"{folder}: records are read with --label-kind hashtag; classes from .cls members")
+    if not shards and key_scope == "shard":
+        raise UsageError(f"{folder}: records alone have no shards, so their keys cannot begin anew in each")
+    if (folder / MANIFEST).exists() and not may_replace:
+        raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
+
+
+def _shard_root(folder: Path, shards: Sequence[str | os.PathLike[str]], known: Index | None) -> Path:
+    if known is not None:
+        return (folder / str(known.manifest["shard_root"])).resolve()
+    folders = [Path(shard).resolve().parent for shard in shards]
+    return Path(os.path.commonpath(folders)) if folders else folder.resolve()
+
+
+def _vocabulary(
+    folder: Path, is_resumed: bool, made: Vocabulary | Callable[[], Vocabulary], min_count: int
+) -> Vocabulary:
+    """The vocabulary; what a killed build had counted is not counted again."""
+    if isinstance(made, Vocabulary):
+        return made
+    staged = folder / STAGED
+    if is_resumed and staged.is_file():
+        return Vocabulary.read(staged)
+    vocabulary = made()
+    if not len(vocabulary):
+        raise UsageError(
+            f"{folder}: no hashtag is on min_count = {min_count} records; lower it, or name where the "
+            "hashtags are (records, hashtags_column)"
+        )
+    vocabulary.write(staged)
+    return vocabulary
+
+
+def _add_records(
+    builder: _core.IndexBuilder,
+    records: object,
+    columns: RecordOptions,
+    key_scope: KeyScope,
+    vocabulary: Vocabulary,
+    again: bool,
+    joined: bool,
+    progress: Callable[[int], object] | None,
+) -> None:
+    shard_column = None
+    if key_scope == "shard":
+        shard_column = columns.shard_column or SHARD
+    found = open_records(
+        records,
+        key_column=columns.key_column,
+        hashtags_column=columns.hashtags_column,
+        separator=columns.separator,
+        shard_column=columns.shard_column,
+        path_column=SHARD if shard_column == SHARD else None,
+    )
+    with found.reading():
+        if joined:
+            builder.add_records(
+                found.stream,
+                key_column=columns.key_column,
+                hashtags_column=columns.hashtags_column,
+                vocabulary=vocabulary.core,
+                separator=found.separator,
+                shard_column=shard_column,
+                key_format=columns.key_format,
+                again=again,
+            )
+        else:
+            builder.index_records(
+                found.stream,
+                key_column=columns.key_column,
+                hashtags_column=columns.hashtags_column,
+                vocabulary=vocabulary.core,
+                separator=found.separator,
+                key_format=columns.key_format,
+                progress=progress,
+            )
+
+
+def _resume_key(
+    made_of: list[Any], shards: Sequence[str | os.PathLike[str]], records: object, lists: Lists
+) -> str | None:
+    """A hash of all that determines the index; None where the records cannot be known again."""
+    files: list[str] = []
+    if records is not None:
+        if not isinstance(records, (str, os.PathLike, list, tuple)):
+            return None
+        files = find_files(records)
+    stamps = {os.fspath(path): _stamp(os.fspath(path)) for path in [*shards, *files]}
+    order = [os.fspath(shard) for shard in shards]
+    text = json.dumps([_core.__version__, made_of, stamps, order, lists.include, lists.exclude], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamp(path: str) -> list[int]:
+    if "://" in path:
+        return []
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns]

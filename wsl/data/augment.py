@@ -1,0 +1,158 @@
+"""Decoding and augmentation with torchvision's transforms (v2), each a pure function of (seed, position).
+
+The random choices are hashes (`wsl.data.transforms.uniforms`) and not torch's generator, so neither
+threads nor workers nor a restart change a pixel.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from wsl.data.transforms import DRAW_FLIP, crop_box, crop_boxes, uniforms
+
+DRAW_AUGMENT = 16
+"""The first of the draws of RandAugment: operation and sign of each layer."""
+NUM_LEVELS = 31
+MAX_LEVEL = NUM_LEVELS - 1
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What becomes of an encoded image."""
+
+    image_size: int = 224
+    """Side of the square, in pixels."""
+    crop: bool = True
+    """RandomResizedCrop: 8 to 100 % of the area, sides 3:4 to 4:3; else the middle."""
+    flip: bool = True
+    augment_layers: int = 0
+    """RandAugment's operations an image (Cubuk et al. 2020); 0 is off."""
+    augment_level: int = 9
+    """Their strength, 0 to 30."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    max_pixels: int = 50_000_000
+    """Images with more pixels count as corrupt."""
+
+
+def decode_image(content: bytes, max_pixels: int) -> torch.Tensor | None:
+    """An encoded image as uint8 3 x H x W, or None where it is not one or has too many pixels.
+
+    The size in the header is checked before a pixel is decoded; transparency is laid on white.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as opened:
+                image: Image.Image = opened
+                if image.width * image.height > max_pixels:
+                    return None
+                if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+                    pixels: torch.Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
+                    return pixels
+                if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+                    shown = image.convert("RGBA")
+                    white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
+                    image = Image.alpha_composite(white, shown)
+                pixels = F.pil_to_tensor(image.convert("RGB"))
+                return pixels
+    except Exception:  # decoders of hostile bytes raise nearly everything
+        return None
+
+
+def transform(image: torch.Tensor, options: ImageOptions, seed: int, position: int) -> torch.Tensor:
+    """uint8 3 x H x W to float32 3 x S x S: crop, flip, RandAugment, normalisation."""
+    positions = np.array([position], dtype=np.int64)
+    height, width = image.shape[1:]
+    side = options.image_size
+    if options.crop:
+        left, top, right, bottom = crop_box(width, height, crop_boxes(seed, positions)[0])
+    else:
+        edge = 0.875 * min(width, height)
+        left, top = (width - edge) / 2, (height - edge) / 2
+        right, bottom = left + edge, top + edge
+    x, y = int(left), int(top)
+    across, down = max(round(right - left), 1), max(round(bottom - top), 1)
+    image = F.resized_crop(image, y, x, min(down, height - y), min(across, width - x), [side, side])
+    if options.flip and uniforms(seed, positions, DRAW_FLIP)[0] < 0.5:
+        image = F.horizontal_flip(image)
+    if options.augment_layers:
+        image = rand_augment(image, options.augment_layers, options.augment_level, seed, positions)
+    scaled = F.to_dtype(image, torch.float32, scale=True)
+    normal: torch.Tensor = F.normalize(scaled, list(options.mean), list(options.std), inplace=True)
+    return normal
+
+
+def rand_augment(
+    image: torch.Tensor, layers: int, level: int, seed: int, positions: npt.NDArray[np.int64]
+) -> torch.Tensor:
+    """RandAugment (Cubuk et al. 2020): `layers` operations drawn uniformly, all of strength `level`.
+
+    The operations and what a level of 0 to 30 means are torchvision's.
+    """
+    names = list(OPERATIONS)
+    for layer in range(layers):
+        pick = float(uniforms(seed, positions, DRAW_AUGMENT + 2 * layer)[0])
+        sign = -1.0 if uniforms(seed, positions, DRAW_AUGMENT + 2 * layer + 1)[0] < 0.5 else 1.0
+        image = OPERATIONS[names[int(pick * len(names))]](image, level / MAX_LEVEL, sign)
+    return image
+
+
+def _affine(
+    image: torch.Tensor,
+    *,
+    shear: tuple[float, float] = (0.0, 0.0),
+    translate: tuple[float, float] = (0.0, 0.0),
+) -> torch.Tensor:
+    centre = [0.0, 0.0] if shear != (0.0, 0.0) else None
+    moved: torch.Tensor = F.affine(
+        image,
+        angle=0.0,
+        translate=[int(translate[0]), int(translate[1])],
+        scale=1.0,
+        shear=list(shear),
+        interpolation=InterpolationMode.NEAREST,
+        center=centre,
+    )
+    return moved
+
+
+def _degrees(slope: float) -> float:
+    return math.degrees(math.atan(slope))
+
+
+Operation = Callable[[torch.Tensor, float, float], torch.Tensor]
+
+OPERATIONS: dict[str, Operation] = {
+    "identity": lambda image, share, sign: image,
+    "shear-x": lambda image, share, sign: _affine(image, shear=(_degrees(0.3 * share * sign), 0.0)),
+    "shear-y": lambda image, share, sign: _affine(image, shear=(0.0, _degrees(0.3 * share * sign))),
+    "translate-x": lambda image, share, sign: _affine(
+        image, translate=(150.0 / 331.0 * image.shape[2] * share * sign, 0.0)
+    ),
+    "translate-y": lambda image, share, sign: _affine(
+        image, translate=(0.0, 150.0 / 331.0 * image.shape[1] * share * sign)
+    ),
+    "rotate": lambda image, share, sign: F.rotate(image, 30.0 * share * sign),
+    "brightness": lambda image, share, sign: F.adjust_brightness(image, 1.0 + 0.9 * share * sign),
+    "color": lambda image, share, sign: F.adjust_saturation(image, 1.0 + 0.9 * share * sign),
+    "contrast": lambda image, share, sign: F.adjust_contrast(image, 1.0 + 0.9 * share * sign),
+    "sharpness": lambda image, share, sign: F.adjust_sharpness(image, 1.0 + 0.9 * share * sign),
+    "posterize": lambda image, share, sign: F.posterize(image, 8 - round(4 * share)),
+    "solarize": lambda image, share, sign: F.solarize(image, 255.0 * (1.0 - share)),
+    "autocontrast": lambda image, share, sign: F.autocontrast(image),
+    "equalize": lambda image, share, sign: F.equalize(image),
+}
