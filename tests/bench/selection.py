@@ -42,6 +42,7 @@ SAMPLES_PER_BATCH = 250_000
 DENSE_ROWS = (256 << 20) // (4 * NUM_CLASSES)
 DENSE_SEEN = 4_000_000
 Array = np.ndarray
+Run = dict[str, float]
 
 
 def distinct_classes(size: int, cumulative: Array, rng: np.random.Generator) -> Array:
@@ -141,8 +142,8 @@ def run_duckdb(folder: str) -> int:
     connection = duckdb.connect(config={"threads": THREADS})
     query = f"""with best as (select * from '{folder}/pairs-*.parquet' qualify
         row_number() over (partition by class order by score desc, sample) <= {K})
-        select * from best
-        qualify row_number() over (partition by sample order by score desc, class) <= {P}"""
+        select * from best qualify
+        row_number() over (partition by sample order by score desc, class) <= {P}"""
     return len(connection.sql(query).to_arrow_table())
 
 
@@ -291,10 +292,8 @@ def measure(task: str, program: str, folder: Path) -> dict[str, float]:
     return {"cpu": usage.ru_utime + usage.ru_stime, "wall": wall, "peak": peak, "rows": found}
 
 
-def measure_all(
-    task: str, programs: list[str], folder: Path, rounds: int
-) -> dict[str, list[dict[str, float]]]:
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
+def measure_all(task: str, programs: list[str], folder: Path, rounds: int) -> dict[str, list[Run]]:
+    runs: dict[str, list[Run]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, kept in runs.items():
             kept.append(measure(task, name, folder))

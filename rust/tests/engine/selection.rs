@@ -282,6 +282,217 @@ proptest! {
     }
 }
 
+/// A tree of merges over all of `states`, in the order that `choices` says.
+fn merged(mut states: Vec<Selection>, choices: &[prop::sample::Index]) -> Selection {
+    let mut choices = choices.iter().cycle();
+    while states.len() > 1 {
+        let from = states.swap_remove(choices.next().unwrap().index(states.len()));
+        let into = choices.next().unwrap().index(states.len());
+        states[into].merge(&from).unwrap();
+    }
+    states.pop().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn splitting_merging_threads_and_spilling_never_change_a_byte(
+        pairs in pairs(), k in 1..6u32, p in 1..7u32, parts in 1..6u64, size in 1..20usize,
+        threads in prop::sample::select(vec![1usize, 2, 8]),
+        spills in prop::collection::vec(any::<bool>(), 12),
+        tiny: bool, choices in prop::collection::vec(any::<prop::sample::Index>(), 12),
+        image_first: bool,
+    ) {
+        let order = ORDERS[usize::from(image_first)];
+        let folder = tempfile::tempdir().unwrap();
+        // A limit of one byte: whatever may be dropped to disk is.
+        let memory = || Memory { limit: tiny.then_some(1), spill_dir: Some(folder.path().into()) };
+        let new = || Selection::new(NUM_CLASSES, k, p, order, memory()).unwrap();
+        let given = for_order(&pairs, order);
+        let mut whole = begin(NUM_CLASSES, k, p, order).unwrap();
+        give(&mut whole, &given).unwrap();
+        let (outcome, bytes) = rayon_pool(threads).install(|| {
+            let mut states: Vec<_> = (0..parts).map(|_| new()).collect();
+            let mut spills = spills.iter().cycle();
+            for (number, state) in (0..).zip(&mut states) {
+                let own: Vec<_> = given.iter().copied().filter(|pair| pair.0 % parts == number).collect();
+                for some in own.chunks(size) {
+                    give(state, some).unwrap();
+                    if *spills.next().unwrap() {
+                        state.spill().unwrap();
+                    }
+                }
+            }
+            let mut merged = merged(states, &choices);
+            let bytes = saved(&merged);
+            (finish(&mut merged, k, p).unwrap(), bytes)
+        });
+        prop_assert_eq!(outcome, finish(&mut whole, k, p).unwrap());
+        if order == Order::ClassFirst {
+            prop_assert_eq!(bytes, saved(&whole));
+        }
+        prop_assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn scattered_pairs_select_what_grouped_ones_do(
+        pairs in pairs(), k in 1..6u32, p in 1..7u32, size in 1..30usize, tiny: bool,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory { limit: tiny.then_some(1), spill_dir: Some(folder.path().into()) };
+        let mut selection =
+            Selection::new(NUM_CLASSES, k, p, Order::ImageFirst, memory).unwrap();
+        let batches = pairs.chunks(size).map(|some| Ok(pair_batch(some)));
+        selection.update_scattered(batches, &Job::new()).unwrap();
+        let expected = twin(&positive(&pairs), k, p, Order::ImageFirst).unwrap();
+        prop_assert_eq!(finish(&mut selection, k, p).unwrap().pairs, expected);
+        prop_assert_eq!(selection.num_pairs(), pairs.len() as u64);
+    }
+}
+
+fn pair_batch(pairs: &[Pair]) -> RecordBatch {
+    let samples = arrow_array::UInt64Array::from_iter_values(pairs.iter().map(|pair| pair.0));
+    let classes = arrow_array::UInt32Array::from_iter_values(pairs.iter().map(|pair| pair.1));
+    let scores = Float32Array::from_iter_values(pairs.iter().map(|pair| pair.2));
+    batch(vec![
+        ("sample", Arc::new(samples) as ArrayRef),
+        ("class", Arc::new(classes)),
+        ("score", Arc::new(scores)),
+    ])
+}
+
+/// Pairs of 40 classes, with many ties.
+fn many() -> Vec<Pair> {
+    let mut state = 3u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state >> 33
+    };
+    (0..200_000)
+        .map(|i| (i / 4 * 7, (i % 4 * 10 + next() % 10) as u32, (next() % 900) as f32))
+        .collect()
+}
+
+#[test]
+fn a_megabyte_of_memory_selects_what_all_of_it_does_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let limited = || Memory::limited(Some(Memory::LEAST), Some(folder.path().into())).unwrap();
+    let pairs = many();
+    for order in ORDERS {
+        let mut whole = begin(40, 2000, 2, order).unwrap();
+        give(&mut whole, &pairs).unwrap();
+        let expected = finish(&mut whole, 2000, 2).unwrap();
+        for threads in [1, 2, 8] {
+            let mut small = Selection::new(40, 2000, 2, order, limited()).unwrap();
+            rayon_pool(threads).install(|| {
+                pairs.chunks(17_000).for_each(|some| give(&mut small, some).unwrap());
+                // It had to spill, and what is on disk is in a private folder.
+                assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+                assert!(finish(&mut small, 2000, 2).unwrap() == expected);
+                assert!(finish(&mut small, 2000, 2).unwrap() == expected);
+                assert!(saved(&small) == saved(&whole));
+            });
+            drop(small);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_run_that_somebody_altered_is_refused_by_name_whenever_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let limited = Memory { limit: None, spill_dir: Some(folder.path().into()) };
+    let mut selection = Selection::new(40, 2000, 2, Order::ClassFirst, limited).unwrap();
+    let pairs = many();
+    for some in pairs.chunks(40_000) {
+        give(&mut selection, some).unwrap();
+        selection.spill().unwrap();
+    }
+    let inside = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let run = |number: usize| inside.join(format!("run-{number:06}"));
+    let good = fs::read(run(1)).unwrap();
+    let mut altered = good.clone();
+    altered[5000] ^= 1;
+    let cases: [(Option<Vec<u8>>, &str); 4] = [
+        (None, "missing"),
+        (Some(fs::read(run(0)).unwrap()), "one is there twice"),
+        (Some(good[..good.len() / 2].to_vec()), "cut short"),
+        (Some(altered), "checksum"),
+    ];
+    for (content, expected) in cases {
+        match content {
+            Some(content) => fs::write(run(1), content).unwrap(),
+            None => fs::remove_file(run(1)).unwrap(),
+        }
+        let found = message(selection.finish(None, None, &Job::new()));
+        assert!(found.contains("run-000001") && found.contains(expected), "{found}");
+    }
+    fs::write(run(1), good).unwrap();
+    let mut whole = begin(40, 2000, 2, Order::ClassFirst).unwrap();
+    give(&mut whole, &pairs).unwrap();
+    assert!(finish(&mut selection, 2000, 2).unwrap() == finish(&mut whole, 2000, 2).unwrap());
+}
+
+#[test]
+fn lists_and_arrays_of_scores_are_their_pairs() {
+    use arrow_array::types::{Float32Type, Int64Type};
+    use arrow_array::{FixedSizeListArray, LargeListArray, ListArray};
+    let samples: ArrayRef = Arc::new(Int64Array::from(vec![4, 9, 2]));
+    let some = |row: Vec<i64>| Some(row.into_iter().map(Some).collect::<Vec<_>>());
+    let classes =
+        ListArray::from_iter_primitive::<Int64Type, _, _>([vec![2, 0], vec![], vec![1]].map(some));
+    let score = |row: Vec<f32>| Some(row.into_iter().map(Some).collect::<Vec<_>>());
+    let lists = |rows: [Vec<f32>; 3]| {
+        LargeListArray::from_iter_primitive::<Float32Type, _, _>(rows.map(score))
+    };
+    let update = |columns| {
+        let mut selection = begin(3, 5, 3, Order::ClassFirst).unwrap();
+        selection.update_batches([Ok(batch(columns))], &Job::new())?;
+        finish(&mut selection, 5, 3)
+    };
+    let rows = |outcome: Outcome| -> Vec<_> {
+        outcome.pairs.iter().map(|pair| (pair.sample, pair.class, pair.score)).collect()
+    };
+    let good: ArrayRef = Arc::new(lists([vec![0.5, 0.75], vec![], vec![-1.0]]));
+    let columns = vec![("sample", samples.clone()), ("classes", Arc::new(classes) as ArrayRef)];
+    let with = |scores: ArrayRef| [columns.clone(), vec![("scores", scores)]].concat();
+    assert_eq!(rows(update(with(good)).unwrap()), [(2, 1, -1.0), (4, 0, 0.75), (4, 2, 0.5)]);
+    let uneven: ArrayRef = Arc::new(lists([vec![0.5], vec![], vec![-1.0]]));
+    let found = message(update(with(uneven)));
+    assert!(found.contains("sample 4: expected as many scores as classes, got 1 and 2"), "{found}");
+    let dense = |width: i32, rows: Vec<Vec<f32>>| -> ArrayRef {
+        let rows = rows.into_iter().map(score);
+        Arc::new(FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(rows, width))
+    };
+    let scores = dense(3, vec![vec![0.0, 1.0, 2.0], vec![3.0, 4.0, 5.0], vec![6.0, 7.0, 8.0]]);
+    let sliced = batch(vec![("sample", samples.clone()), ("scores", scores)]).slice(1, 2);
+    let mut selection = begin(3, 1, 1, Order::ClassFirst).unwrap();
+    selection.update_batches([Ok(sliced)], &Job::new()).unwrap();
+    assert_eq!(
+        rows(finish(&mut selection, 1, 3).unwrap()),
+        [(2, 2, 8.0), (2, 1, 7.0), (2, 0, 6.0)]
+    );
+    let narrow = dense(2, vec![vec![0.0, 1.0]; 3]);
+    let found = message(update(vec![("sample", samples.clone()), ("scores", narrow)]));
+    assert!(found.contains("each of 3 classes") && found.contains("lists of 2"), "{found}");
+    let found = message(update(vec![("sample", samples.clone()), ("scores", samples)]));
+    assert!(found.contains("column \"scores\" to hold lists, got Int64"), "{found}");
+}
+
+#[test]
+fn too_little_memory_for_so_many_classes_is_wrong_usage_and_a_full_disk_says_what_to_do() {
+    let little = Memory::limited(Some(Memory::LEAST), None).unwrap();
+    let found = message(Selection::new(100_000, 1, 1, Order::ClassFirst, little));
+    assert!(found.contains("at least") && found.contains("100000 classes"), "{found}");
+    let nowhere = Memory { limit: None, spill_dir: Some("/nowhere/at/all".into()) };
+    let mut selection = Selection::new(40, 10, 2, Order::ClassFirst, nowhere).unwrap();
+    give(&mut selection, &many()).unwrap();
+    let found = message(selection.spill());
+    assert!(found.contains("/nowhere/at/all") && found.contains("--spill-dir"), "{found}");
+    assert!(message(give(&mut selection, &[])).contains("half updated"));
+}
+
 fn rayon_pool(threads: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
 }
