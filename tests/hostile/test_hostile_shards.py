@@ -32,9 +32,11 @@ def archive(members: list[tuple[str, bytes, int]], layout: int, pax: dict[str, s
     with tarfile.TarFile(fileobj=out, mode="w", format=layout, pax_headers=pax) as tar:
         for name, kind, size in members:
             is_regular = kind in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-            # Before POSIX a regular file whose name ends with a slash was a folder.
+            # Before POSIX a regular file whose name ends with a slash was a folder. tarfile looks at the
+            # 100 bytes in the header for that, where GNU tar and wsl look at the whole of a longer name.
             header = tarfile.TarInfo((name.rstrip("/") or "x") if is_regular else name)
-            header.type = kind
+            cut_at_slash = header.name.encode()[:100].endswith(b"/")
+            header.type = tarfile.REGTYPE if is_regular and cut_at_slash else kind
             header.size = size if is_regular else 0
             header.linkname = "target" * 30 if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
             try:
