@@ -30,7 +30,7 @@ from wsl._core import DataError, UsageError, WslError
 if TYPE_CHECKING:
     from wsl._core import ArrowStream
 
-BATCH_ROWS = 131_072
+BATCH_ROWS = 65_536
 """Rows of the batches that Polars is asked for."""
 
 MAX_LINE_BYTES = 64 << 20

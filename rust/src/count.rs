@@ -18,6 +18,7 @@ mod local;
 mod ranked;
 mod run;
 mod table;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ use local::Local;
 use ranked::{BYTES_PER_TAG, Ranker};
 pub use ranked::{Ranked, RankedIter};
 use run::{FAN_IN, Segment, SegmentReader, SegmentWriter, add_up};
-use table::{PARTITIONS, Partition, partition_of};
+use table::Partition;
+use waiting::{PARTITIONS, partition_of};
 
 /// The most a thread takes for tags that wait, in bytes.
 const LOCAL_MEMORY: usize = 24 << 20;

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import nn
 
 import wsl
-from wsl import carried, pipeline
+from wsl import carried, indexing
 from wsl.config import StageConfig, check
 from wsl.data.dataset import Images, LabelledExamples
 from wsl.data.sampler import Sampler
@@ -110,8 +110,8 @@ def batches(folder: Path, options: StageConfig, index_name: str = "labelled") ->
 
 def make_workspace(folder: Path, dataset: str = "fashion-mnist") -> Path:
     carried.make_workspace(folder, dataset)
-    for _, path, settings, root in pipeline.index_jobs(Workspace.find(folder), None):
-        pipeline.build_one_index(path, settings, root)
+    for _, path, settings, root in indexing.index_jobs(Workspace.find(folder), None):
+        indexing.build_one_index(path, settings, root)
     return folder
 
 

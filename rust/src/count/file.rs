@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::HashtagCounts;
 use super::run::encode;
-use super::table::partition_of;
+use super::waiting::partition_of;
 use crate::hashtag::{MAX_BYTES, Rejection, Tag};
 use crate::job::Job;
 use crate::publish::Unpublished;

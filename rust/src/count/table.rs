@@ -1,4 +1,4 @@
-//! From tags to counts: one table in [`PARTITIONS`] parts, each in the order of the tags' hashes.
+//! From tags to counts: one table in 64 parts, each in the order of the tags' hashes.
 //!
 //! The top bits of a tag's hash choose its partition, the next ones its home in it, so partitions
 //! can be filled by several threads, grow one at a time, and leave nearly sorted. A partition is an
@@ -8,23 +8,13 @@
 //! A slot is 24 bytes: a [`Key`] and a count, and a tag of up to 15 bytes is its own key. Longer tags
 //! lie in the partition's arena.
 
-use super::local::Arrivals;
+use super::waiting::{Arrivals, PARTITION_BITS};
 use crate::hashtag::{Key, Tag};
-
-/// Parts of a table.
-pub(super) const PARTITIONS: usize = 1 << PARTITION_BITS;
-pub(super) const PARTITION_BITS: u32 = 6;
 
 /// Slots below which a partition doubles when it is full.
 const SMALL: usize = 1 << 16;
 /// Slots looked at ahead of their turn, so that their way from memory is made together.
 const AHEAD: usize = 32;
-
-/// The partition of a tag.
-#[inline]
-pub(super) fn partition_of(hash: u64) -> usize {
-    (hash >> (64 - PARTITION_BITS)) as usize
-}
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
