@@ -19,7 +19,7 @@ use arrow_schema::ArrowError;
 use hashbrown::HashSet;
 use rayon::prelude::*;
 
-use super::dropped::{self, next_name, split_scoped};
+use super::dropped::{Dropped, next_name};
 use super::encode::BatchEncoder;
 use super::format::{
     FORMAT, FORMAT_VERSION, FileEntry, KeyScope, LabelKind, MANIFEST, Manifest, NO_SHARD,
@@ -33,6 +33,7 @@ use super::read::{Index, Shard};
 use super::records::{Columns, Keys, Records, join_key, shard_stem};
 use super::rows::{Rows, shards_batch};
 use super::scan::{Scan, scan_shard};
+use super::takedown::{self, split_scoped};
 use crate::count::CountOptions;
 use crate::job::Job;
 use crate::spill::Memory;
@@ -131,7 +132,7 @@ pub struct Builder {
     lists: Lists,
     /// The manifest that the new one replaces, and whether it is appended to.
     old: Option<Manifest>,
-    old_dropped: Vec<dropped::Dropped>,
+    old_dropped: Vec<Dropped>,
     journal: Journal,
     records: Records,
     counts: BTreeMap<String, u64>,
@@ -619,7 +620,7 @@ impl Builder {
         manifest.fingerprint = manifest.computed_fingerprint();
         if !self.options.append && !self.old_dropped.is_empty() {
             let fresh = Index::of_manifest(&self.folder, manifest.clone(), None)?;
-            manifest.dropped = dropped::carry_over(&self.folder, &self.old_dropped, &fresh)?;
+            manifest.dropped = takedown::carry_over(&self.folder, &self.old_dropped, &fresh)?;
             if let Some(entry) = &manifest.dropped {
                 manifest.counts.insert("samples_dropped".to_owned(), entry.num_rows);
             }

@@ -7,10 +7,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-
-use hashbrown::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::format::NO_SHARD;
 use super::read::Index;
@@ -18,8 +16,6 @@ use crate::job::Job;
 use crate::shard::{self, BLOCK};
 use crate::{Error, Result};
 
-/// Shards kept open at once.
-const MAX_OPEN: usize = 256;
 /// Samples with less between them are read together.
 const MAX_GAP: u64 = 4096;
 /// Reads of several samples are at most this long.
@@ -59,58 +55,6 @@ impl Wanted<'_> {
 struct Run<'a, 'b> {
     wanted: &'a [Wanted<'a>],
     bytes: &'b mut [u8],
-}
-
-/// Files that are open, those used last.
-#[derive(Debug, Default)]
-pub(super) struct OpenFiles {
-    open: Mutex<Recent>,
-}
-
-/// A clock that counts requests, and each file with the time of its last one.
-type Recent = (u64, HashMap<u32, (Arc<File>, u64)>);
-
-impl OpenFiles {
-    fn get(&self, shard: u32, path: &Path) -> Result<Arc<File>> {
-        // A lock that somebody holds, or held when the process was forked, is done without.
-        let mut guard = match self.open.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(error)) => Some(PoisonError::into_inner(error)),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        if let Some((clock, open)) = guard.as_deref_mut() {
-            *clock += 1;
-            if let Some((file, used)) = open.get_mut(&shard) {
-                *used = *clock;
-                return Ok(file.clone());
-            }
-        }
-        let mut file = File::open(path);
-        if let (Err(error), Some((_, open))) = (&file, guard.as_deref_mut())
-            && matches!(error.raw_os_error(), Some(23 | 24))
-        {
-            // Too many open files: those kept are given up first.
-            open.clear();
-            file = File::open(path);
-        }
-        let file = Arc::new(file.map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::usage(format!(
-                "the shard {} is not there; put it back, or say where the shards lie now \
-                 (shard_root)",
-                path.display()
-            )),
-            _ => Error::io(path, error),
-        })?);
-        if let Some((clock, open)) = guard.as_deref_mut() {
-            if open.len() >= MAX_OPEN {
-                let oldest =
-                    open.iter().min_by_key(|(_, (_, used))| *used).map(|(&shard, _)| shard);
-                oldest.map(|shard| open.remove(&shard));
-            }
-            open.insert(shard, (file.clone(), *clock));
-        }
-        Ok(file)
-    }
 }
 
 impl Index {

@@ -1,7 +1,7 @@
 //! The memory-mapped index over tar shards: where every sample lies, and what its labels are.
 //!
 //! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`]), [`read`] maps it and
-//! [`fetch`] reads images, [`format`] says what its files are, [`map`] holds the maps.
+//! [`fetch`] reads images, [`takedown`] takes samples down, [`format`] says what its files are, [`map`] holds the maps.
 
 pub mod alone;
 mod build;
@@ -9,6 +9,7 @@ pub mod dropped;
 mod encode;
 mod factors;
 mod fetch;
+mod files;
 pub mod format;
 mod join;
 mod journal;
@@ -20,6 +21,7 @@ pub mod read;
 mod records;
 mod rows;
 mod scan;
+pub mod takedown;
 
 pub use build::{BuildOptions, Builder, LIMITS, LabelSource};
 pub use fetch::Fetched;

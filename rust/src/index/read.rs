@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::dropped::{self, Dropped};
-use super::fetch::OpenFiles;
+use super::files::OpenFiles;
 use super::format::{FileEntry, Manifest, NO_SHARD, checksum, shards_schema};
 use super::keys::KeyFile;
 use super::map::Map;

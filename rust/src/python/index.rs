@@ -34,7 +34,7 @@ fn drop_keys(
     folder: PathBuf,
     keys: Vec<String>,
 ) -> PyResult<(u64, u64, Vec<String>)> {
-    let outcome = long_call(py, None, |_| crate::index::dropped::drop_keys(&folder, &keys))?;
+    let outcome = long_call(py, None, |_| crate::index::takedown::drop_keys(&folder, &keys))?;
     Ok((outcome.num_dropped, outcome.num_known, outcome.unknown))
 }
 

@@ -14,23 +14,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::class_run::{ClassCount, ClassRun, Mark};
 use super::entry::{Entry, keep_best};
 use super::pool::List;
 use super::top_k::{Best, TopK};
 use crate::Result;
-use crate::spill::{FAN_IN, Merge, Run, RunReader, RunWriter, Segment, SegmentWriter, Source};
-
-/// So many entries of a class are not worse than this one.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Mark {
-    entry: Entry,
-    number: u32,
-}
-
-impl Mark {
-    /// Marks that a class keeps at most.
-    pub(super) const MOST: usize = 16;
-}
+use crate::spill::{FAN_IN, Merge, RunReader, RunWriter, Segment, SegmentWriter, Source};
 
 impl Best {
     /// Learns from the entries of a run, the best first, where the cut must be.
@@ -65,22 +54,6 @@ impl Best {
         });
         self.marks = joined.collect();
     }
-}
-
-/// How many entries a class has in a run.
-#[derive(Debug, Clone, Copy)]
-struct ClassCount {
-    /// The class's number within its part.
-    class: u32,
-    number: u64,
-}
-
-/// A run on disk and what of which class is in it.
-#[derive(Debug, Clone)]
-pub(super) struct ClassRun {
-    run: Arc<Run>,
-    /// By part, ascending classes that have entries.
-    counts: Vec<Vec<ClassCount>>,
 }
 
 impl TopK {

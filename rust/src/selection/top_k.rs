@@ -16,9 +16,9 @@
 
 use rayon::prelude::*;
 
+use super::class_run::{ClassRun, Mark};
 use super::entry::{Entry, keep_best};
 use super::pool::{List, Pool};
-use super::runs::{ClassRun, Mark};
 use crate::spill::{Memory, Spill};
 use crate::{Error, Result};
 
