@@ -1,4 +1,4 @@
-"""The verbs of scoring and selection over a workspace or plain paths; nothing here parses or prints.
+"""The verbs of selection over a workspace or plain paths; nothing here parses or prints.
 
 Run again with the same inputs and options, each says "up to date". No torch is loaded before a
 network has to run.
@@ -10,10 +10,8 @@ import glob
 import json
 import math
 import os
-import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +20,15 @@ import polars as pl
 from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.index import Index
+from wsl.predictions import (
+    ScoringOptions,
+    ScoringPaths,
+    job_of,
+    parse_keep,
+    score,
+    score_on_ranks,
+    scoring_paths,
+)
 from wsl.publish import publish_text
 from wsl.selection import Order, Selection, TopK
 from wsl.source import expected_rows, open_stream, scan
@@ -42,96 +49,6 @@ def _silent(_: object) -> None:
 
 
 @dataclass(frozen=True)
-class ScoringPaths:
-    """Whose scores of what go where."""
-
-    run: Path
-    index: Path
-    out: Path
-
-
-def scoring_paths(
-    run: Path | None, index: Path | None, out: Path | None, folder: Path | None
-) -> ScoringPaths:
-    """Fills in what the workspace knows: the newest teacher, the unlabelled index, its predictions."""
-    if run is not None and index is not None and out is not None:
-        return ScoringPaths(run, index, out)
-    if run is not None and index is not None:
-        raise UsageError("--checkpoint and --index need --out DIR, the folder of the predictions")
-    workspace = Workspace.find(folder)
-    name = workspace.unlabelled()
-    run = run or workspace.complete_run("teacher")
-    index = index or workspace.built_index(name)
-    if out is None:
-        weights = run / "model.safetensors"
-        if not weights.is_file():
-            raise UsageError(f"{run} is not a complete run: it has no model.safetensors; train it first")
-        out = workspace.predictions_path(index.name) / fingerprint(weights)[:12]
-    return ScoringPaths(run, index, out)
-
-
-@dataclass(frozen=True)
-class ScoringOptions:
-    """How a network scores."""
-
-    flip: bool = True
-    temperature: float = 1.0
-    batch_size: int = 256
-    num_accelerators: int | None = None
-    """Ranks; one in this process where None or 1."""
-
-
-def score(
-    paths: ScoringPaths,
-    *,
-    keep: int | None = None,
-    options: ScoringOptions | None = None,
-) -> dict[str, Any]:
-    """Scores every sample of an index into files; what is there already is left as it is."""
-    options = options or ScoringOptions()
-    paths.out.mkdir(parents=True, exist_ok=True)
-    job = _job(paths, options) | {"out": str(paths.out), "keep": keep}
-    return _score_on_ranks(job, options, paths.out)
-
-
-def _job(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
-    chosen = asdict(options)
-    del chosen["num_accelerators"]
-    return {"run": str(paths.run.resolve()), "index": str(paths.index.resolve())} | chosen
-
-
-def _score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -> dict[str, Any]:
-    """Runs the job on its ranks; the last look, in this process, finds what is done up to date."""
-    from wsl import scoring_rank
-
-    number = options.num_accelerators or 1
-    if number > 1:
-        from wsl.training.launch import launch_ranks
-
-        with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=".job-", dir=folder) as file:
-            json.dump(job, file)
-            file.flush()
-            command = [sys.executable, "-m", "wsl.scoring_rank", file.name]
-            code = launch_ranks(command, number)
-        if code == 130:
-            raise KeyboardInterrupt
-        if code:
-            raise RuntimeError(
-                f"scoring on {number} ranks ended with code {code}; run it again to go on where it was"
-            )
-    return scoring_rank.run(job, 0, 1)
-
-
-def parse_keep(text: str) -> int | None:
-    """The value of --keep: a number of classes, or None for all."""
-    if text == "all":
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"--keep {text}: expected a number of classes from 1, or all")
-    return int(text)
-
-
-@dataclass(frozen=True)
 class SelectionRequest:
     """What a selection is asked for; paths that are None come from the workspace."""
 
@@ -145,7 +62,7 @@ class SelectionRequest:
     state: Path | None = None
     keep: str | None = None
     """Classes kept of each image as predictions, or "all"; None where only the state is kept."""
-    scoring: ScoringOptions = ScoringOptions()
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
     allow_truncated: bool = False
     compare_orders: bool = False
     truth: Path | None = None
@@ -348,8 +265,8 @@ def _score_into_states(request: SelectionRequest, source: _Source, num_classes: 
         publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
     if not job.is_complete(num_samples):
         given_states = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(job).items()}
-        states = _job(source.paths, request.scoring) | {"states": given_states}
-        _score_on_ranks(states, request.scoring, job.folder)
+        states = job_of(source.paths, request.scoring) | {"states": given_states}
+        score_on_ranks(states, request.scoring, job.folder)
     return {order: job.merged(order) for order in orders}
 
 

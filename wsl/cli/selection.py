@@ -85,6 +85,7 @@ def pseudolabel(
         return
     from wsl import pseudolabels
     from wsl._core import UsageError
+    from wsl.predictions import ScoringOptions
 
     if k is None or p is None:
         raise UsageError(
@@ -102,7 +103,7 @@ def pseudolabel(
         out=out,
         state=state,
         keep=keep,
-        scoring=pseudolabels.ScoringOptions(flip, temperature, num_accelerators=num_accelerators),
+        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators),
         allow_truncated=allow_truncated,
         compare_orders=compare_orders,
         truth=truth,

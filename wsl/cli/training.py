@@ -91,12 +91,12 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score every sample of an index with a trained network; a killed run goes on where it was."""
-    from wsl import pseudolabels
+    from wsl import predictions
 
-    paths = pseudolabels.scoring_paths(checkpoint, index, out, workspace)
-    kept = pseudolabels.parse_keep(keep)
-    options = pseudolabels.ScoringOptions(flip, temperature, batch_size, num_accelerators)
-    report = pseudolabels.score(paths, keep=kept, options=options)
+    paths = predictions.scoring_paths(checkpoint, index, out, workspace)
+    kept = predictions.parse_keep(keep)
+    options = predictions.ScoringOptions(flip, temperature, batch_size, num_accelerators)
+    report = predictions.score(paths, keep=kept, options=options)
     if as_json:
         print_json(report)
     else:

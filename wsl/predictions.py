@@ -1,0 +1,107 @@
+"""The verbs of scoring over a workspace or plain paths; nothing here parses or prints.
+
+No torch is loaded before a network has to run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wsl._core import UsageError
+from wsl.workspace import Workspace, fingerprint
+
+
+@dataclass(frozen=True)
+class ScoringPaths:
+    """Whose scores of what go where."""
+
+    run: Path
+    index: Path
+    out: Path
+
+
+def scoring_paths(
+    run: Path | None, index: Path | None, out: Path | None, folder: Path | None
+) -> ScoringPaths:
+    """Fills in what the workspace knows: the newest teacher, the unlabelled index, its predictions."""
+    if run is not None and index is not None and out is not None:
+        return ScoringPaths(run, index, out)
+    if run is not None and index is not None:
+        raise UsageError("--checkpoint and --index need --out DIR, the folder of the predictions")
+    workspace = Workspace.find(folder)
+    name = workspace.unlabelled()
+    run = run or workspace.complete_run("teacher")
+    index = index or workspace.built_index(name)
+    if out is None:
+        weights = run / "model.safetensors"
+        if not weights.is_file():
+            raise UsageError(f"{run} is not a complete run: it has no model.safetensors; train it first")
+        out = workspace.predictions_path(index.name) / fingerprint(weights)[:12]
+    return ScoringPaths(run, index, out)
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How a network scores."""
+
+    flip: bool = True
+    temperature: float = 1.0
+    batch_size: int = 256
+    num_accelerators: int | None = None
+    """Ranks; one in this process where None or 1."""
+
+
+def score(
+    paths: ScoringPaths,
+    *,
+    keep: int | None = None,
+    options: ScoringOptions | None = None,
+) -> dict[str, Any]:
+    """Scores every sample of an index into files; what is there already is left as it is."""
+    options = options or ScoringOptions()
+    paths.out.mkdir(parents=True, exist_ok=True)
+    job = job_of(paths, options) | {"out": str(paths.out), "keep": keep}
+    return score_on_ranks(job, options, paths.out)
+
+
+def job_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
+    """What the ranks are told: whose scores of what, and how."""
+    chosen = asdict(options)
+    del chosen["num_accelerators"]
+    return {"run": str(paths.run.resolve()), "index": str(paths.index.resolve())} | chosen
+
+
+def score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -> dict[str, Any]:
+    """Runs the job on its ranks; the last look, in this process, finds what is done up to date."""
+    from wsl import scoring_rank
+
+    number = options.num_accelerators or 1
+    if number > 1:
+        from wsl.training.launch import launch_ranks
+
+        with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=".job-", dir=folder) as file:
+            json.dump(job, file)
+            file.flush()
+            command = [sys.executable, "-m", "wsl.scoring_rank", file.name]
+            code = launch_ranks(command, number)
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise RuntimeError(
+                f"scoring on {number} ranks ended with code {code}; run it again to go on where it was"
+            )
+    return scoring_rank.run(job, 0, 1)
+
+
+def parse_keep(text: str) -> int | None:
+    """The value of --keep: a number of classes, or None for all."""
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--keep {text}: expected a number of classes from 1, or all")
+    return int(text)
