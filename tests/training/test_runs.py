@@ -339,7 +339,7 @@ def test_a_loader_that_starves_is_said(
     monkeypatch.setattr(watch.os, "_exit", end)
     for workers in (0, 2):
         ended.clear()
-        options = {"loader_timeout_s": 0.3, "data": {"num_workers": workers}}
+        options = {"loader_timeout_s": 2.0, "data": {"num_workers": workers}}
         run_stage(stages.config(**options), stages.inputs(f"{workers}"))
         assert ended == [1]
         said = capfd.readouterr().err
