@@ -196,7 +196,8 @@ class TopK:
         """Takes a matrix of scores: a NumPy array or a torch tensor on the CPU, float32, of the shape
         (rows, num_classes).
 
-        The rows are `samples` (integers, one for each row), or `first_sample` and those after it.
+        The rows are `samples` (integers, one for each row), or `first_sample` and those after it. The
+        array is read in place: nothing may write to it during the call.
         UsageError for another type or shape, DataError that names sample and class for a score that
         is not finite.
         """
@@ -209,7 +210,8 @@ class TopK:
         """Takes a matrix like `update_dense`, of logits z, and ranks by the softmax's log-odds,
         ``score_c = z_c - log(sum of exp(z_j) over all j but c)``, computed in float64.
 
-        They order as the probability 1 / (1 + exp(-score)) does, and do not saturate at 0 or 1.
+        They order as the probability 1 / (1 + exp(-score)) does, and do not saturate at 0 or 1. The array
+        is read in place: nothing may write to it during the call.
         """
         matrix, ordinals = _matrix(logits, "logits"), _samples(samples)
         self._engine.update_logits(matrix, ordinals, first_sample)
