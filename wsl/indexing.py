@@ -14,15 +14,12 @@ from wsl.building import build_index
 from wsl.config import IndexConfig
 from wsl.counting import Memory, make_vocabulary, record_files
 from wsl.index import MANIFEST, Index
+from wsl.progress import silent
 from wsl.vocabulary import Vocabulary
 from wsl.workspace import Workspace, fingerprint, match_files
 
 Progress = Callable[[int], object]
 Append = Literal["all records", "new records"]
-
-
-def _silent(_: object) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def build_one_index(
     num_threads: int | None = None,
     memory: Memory | None = None,
     overwrite: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> BuildResult:
     """Builds the index at `path`, adds shards that are new, finds it up to date, or goes on with it.
 

@@ -34,3 +34,7 @@ def progress(description: str, total: int | None = None, unit: str = "rows") -> 
             bar.update(task, completed=done, rate=f"({speed:,.0f}/s)" if speed else "")
 
         yield advance
+
+
+def silent(_: object) -> None:
+    """Progress, or a warning, that nobody hears."""

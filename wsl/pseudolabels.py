@@ -29,6 +29,7 @@ from wsl.predictions import (
     score_on_ranks,
     scoring_paths,
 )
+from wsl.progress import silent
 from wsl.publish import publish_text
 from wsl.selection import Order, Selection, TopK
 from wsl.source import expected_rows, open_stream, scan
@@ -42,10 +43,6 @@ Warn = Callable[[str], object]
 
 SMALL = 50_000_000
 """Scores that both orders are selected from unasked, to tell how far they agree."""
-
-
-def _silent(_: object) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,8 @@ def select(
     request: SelectionRequest,
     folder: Path | None = None,
     *,
-    progress: Progress = _silent,
-    warn: Warn = _silent,
+    progress: Progress = silent,
+    warn: Warn = silent,
 ) -> dict[str, Any]:
     """Selects pseudo-labels and writes them with their provenance; returns a report.
 
@@ -294,7 +291,7 @@ def merge_states(
     overwrite: bool,
     memory_bytes: int | None = None,
     spill_dir: Path | None = None,
-    warn: Warn = _silent,
+    warn: Warn = silent,
 ) -> dict[str, Any]:
     """Joins states saved apart and publishes their selection; `k` and `p` may cut it further."""
     limits: dict[str, Any] = {"memory_bytes": memory_bytes, "spill_dir": spill_dir}

@@ -1,4 +1,4 @@
-"""One rank of scoring; the DeepSpeed launcher starts it once for each accelerator.
+"""One rank of scoring, started once for each accelerator; DeepSpeed's launcher can start it too.
 
     deepspeed --module wsl.scoring_rank JOB.json
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsl.errors import exit_code, explain
-from wsl.progress import progress
+from wsl.progress import progress, silent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,10 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {where}{explain(error)}", file=sys.stderr, flush=True)
         return exit_code(error)
     return 0
-
-
-def _silent(_: int) -> None:
-    return None
 
 
 def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
@@ -59,7 +55,7 @@ def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
     total = sum(len(samples) for samples in rank.ranges(len(scorer.index)))
     name = "score" if world_size == 1 else f"score, rank {number} of {world_size}"
     # One line is enough to watch.
-    with progress(name, total=total, unit="images") if number == 0 else nullcontext(_silent) as advance:
+    with progress(name, total=total, unit="images") if number == 0 else nullcontext(silent) as advance:
         if "states" not in job:
             out = Path(job["out"])
             return write_predictions(scorer, out, keep=job["keep"], rank=rank, progress=advance)

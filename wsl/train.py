@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def launch(arguments: list[str], num_accelerators: int | None, module: str = "wsl.train") -> int:
-    """Runs `module`, this one unless named, with a rank for each accelerator of this machine; the exit code.
+def launch(arguments: list[str], num_accelerators: int | None) -> int:
+    """Trains with one rank for each accelerator of this machine; the exit code.
 
     One rank trains in this process, others are started and owned by `wsl.training.launch`.
     """
@@ -69,9 +69,9 @@ def launch(arguments: list[str], num_accelerators: int | None, module: str = "ws
         import torch
 
         number = max(torch.cuda.device_count(), 1)
-    if number == 1 and module == "wsl.train":
+    if number == 1:
         return main(arguments)
-    return launch_ranks([sys.executable, "-m", module, *arguments], number)
+    return launch_ranks([sys.executable, "-m", "wsl.train", *arguments], number)
 
 
 def _interrupt(*_: object) -> None:

@@ -60,7 +60,7 @@ def pseudolabel(
     flip: FlipOption = True,
     temperature: TemperatureOption = 1.0,
     num_accelerators: Annotated[
-        int | None, typer.Option(min=1, help="Ranks that score, under the DeepSpeed launcher; default: one.")
+        int | None, typer.Option(min=1, help="Ranks that score; default: one.")
     ] = None,
     allow_truncated: Annotated[
         bool, typer.Option(help="Accept predictions that may lack classes which matter.")

@@ -85,7 +85,7 @@ def score(
     temperature: TemperatureOption = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
     num_accelerators: Annotated[
-        int | None, typer.Option(min=1, help="Ranks under the DeepSpeed launcher; default: one.")
+        int | None, typer.Option(min=1, help="Ranks that score; default: one.")
     ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,

@@ -214,24 +214,10 @@ impl RecordReader {
             let before = record.tags.len();
             let mut buffer = [0; 16];
             let view = block.views[other.place()];
-            match column.view(view) {
-                Raw::Null => tally.reject(Rejection::Null),
-                raw => {
-                    let plain = match raw {
-                        Raw::Short(bits, length) => Tag::plain(bits, length),
-                        Raw::Long(text) => Tag::plain_long(text),
-                        Raw::Null => None,
-                    };
-                    let tag = match plain {
-                        Some(tag) => Ok(tag),
-                        None => normalize(raw.bytes(&mut buffer), scratch).map(Tag::new),
-                    };
-                    match tag {
-                        Ok(tag) if tag.is_long() || tag.is_view(view) => keep(record, &tag, tally),
-                        Ok(tag) => keep_unless_among(record, block.views_of(row), &tag, tally),
-                        Err(cause) => tally.reject(cause),
-                    }
-                }
+            match tag_of(column.view(view), scratch, &mut buffer) {
+                Ok(tag) if tag.is_long() || tag.is_view(view) => keep(record, &tag, tally),
+                Ok(tag) => keep_unless_among(record, block.views_of(row), &tag, tally),
+                Err(cause) => tally.reject(cause),
             }
             num_kept[row] += (record.tags.len() - before) as u8;
         }
@@ -259,24 +245,13 @@ impl RecordReader {
     fn take_list(&mut self, column: &TagColumn, row: usize, tally: &mut Tally) {
         let texts = column.range(row);
         self.num_tags_in += texts.len() as u64;
-        for index in texts {
-            self.take_raw(column.raw(index), tally);
-        }
-    }
-
-    #[inline(always)]
-    fn take_raw(&mut self, raw: Raw<'_>, tally: &mut Tally) {
         let Self { record, scratch, .. } = self;
-        match raw {
-            Raw::Short(bits, length) => match Tag::plain(bits, length) {
-                Some(tag) => keep(record, &tag, tally),
-                None => take(record, scratch, &bits.to_le_bytes()[..length], tally),
-            },
-            Raw::Long(text) => match Tag::plain_long(text) {
-                Some(tag) => keep(record, &tag, tally),
-                None => take(record, scratch, text, tally),
-            },
-            Raw::Null => tally.reject(Rejection::Null),
+        for index in texts {
+            let mut buffer = [0; 16];
+            match tag_of(column.raw(index), scratch, &mut buffer) {
+                Ok(tag) => keep(record, &tag, tally),
+                Err(cause) => tally.reject(cause),
+            }
         }
     }
 
@@ -314,6 +289,21 @@ impl RecordReader {
             }
         }
     }
+}
+
+/// The tag of a text, in normal form; the bytes of a short text are laid into `buffer`.
+#[inline(always)]
+fn tag_of<'a>(
+    raw: Raw<'a>,
+    scratch: &'a mut Scratch,
+    buffer: &'a mut [u8; 16],
+) -> std::result::Result<Tag<'a>, Rejection> {
+    let plain = match raw {
+        Raw::Null => return Err(Rejection::Null),
+        Raw::Short(bits, length) => Tag::plain(bits, length),
+        Raw::Long(text) => Tag::plain_long(text),
+    };
+    plain.map_or_else(|| normalize(raw.bytes(buffer), scratch).map(Tag::new), Ok)
 }
 
 #[inline(always)]
