@@ -34,6 +34,26 @@ def hashed(*words: int) -> int:
     return state
 
 
+def permutation(n: int, keys: list[int]) -> list[int]:
+    """The plain twin of the engine's permutation of 0..n."""
+    bits = (n - 1).bit_length()
+    low_bits = (bits + 1) // 2
+    low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+    out = []
+    for position in range(n):
+        value = position
+        while True:
+            low, high = value & low_mask, value >> low_bits
+            for r in range(0, 6, 2):
+                high ^= mix(low ^ keys[r]) & high_mask
+                low ^= mix(high ^ keys[r + 1]) & low_mask
+            value = high << low_bits | low
+            if value < n:
+                break
+        out.append(value)
+    return out
+
+
 def slow_epoch(num: int, factors: list[float] | None, seed: int, epoch: int) -> list[int]:
     """The plain twin: the list of repeated samples, then each position sent through the permutation."""
     repeated: list[int] = []
@@ -48,23 +68,8 @@ def slow_epoch(num: int, factors: list[float] | None, seed: int, epoch: int) -> 
                 total += factors[sample]
                 repeated += [sample] * (math.floor(total + offset) - before)
     n = len(repeated)
-    bits = (n - 1).bit_length()
-    low_bits = (bits + 1) // 2
-    low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
     keys = [hashed(2, seed, epoch, r) for r in range(6)]
-    out = []
-    for position in range(n):
-        value = position
-        while True:
-            low, high = value & low_mask, value >> low_bits
-            for r in range(0, 6, 2):
-                high ^= mix(low ^ keys[r]) & high_mask
-                low ^= mix(high ^ keys[r + 1]) & low_mask
-            value = high << low_bits | low
-            if value < n:
-                break
-        out.append(repeated[value])
-    return out
+    return [repeated[value] for value in permutation(n, keys)]
 
 
 FACTORS = st.lists(
@@ -204,24 +209,6 @@ def test_noise_stays_where_no_label_is_left(tmp_path: Path) -> None:
 
 def slow_windows(firsts: list[int], num: int, size: int, seed: int, epoch: int) -> list[int]:
     """The plain twin of a window: shards shuffled, windows of them shuffled by position."""
-
-    def permutation(n: int, keys: list[int]) -> list[int]:
-        bits = (n - 1).bit_length()
-        low_bits = (bits + 1) // 2
-        low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
-        out = []
-        for position in range(n):
-            value = position
-            while True:
-                low, high = value & low_mask, value >> low_bits
-                for r in range(0, 6, 2):
-                    high ^= mix(low ^ keys[r]) & high_mask
-                    low ^= mix(high ^ keys[r + 1]) & low_mask
-                value = high << low_bits | low
-                if value < n:
-                    break
-            out.append(value)
-        return out
 
     bounds = sorted({*firsts, num})
     shards = [list(range(a, b)) for a, b in itertools.pairwise(bounds)]
