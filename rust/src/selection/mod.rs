@@ -62,6 +62,9 @@ use top_p::OpenRow;
 /// The most classes that a selection can have.
 pub const MAX_CLASSES: u32 = 1 << 24;
 
+/// The most pairs that a state may say it has seen, so that adding to the number never overflows.
+pub const MAX_PAIRS: u64 = 1 << 62;
+
 /// Which cut comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -217,8 +220,8 @@ impl Selection {
 
     /// Adds what another selection of the same options took, over other pairs.
     ///
-    /// Other options are a usage error; image-first, a sample that both have seen is a data error.
-    /// Both leave the selection as it was.
+    /// Other options are a usage error; image-first, a sample that both have seen is a data error,
+    /// and so are more than [`MAX_PAIRS`] pairs. All leave the selection as it was.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         self.check_usable()?;
         other.check_usable()?;
@@ -236,6 +239,13 @@ impl Selection {
                  classes of a sample together, so that parts must have different samples"
             )));
         }
+        let num_pairs = self.num_pairs.saturating_add(other.num_pairs);
+        if num_pairs > MAX_PAIRS {
+            return Err(Error::data(format!(
+                "merge: the selections have seen {num_pairs} pairs, more than any job has; one of \
+                 their files was altered, make it again"
+            )));
+        }
         let open = other.open_pairs()?;
         self.guarded(|selection| {
             other.classes.for_each(&mut |class, entry| selection.offer(class, entry))?;
@@ -245,7 +255,7 @@ impl Selection {
             selection.flush()
         })?;
         self.seen.union(&other.seen);
-        self.num_pairs += other.num_pairs;
+        self.num_pairs = num_pairs;
         Ok(())
     }
 

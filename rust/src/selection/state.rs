@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::entry::{Entry, descending, score_of};
 use super::seen::{Block, MAX_LISTED, SampleSet, WORDS};
 use super::top_p::{Candidate, OpenRow};
-use super::{MAX_CLASSES, Order, Selection};
+use super::{MAX_CLASSES, MAX_PAIRS, Order, Selection};
 use crate::publish::Unpublished;
 use crate::spill::{Memory, Record};
 use crate::{Error, Result};
@@ -242,6 +242,9 @@ impl Input<'_> {
         }
         let mut selection = Selection::new(num_classes, k, p, order, memory)?;
         selection.num_pairs = self.number()?;
+        if selection.num_pairs > MAX_PAIRS {
+            return Err(self.fault(&format!("it has seen {} pairs", selection.num_pairs)));
+        }
         Ok(selection)
     }
 

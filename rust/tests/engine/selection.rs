@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Float32Array, Float64Array, Int64Array, RecordBatch, UInt8Array};
 use proptest::prelude::*;
 use wsl_core::job::Job;
-use wsl_core::selection::{Order, Samples, Selected, SelectedPair, Selection};
+use wsl_core::selection::{MAX_PAIRS, Order, Samples, Selected, SelectedPair, Selection};
 use wsl_core::spill::Memory;
 use wsl_core::{Error, Result};
 
@@ -280,6 +280,28 @@ proptest! {
             prop_assert!(matches!(loaded(&bytes), Err(Error::Data(_))));
         }
     }
+}
+
+#[test]
+fn a_number_of_pairs_that_no_job_has_seen_is_refused() {
+    let mut selection = begin(NUM_CLASSES, 3, 2, Order::ClassFirst).unwrap();
+    give(&mut selection, &[(0, 0, 1.0), (1, 0, 2.0)]).unwrap();
+    let bytes = saved(&selection);
+    let two = 2u64.to_le_bytes();
+    let place = bytes.windows(8).position(|window| window == two).unwrap();
+    let seen = |number: u64| {
+        let mut bytes = bytes.clone();
+        bytes[place..place + 8].copy_from_slice(&number.to_le_bytes());
+        let body = bytes.len() - 16;
+        let digest = xxhash_rust::xxh3::xxh3_128(&bytes[..body]).to_le_bytes();
+        bytes[body..].copy_from_slice(&digest);
+        loaded(&bytes)
+    };
+    assert!(matches!(seen(u64::MAX), Err(Error::Data(_))));
+    let mut most = seen(MAX_PAIRS).unwrap();
+    assert_eq!(most.num_pairs(), MAX_PAIRS);
+    assert!(matches!(most.merge(&selection), Err(Error::Data(_))));
+    assert_eq!(most.num_pairs(), MAX_PAIRS);
 }
 
 /// A tree of merges over all of `states`, in the order that `choices` says.
