@@ -88,3 +88,8 @@ def test_pairs_see_what_two_intervals_hide() -> None:
     assert first.low is not None
     assert second.high is not None
     assert first.low < second.high
+
+
+def test_a_side_made_once_stands_for_every_seed() -> None:
+    assert differences({0: 0.5, 1: 0.6}, {None: 0.5}) == pytest.approx({0: 0.0, 1: 0.1})
+    assert differences({None: 0.5}, {0: 0.4}) == pytest.approx({0: 0.1})

@@ -24,6 +24,7 @@ NAMES = {
     "num_pairs": "selected pairs",
     "num_images": "selected images",
     "num_missing": "images missing to K",
+    "recall_at_10": "recall among the ten best",
     "num_steps": "steps",
     "images_per_second": "images a second",
 }
@@ -185,11 +186,13 @@ def difference_text(metric: str, value: float) -> str:
 
 def metric_name(metric: str) -> str:
     """A metric in words."""
+    if metric in NAMES:
+        return NAMES[metric]
     if metric.startswith("recall_at_10_"):
         return f"recall among the ten best, {metric.removeprefix('recall_at_10_')}"
     if metric.startswith("recall_"):
         return f"recall, {metric.removeprefix('recall_')}"
-    return NAMES.get(metric, metric)
+    return metric
 
 
 def is_share(metric: str) -> bool:

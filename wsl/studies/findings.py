@@ -134,6 +134,8 @@ def judge(finding: Finding, rows: Rows, seeds: Sequence[int]) -> FindingResult:
     }
     notes = _missing(difference, seeds)
     for side in (of, less):
+        if None in side.estimate.seeds:
+            notes.append(f"{side.step} was made once for all seeds: the interval leaves its own chance out")
         if side.chosen:
             notes.append(
                 f"{side.step}: {', '.join(side.chosen)} chosen as the best mean on the images it is measured "

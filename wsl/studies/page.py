@@ -67,9 +67,7 @@ def write_study(
     study = Study.of(config, results)
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     with publishing(folder / RESULTS) as temporary:
-        results.write_parquet(
-            temporary, metadata={"wsl": json.dumps({"study": config.model_dump(mode="json")})}
-        )
+        results.write_parquet(temporary, metadata=results_metadata(config))
     drawn = [(figure, _figure(figure, study.rows)) for figure in config.figures]
     for number, (figure, data) in enumerate(drawn, start=1):
         if isinstance(data, FigureData):
@@ -77,6 +75,11 @@ def write_study(
                 save_chart(folder / FIGURES / f"{file_name(number, figure)}.{suffix}", figures.chart_of(data))
     publish_text(folder / FINDINGS, json.dumps(findings_of(study), indent=2, ensure_ascii=False) + "\n")
     page.write(folder / REPORT, study_page(config, results, facts=facts))
+
+
+def results_metadata(config: StudyConfig) -> dict[str, str]:
+    """What stands in the metadata of `results.parquet`: the study, so that the file explains itself."""
+    return {"wsl": json.dumps({"study": config.model_dump(mode="json")})}
 
 
 def read_study(folder: Path) -> Study:

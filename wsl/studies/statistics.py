@@ -73,7 +73,11 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
 
 
 def differences(of: BySeed, less: BySeed) -> dict[int | None, float]:
-    """`of` less `less` for every seed that has both."""
+    """`of` less `less` for every seed that has both; a side made once, for no seed, stands for every one."""
+    if None in less:
+        return {seed: value - less[None] for seed, value in of.items()}
+    if None in of:
+        return {seed: of[None] - value for seed, value in less.items()}
     return {seed: of[seed] - less[seed] for seed in of if seed in less}
 
 

@@ -129,37 +129,6 @@ def macro_interval(hits: list[int], nums: list[int]) -> Interval | None:
     return max(mean - half, 0.0), min(mean + half, 1.0)
 
 
-def recall_rows(result: Evaluation, names: list[str] | None) -> list[list[Any]]:
-    """For each class its name, its number of images (where known) and its recall with the interval."""
-    rows: list[list[Any]] = []
-    for number, recall in enumerate(result.per_class_recall):
-        interval = result.per_class_interval[number] if result.per_class_interval else None
-        shown = "-" if recall is None else f"{recall:.1%}"
-        if interval is not None:
-            shown += f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-        images = sum(result.confusion[number]) if result.confusion else "-"
-        rows.append([_name(names, number), images, shown])
-    return rows
-
-
-def most_confused(result: Evaluation, names: list[str] | None, num: int = 10) -> list[list[Any]]:
-    """The cells off the diagonal of the confusion matrix that hold most: class, taken for, images."""
-    if not result.confusion:
-        return []
-    cells = [
-        (count, label, other)
-        for label, row in enumerate(result.confusion)
-        for other, count in enumerate(row)
-        if count and label != other
-    ]
-    best = sorted(cells, key=lambda cell: (-cell[0], cell[1], cell[2]))[:num]
-    return [[_name(names, label), _name(names, other), count] for count, label, other in best]
-
-
-def _name(names: list[str] | None, number: int) -> str:
-    return names[number] if names and number < len(names) else str(number)
-
-
 def _whole(row: dict[str, str]) -> bool:
     """Whether a row was written to its end; a machine that crashed may leave half of one."""
     return row["step"].isdigit() and tuple(row) == COLUMNS and None not in row.values()
