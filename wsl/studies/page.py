@@ -20,18 +20,18 @@ from pydantic import ValidationError
 
 import wsl
 from wsl._core import DataError, WslError
-from wsl.publish import publish_text, publishing
+from wsl.publish import publish_text
 from wsl.report import page
 from wsl.report.charts import begins_at_zero, chart, number_text, save_chart
 from wsl.report.page import Badge, HeadingBlock, Lines, Page, Section, SvgBlock, TableBlock, TextBlock
 from wsl.studies import figures
 from wsl.studies.figures import FigureData, figure_data
 from wsl.studies.findings import FindingResult, PeakResult, SideResult, Verdict, judge_all
+from wsl.studies.results import RESULTS, write_results
 from wsl.studies.rows import Rows
 from wsl.studies.spec import SEED, Figure, StudyConfig
 from wsl.studies.statistics import Estimate
 
-RESULTS = "results.parquet"
 FINDINGS = "findings.json"
 REPORT = "report.html"
 FIGURES = "figures"
@@ -66,8 +66,7 @@ def write_study(
     """Writes the results and all that is seen of them, each file whole or not at all, the page last."""
     study = Study.of(config, results)
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-    with publishing(folder / RESULTS) as temporary:
-        results.write_parquet(temporary, metadata=results_metadata(config))
+    write_results(results, config, folder)
     drawn = [(figure, _figure(figure, study.rows)) for figure in config.figures]
     for number, (figure, data) in enumerate(drawn, start=1):
         if isinstance(data, FigureData):
@@ -75,11 +74,6 @@ def write_study(
                 save_chart(folder / FIGURES / f"{file_name(number, figure)}.{suffix}", figures.chart_of(data))
     publish_text(folder / FINDINGS, json.dumps(findings_of(study), indent=2, ensure_ascii=False) + "\n")
     page.write(folder / REPORT, study_page(config, results, facts=facts))
-
-
-def results_metadata(config: StudyConfig) -> dict[str, str]:
-    """What stands in the metadata of `results.parquet`: the study, so that the file explains itself."""
-    return {"wsl": json.dumps({"study": config.model_dump(mode="json")})}
 
 
 def read_study(folder: Path) -> Study:
