@@ -75,7 +75,7 @@ def selection_pictures(
         )
         for label, parts in rows.items()
     ]
-    text = "Rank within the class and the teacher's probability. " + _words(selected)
+    text = "Rank within the class, score (log-odds) and probability by the teacher. " + _words(selected)
     if len(labels) > MAX_CLASSES:
         text += f" The first {MAX_CLASSES} of {len(labels):,} classes."
     blocks: list[Block] = [GalleryBlock(groups, text), *reader.left_out()]
@@ -133,7 +133,7 @@ class _Reader:
         ):
             if image is None:
                 continue
-            caption = f"rank {row['rank']:,}, {row['probability']:.1%}"
+            caption = f"rank {row['rank']:,}, {row['score']:.1f} ({row['probability']:.1%})"
             if "other" in row:
                 caption += f"; {row['why']} {selected.name(row['other'])}"
             is_wrong = selected.has_truth and row.get("truth") not in (None, row.get("class"))
