@@ -94,8 +94,8 @@ def _words(selected: Selected) -> str:
 def _rows(selected: Selected, label: int, predictions: Path | None) -> list[tuple[str, pl.DataFrame]]:
     """The tables of a class by their headings; an image at the cut is not shown among the best too."""
     ranked = selected.pairs.filter(pl.col("class") == label).sort("rank")
-    best = ranked.head(NUM_PICTURES)
-    cut = ranked.tail(min(NUM_PICTURES, max(len(ranked) - NUM_PICTURES, 0)))
+    best = ranked.head(min(NUM_PICTURES, (len(ranked) + 1) // 2))
+    cut = ranked.tail(min(NUM_PICTURES, len(ranked) // 2))
     wrong = disagreeing(selected, label, predictions)
     heading = f"disagreeing: {len(wrong):,} of {len(ranked):,}, the surest first"
     return [("best", best), ("at the cut", cut), (heading, wrong.head(NUM_PICTURES))]

@@ -22,7 +22,7 @@ from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock
 from wsl.training.compare import class_name, most_confused
 from wsl.workspace import read_run
 
-MEASURES = {"top1": "top-1", "top5": "top-5", "macro": "macro-averaged recall"}
+MEASURES = {"top1": "top-1", "top5": "top-5", "macro": "macro average"}
 MAX_CELLS = 20
 """Classes of a confusion matrix that is drawn."""
 MAX_RECALLS = 40
@@ -109,7 +109,17 @@ def run_sections(runs: list[Run], prefix: str = "") -> list[Section]:
 
 def _overview(runs: list[Run]) -> list[Block]:
     rows = [_row(run) for run in runs]
-    columns = ["run", "stage", "state", "network", "parameters", "steps", *MEASURES.values(), "loss", "time"]
+    columns = [
+        "run",
+        "stage",
+        "state",
+        "network",
+        "parameters",
+        "steps",
+        *MEASURES.values(),
+        "loss",
+        "seconds",
+    ]
     words = (
         "Shares of held-out images, with 95 % intervals: Wilson's for top-1 and top-5, the normal "
         "approximation over the classes for the macro average. They speak of these images, not of other "
@@ -144,7 +154,7 @@ def _row(run: Run) -> list[Any]:
             for key in MEASURES
         ),
         "-" if summary.get("loss") is None else f"{summary['loss']:.4f}",
-        "-" if seconds is None else f"{seconds:,.0f} s",
+        "-" if seconds is None else f"{seconds:,.0f}",
     ]
 
 
@@ -152,7 +162,7 @@ def measured(value: float | None, interval: Any) -> Lines | str:
     """A share with its 95 % interval beneath it."""
     if value is None:
         return "-"
-    small = [f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"] if interval else []
+    small = [f"{100 * interval[0]:.1f}\u00a0to\u00a0{100 * interval[1]:.1f}"] if interval else []
     return Lines(f"{value:.1%}", small)
 
 
