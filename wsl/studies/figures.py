@@ -133,7 +133,7 @@ def chart_of(data: FigureData) -> Chart:
         figure.title,
         lines,
         bands,
-        xlabel=figure.x,
+        xlabel=figure.x_label or figure.x,
         ylabel=metric_name(figure.metric),
         percent=data.is_share,
         reference=figure.reference_points,

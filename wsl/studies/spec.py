@@ -137,12 +137,14 @@ class Figure(Config):
     metric: str = "top1"
     x: str
     """The axis: numbers make a line, names bars."""
+    x_label: str = ""
+    """What the axis is called; its name where empty."""
     steps: dict[str, str]
     """Steps that depend on the axis, and how they are called."""
     by: str | None = None
     """Another axis: a line or a group of bars for each of its values."""
     where: dict[str, Scalar] = {}
-    """Values of further axes; rows of others are left out."""
+    """Values of further axes, or ``best``; rows of others are left out."""
     across: dict[str, str] = {}
     """Steps that do not depend on the axis, drawn as bands; of several variants the best mean."""
     reference: str | None = None
@@ -161,7 +163,7 @@ class Side(Config):
 
 
 class Finding(Config):
-    """A claim about a difference, tested seed by seed."""
+    """A claim about a difference, tested seed by seed; without a bound, that it is above 0."""
 
     claim: str
     of: Side
