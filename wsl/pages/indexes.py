@@ -103,8 +103,8 @@ def _tally(counts: wsl.HashtagCounts, index: wsl.Index) -> str:
 def _fit(counts: wsl.HashtagCounts, fit: wsl.ZipfFit) -> list[Block]:
     text = (
         f"The counts fall as a power law with alpha = {fit.alpha:.2f} ± {fit.standard_error:.2f} (standard "
-        f"error) from {fit.x_min:,} on, where {fit.num_tail:,} hashtags are (Clauset, Shalizi and Newman 2009; "
-        f"Kolmogorov-Smirnov distance {fit.ks_distance:.3f}). That is a count by rank of r^-"
+        f"error) from {fit.x_min:,} on, where {fit.num_tail:,} hashtags are (Clauset, Shalizi and Newman "
+        f"2009; Kolmogorov-Smirnov distance {fit.ks_distance:.3f}). That is a count by rank of r^-"
         f"{fit.rank_exponent:.2f}; the least-squares slope over all is {fit.loglog_slope:.2f}."
     )
     plot = plots.zipf(

@@ -94,8 +94,9 @@ def _overview(runs: list[Run]) -> list[Block]:
     rows = [_row(run) for run in runs]
     columns = ["run", "stage", "state", "network", "parameters", "steps", *MEASURES.values(), "loss", "time"]
     words = (
-        "Shares of held-out images, with 95 % intervals: Wilson's for top-1 and top-5, the normal approximation "
-        "over the classes for the macro average. They speak of these images, not of other seeds."
+        "Shares of held-out images, with 95 % intervals: Wilson's for top-1 and top-5, the normal "
+        "approximation over the classes for the macro average. They speak of these images, not of other "
+        "seeds."
     )
     blocks: list[Block] = [TableBlock(columns, rows, words, stack=True)]
     points = [

@@ -158,6 +158,13 @@ def selection_balance(names: Sequence[str], before: Sequence[int], after: Sequen
     return svg(figure, "Selected images by class")
 
 
+def selection(classes: Sequence[Mapping[str, Any]], images: Mapping[str, int]) -> str:
+    """What `save_selection` writes, for a page."""
+    with style():
+        figure = _selection_figure(classes, images)
+    return svg(figure, "Selection by class")
+
+
 def save_selection(path: Path, classes: Sequence[Mapping[str, Any]], images: Mapping[str, int]) -> None:
     """A selection as a file: images of each class, score at its cut, images by their number of classes.
 
