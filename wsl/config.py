@@ -350,17 +350,22 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set {override}: expected KEY=VALUE, for example --set optimizer.lr=0.05")
+def change(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets ``a.b`` within a parsed tree; UsageError where ``a`` is no group of settings."""
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise UsageError(f"--set {override}: {parent!r} is a value, not a group of settings")
+            raise UsageError(f"--set {key}: {parent!r} is a value, not a group of settings")
+    tree[last] = value
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: expected KEY=VALUE, for example --set optimizer.lr=0.05")
     try:
-        tree[last] = yaml.safe_load(value)
+        change(tree, key, yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise UsageError(f"--set {override}: not a YAML value: {error}") from None
 
