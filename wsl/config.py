@@ -137,6 +137,10 @@ class DataConfig(Config):
     """Random translation by up to this many pixels."""
     flip: bool = True
     """Mirror every other image."""
+    augment_layers: int = Field(default=0, ge=0)
+    """RandAugment's operations an image (Cubuk et al. 2020); 0 is off."""
+    augment_level: int = Field(default=9, ge=0, le=30)
+    """Their strength."""
     mean: Annotated[list[float], Field(min_length=1, max_length=3)] = [0.485, 0.456, 0.406]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=3)] = [
         0.229,
@@ -148,7 +152,7 @@ class DataConfig(Config):
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """Decoded images kept in memory, per rank; only whole images (`crop: false`) are kept."""
     max_corrupt_share: Share = 0.01
-    """Above this share of undecodable images the run fails."""
+    """Above this share of undecodable images, each of which is replaced by another, the run fails."""
     max_pixels: Positive = 50_000_000
     """Images with more pixels count as corrupt."""
 
