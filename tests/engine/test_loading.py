@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import multiprocessing
 import pickle
@@ -21,7 +22,7 @@ from torchvision.transforms import v2
 
 import wsl
 from wsl.data.augment import OPERATIONS, ImageOptions, decode_image, rand_augment, transform
-from wsl.data.dataset import Images, LabelledExamples
+from wsl.data.dataset import Images, LabelledExamples, sharing_decoded
 from wsl.data.epochs import EpochDataset, ImageBatch, collate
 from wsl.data.loader import Loader
 from wsl.data.sampler import StepSampler
@@ -280,3 +281,26 @@ def test_importing_starts_no_thread() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]
+
+
+def test_images_that_are_shared_are_decoded_once(index: wsl.Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    whole = wsl.Index.read
+
+    def count(self: wsl.Index, ordinals: Any, **options: Any) -> list[bytes]:
+        read.extend(np.asarray(ordinals).tolist())
+        return whole(self, ordinals, **options)
+
+    monkeypatch.setattr(wsl.Index, "read", count)
+    options = ImageOptions(image_size=4, crop=False)
+    some, every = np.array([1, 3], dtype=np.int64), np.arange(6, dtype=np.int64)
+    alone = Images(index, options).load(every)
+    read.clear()
+    with sharing_decoded():
+        Images(index, options).load(some)
+        shared = Images(wsl.Index.open(index.path), options).load(every)
+        Images(index, dataclasses.replace(options, image_size=5)).load(some)
+    assert read == [1, 3, 0, 2, 4, 5, 1, 3]
+    assert torch.equal(shared.images, alone.images)
+    Images(index, options).load(some)
+    assert read[-2:] == [1, 3]

@@ -6,9 +6,10 @@ index with their labels, or the rows of a pseudo-label file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -56,6 +57,38 @@ class Pixels:
     valid: torch.Tensor
 
 
+@dataclass
+class Decoded:
+    """Whole images by ordinal, uint8 S x S x C, and their size in all."""
+
+    images: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    num_bytes: int = 0
+
+    def keep(self, ordinal: int, image: npt.NDArray[np.uint8], limit_bytes: int) -> None:
+        """Keeps an image while they do not exceed the limit."""
+        if ordinal not in self.images and self.num_bytes + image.nbytes <= limit_bytes:
+            self.images[ordinal] = image
+            self.num_bytes += image.nbytes
+
+
+SHARED_BYTES = 256 << 20
+_shared: dict[tuple[Any, ...], Decoded] | None = None
+
+
+@contextmanager
+def sharing_decoded() -> Iterator[None]:
+    """Within it, all `Images` of the same samples and size decode an image once, for stages of one process.
+
+    At most `SHARED_BYTES` of each are kept, whatever the stages say.
+    """
+    global _shared  # noqa: PLW0603
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
+
+
 class Images:
     """Samples of an index as squares of the network's size.
 
@@ -69,9 +102,9 @@ class Images:
     def __init__(
         self, index: ImageIndex, options: ImageOptions, *, num_threads: int = 0, cache_bytes: int = 0
     ) -> None:
-        self.index, self.options, self.cache_bytes = index, options, cache_bytes
-        self._cache: dict[int, npt.NDArray[np.uint8]] = {}
-        self._cached_bytes = 0
+        self.index, self.options = index, options
+        self.cache_bytes = cache_bytes if _shared is None else SHARED_BYTES
+        self._cache = self._decoded()
         self._pool = ThreadPoolExecutor(num_threads) if num_threads else None
 
     @classmethod
@@ -80,9 +113,18 @@ class Images:
         options = ImageOptions.of(model, data)
         return cls(index, options, num_threads=data.num_workers, cache_bytes=data.cache_bytes)
 
+    def _decoded(self) -> Decoded:
+        """What is decoded already, by others too where they share."""
+        if _shared is None:
+            return Decoded()
+        options, path = self.options, getattr(self.index, "path", None)
+        shown = (options.image_size, options.num_channels, options.crop, options.max_pixels)
+        return _shared.setdefault((path, self.index.fingerprint, *shown), Decoded())
+
     def load(self, ordinals: Ordinals, crops: npt.NDArray[np.float64] | None = None) -> Pixels:
         """The images of `ordinals`; with `crops` (N x 4, `transforms.crop_boxes`) random crops of them."""
-        missing = [i for i, o in enumerate(ordinals.tolist()) if crops is not None or o not in self._cache]
+        known = self._cache.images
+        missing = [i for i, o in enumerate(ordinals.tolist()) if crops is not None or o not in known]
         contents = self.index.read(ordinals[missing]) if missing else []
         numbers = [None if crops is None else crops[i] for i in missing]
         decoded = dict(zip(missing, self.each(self._decode, contents, numbers), strict=True))
@@ -90,23 +132,18 @@ class Images:
         images = np.zeros((len(ordinals), side, side, channels), dtype=np.uint8)
         valid = np.ones(len(ordinals), dtype=bool)
         for i, ordinal in enumerate(ordinals.tolist()):
-            image = decoded[i] if i in decoded else self._cache[ordinal]
+            image = decoded[i] if i in decoded else known[ordinal]
             if image is None:
                 valid[i] = False
                 continue
             images[i] = image
             if crops is None:
-                self._remember(ordinal, image)
+                self._cache.keep(ordinal, image, self.cache_bytes)
         return Pixels(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(valid))
 
     def each(self, function: Callable[..., T], *arguments: Iterable[Any]) -> Iterable[T]:
         """`map`, on the threads that decode."""
         return self._pool.map(function, *arguments) if self._pool else map(function, *arguments)
-
-    def _remember(self, ordinal: int, image: npt.NDArray[np.uint8]) -> None:
-        if ordinal not in self._cache and self._cached_bytes + image.nbytes <= self.cache_bytes:
-            self._cache[ordinal] = image
-            self._cached_bytes += image.nbytes
 
     def _decode(
         self, content: bytes, numbers: npt.NDArray[np.float64] | None
