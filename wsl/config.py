@@ -137,6 +137,10 @@ class DataConfig(Config):
     """Random translation by up to this many pixels."""
     flip: bool = True
     """Mirror every other image."""
+    augment_layers: int = Field(default=0, ge=0)
+    """RandAugment's operations an image (Cubuk et al. 2020); 0 is off."""
+    augment_level: int = Field(default=9, ge=0, le=30)
+    """Their strength."""
     mean: Annotated[list[float], Field(min_length=1, max_length=3)] = [0.485, 0.456, 0.406]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=3)] = [
         0.229,
@@ -148,7 +152,7 @@ class DataConfig(Config):
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """Decoded images kept in memory, per rank; only whole images (`crop: false`) are kept."""
     max_corrupt_share: Share = 0.01
-    """Above this share of undecodable images the run fails."""
+    """Above this share of undecodable images, each of which is replaced by another, the run fails."""
     max_pixels: Positive = 50_000_000
     """Images with more pixels count as corrupt."""
 
@@ -350,17 +354,22 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set {override}: expected KEY=VALUE, for example --set optimizer.lr=0.05")
+def change(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets ``a.b`` within a parsed tree; UsageError where ``a`` is no group of settings."""
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise UsageError(f"--set {override}: {parent!r} is a value, not a group of settings")
+            raise UsageError(f"--set {key}: {parent!r} is a value, not a group of settings")
+    tree[last] = value
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: expected KEY=VALUE, for example --set optimizer.lr=0.05")
     try:
-        tree[last] = yaml.safe_load(value)
+        change(tree, key, yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise UsageError(f"--set {override}: not a YAML value: {error}") from None
 

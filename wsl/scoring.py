@@ -33,12 +33,13 @@ import torch
 
 from wsl._core import UsageError
 from wsl.data import transforms
+from wsl.data.augment import ImageOptions
 from wsl.data.dataset import Images
+from wsl.data.loader import CorruptCount
 from wsl.index import Index
 from wsl.publish import publish_text, publishing
 from wsl.selection import Order, TopK, log_odds
 from wsl.training.export import WEIGHTS, LoadedModel, load_run
-from wsl.training.loop import CorruptCount
 from wsl.workspace import fingerprint
 
 RANGE = 65_536
@@ -101,8 +102,8 @@ class Scorer:
         }
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = self.loaded.model.to(self._device)
-        self._images = Images(self.index, self.loaded.config.model, self.loaded.config.data)
-        self._images.data = self.loaded.config.data.model_copy(update={"cache_bytes": 0})
+        options = ImageOptions.of(self.loaded.config.model, self.loaded.config.data)
+        self._images = Images(self.index, options, num_threads=self.loaded.config.data.num_workers)
         self.corrupt = CorruptCount(self.loaded.config.data.max_corrupt_share, str(index))
 
     def score(self, start: int = 0, stop: int | None = None) -> Iterator[Scores]:

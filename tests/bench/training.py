@@ -31,6 +31,7 @@ import wsl
 from wsl import carried, indexing
 from wsl.config import StageConfig, check
 from wsl.data.dataset import Images, LabelledExamples
+from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
 from wsl.models import build_model, num_parameters
 from wsl.training import checkpoint, deepspeed
@@ -102,10 +103,10 @@ def batches(folder: Path, options: StageConfig, index_name: str = "labelled") ->
     workspace = Workspace.find(folder)
     index = wsl.Index.open(workspace.built_index(index_name))
     order = wsl.EpochOrder(len(index), seed=options.seed)
-    images = Images(index, options.model, options.data)
+    images = Images.of(index, options.model, options.data)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     sampler = Sampler(options.batch_size, rank, world_size)
-    return Batches(options, images, LabelledExamples(index, options.data, 0), order, sampler)
+    return Batches(options, Loader(images, LabelledExamples(index), order, 0), sampler)
 
 
 def make_workspace(folder: Path, dataset: str = "fashion-mnist") -> Path:

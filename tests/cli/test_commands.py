@@ -270,7 +270,7 @@ def test_bad_data_names_file_and_place(
     assert (code, "unknown key 'modle'; did you mean 'model'?" in text) == (2, True)
 
 
-def test_corrupt_images_are_skipped_and_counted_and_too_many_fail_the_run(
+def test_corrupt_images_are_replaced_and_counted_and_too_many_fail_the_run(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = wsl.Index.open(workspace / "index" / "test")
@@ -288,7 +288,7 @@ def test_corrupt_images_are_skipped_and_counted_and_too_many_fail_the_run(
     base = ["train", "--stage", "teacher", "--index", tmp_path / "i", "-c", config, "--set", "num_steps=4"]
     code = run([str(a) for a in [*base, "--out", tmp_path / "good"]])
     assert code == 0
-    assert "corrupt images skipped" in capsys.readouterr().err
+    assert "corrupt images replaced" in capsys.readouterr().err
     limit = ["--set", "data.max_corrupt_share=0.001"]
     code, text = refused(capsys, *base, *limit, "--out", tmp_path / "bad")
     assert (code, "could not be decoded" in text) == (3, True)

@@ -49,7 +49,11 @@ class Order:
     """A stream of permutations, in memory."""
 
     def __init__(self, num: int, factors: Any = None, *, seed: int) -> None:
+        self._num = num
         self._epochs = [np.random.default_rng([seed, e]).permutation(num) for e in range(50)]
+
+    def __len__(self) -> int:
+        return self._num
 
     def __getitem__(self, span: slice) -> Any:
         return np.concatenate(self._epochs)[span].astype(np.int64)

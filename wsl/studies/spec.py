@@ -77,6 +77,10 @@ class Draw(Config):
 class StudyIndex(IndexConfig):
     """An index of a study: that of a workspace, and which of its images it takes."""
 
+    like: str | None = None
+    """The workspace's index whose settings it has, where it says nothing else."""
+    set: dict[str, Any] = {}
+    """Settings changed, such as {vocabulary.max_labels: $labels}."""
     draw: Draw | None = None
     vocabulary_of: str | None = None
     """The index of this study whose vocabulary it has."""
@@ -112,10 +116,15 @@ class RunStep(Config):
     """A stage of training; what it leaves out comes from the workspace's `wsl.yaml`."""
 
     stage: Stage
+    like: Stage | None = None
+    """The workspace's stage whose config and indexes it has; absent, its own."""
     config: str | None = None
     """The stage's YAML, seen from the workspace, else from the configs of the package."""
+    steps_of: list[str] = []
+    """Runs whose steps together it takes, so that they are compared after as many."""
     index: str | None = None
     evaluate: str | None = None
+    """The held-out index; ``none`` where the labels of the workspace's are others."""
     init: str | None = None
     """The run whose weights it starts from."""
     pseudolabels: str | None = None
@@ -246,6 +255,7 @@ class StudyConfig(Config):
                 where = f"runs.{name}.pseudolabels"
                 faults.append(_unknown(where, run.pseudolabels, self.selections))
             faults += [_unknown(f"runs.{name}.vary", axis, self.axes) for axis in run.vary]
+            faults += [_unknown(f"runs.{name}.steps_of", other, self.runs) for other in run.steps_of]
         for number, figure in enumerate(self.figures):
             used = [figure.x, *figure.where, *([figure.by] if figure.by else [])]
             faults += [_unknown(f"figures.{number}", axis, axes) for axis in used]

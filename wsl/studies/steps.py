@@ -32,6 +32,7 @@ from wsl.workspace import StageInputs
 
 DONE = "step.json"
 PSEUDOLABELS = "pseudolabels.parquet"
+NOT_EVALUATED = "none"
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,9 @@ class Steps:
         return Selecting(plan, mark, folder, chosen, asked=asked, scoring=scoring)
 
     def _training(self, plan: StepPlan, asked: RunStep) -> Training:
-        source = self.data.workspace.config.stages.get(asked.stage)
+        source = self.data.workspace.config.stages.get(asked.like or asked.stage)
         file = self._config_file(plan, asked, source)
-        changes = [f"{key}={json.dumps(value)}" for key, value in asked.set.items()]
-        config = load(StageConfig, file, [*changes, *self.overrides])
+        config = load(StageConfig, file, [*self._changes(plan, asked), *self.overrides])
         if config.stage != asked.stage:
             raise UsageError(
                 f"{plan.place}: {file} configures the stage {config.stage!r}, not {asked.stage!r}"
@@ -148,7 +148,7 @@ class Steps:
         if index is None:
             raise UsageError(f"{plan.place}: the study names no index, and neither does the workspace")
         evaluate = asked.evaluate or (source.evaluate if source else None)
-        held_out = None if evaluate is None else self.data.index(evaluate, plan.indexes)
+        held_out = None if evaluate in (None, NOT_EVALUATED) else self.data.index(evaluate, plan.indexes)
         trained_on = self.data.index(index, plan.indexes)
         chosen = flat(config.model_dump(mode="json", exclude={"deepspeed"}))
         chosen = {key: value for key, value in chosen.items() if key not in FREE_TO_CHANGE}
@@ -164,6 +164,24 @@ class Steps:
         inputs = StageInputs(file, trained_on.resolve(), folder.resolve(), held_out)
         inputs = self._with_files(plan, config, inputs)
         return Training(plan, mark, folder, chosen, asked=asked, config=config, inputs=inputs)
+
+    def _changes(self, plan: StepPlan, asked: RunStep) -> list[str]:
+        """What a run has otherwise than its config, as KEY=VALUE."""
+        changes: dict[str, Any] = {}
+        if asked.like is not None:
+            changes["stage"] = asked.stage
+        if asked.steps_of:
+            changes["num_steps"] = sum(self._length(plan, name) for name in asked.steps_of)
+        return [f"{key}={json.dumps(value)}" for key, value in (changes | asked.set).items()]
+
+    def _length(self, plan: StepPlan, name: str) -> int:
+        """The steps of training of a run, which must be one number whatever its axes."""
+        found = {step.num_steps for place, step in self.found.items() if place.name == name}
+        if len(found) != 1:
+            raise UsageError(
+                f"{plan.place}: steps_of names {name}, whose runs are of different lengths; set num_steps"
+            )
+        return found.pop()
 
     def _with_files(self, plan: StepPlan, config: StageConfig, inputs: StageInputs) -> StageInputs:
         """`inputs` with the files of the steps that a run needs."""
@@ -183,9 +201,10 @@ class Steps:
         """The stage's YAML: of the workspace, else of the package."""
         if asked.config is None:
             if source is None:
+                stage = asked.like or asked.stage
                 raise UsageError(
                     f"{plan.place}: the study names no config, and {self.data.workspace.file} has no stage "
-                    f"{asked.stage!r}; add 'stages.{asked.stage}: {{config: ..., index: ...}}' to it"
+                    f"{stage!r}; add 'stages.{stage}: {{config: ..., index: ...}}' to it"
                 )
             return self.data.workspace.path(source.config)
         places = [Path(self.data.path(asked.config)), carried.configs_folder().parent / asked.config]

@@ -67,7 +67,7 @@ def prepare_task(config: StageConfig, inputs: StageInputs, settings: dict[str, A
                 f"the stage {config.stage!r} needs labels, and the index {inputs.index} has none; "
                 "build it with --label-kind class or hashtag"
             )
-        examples = LabelledExamples(index, config.data, config.seed)
+        examples = LabelledExamples(index, label_noise=config.data.label_noise, seed=config.seed)
         names, vocabulary = getattr(index, "class_names", None), index.vocabulary_fingerprint
         task = Task(index, examples, index.num_labels, names, vocabulary, facts)
         task.warnings += _missing(_label_counts(index), names, f"no image in {inputs.index}")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 import wsl
 from wsl.config import StageConfig
 from wsl.data.dataset import ImageIndex, Images
+from wsl.data.loader import CorruptCount, Loader
 from wsl.data.sampler import Sampler
 from wsl.publish import publish_text, publishing
 from wsl.training import checkpoint, deepspeed
@@ -24,7 +26,7 @@ from wsl.training.distillation import TeacherScores
 from wsl.training.ema import Ema
 from wsl.training.evaluation import evaluate_model
 from wsl.training.export import BEST
-from wsl.training.loop import Batch, Batches, Clock, CorruptCount, memory_bytes, peak_memory_bytes
+from wsl.training.loop import Batch, Batches, Clock, memory_bytes, peak_memory_bytes
 from wsl.training.metrics import Evaluation, MetricsLog
 from wsl.training.schedule import learning_rate
 from wsl.training.step import NotFiniteError, Stepper, StepResult
@@ -59,9 +61,10 @@ class Trainer:
                 cast("wsl.Index", task.index), scheme=config.data.sampling, threshold=config.data.threshold
             )
         order = wsl.EpochOrder(task.examples.num_examples, factors, seed=config.seed)
-        images = Images(task.index, config.model, config.data)
+        images = Images.of(task.index, config.model, config.data)
         teacher = None if task.samples is None else TeacherScores(inputs.out, task.samples)
-        self.batches = Batches(config, images, task.examples, order, sampler, teacher)
+        loader = Loader(images, task.examples, order, config.seed)
+        self.batches = Batches(config, loader, sampler, teacher)
         self.corrupt = CorruptCount(config.data.max_corrupt_share, str(inputs.index))
         self.clock = Clock()
         self.loss: float | None = None
@@ -125,9 +128,9 @@ class Trainer:
     def _write_not_finite(self, stepper: Stepper, batch: Batch, step: int, error: NotFiniteError) -> None:
         """Writes down the samples of the batch, and adds to the error where."""
         own = [sample for samples in deepspeed.gather(stepper.not_finite(batch)) for sample in samples]
+        samples = np.concatenate(deepspeed.gather(batch.ordinals))
         file = self.inputs.out / NOT_FINITE
         if self.sampler.rank == 0:
-            samples = self.batches.samples(step)
             keys = getattr(self.task.index, "keys", None)
             content = {
                 "step": step,
@@ -218,7 +221,7 @@ class Trainer:
         if self._held_out is None:
             assert self.inputs.evaluate is not None
             opened = wsl.Index.open(self.inputs.evaluate)
-            self._held_out = Images(opened, self.config.model, self.config.data), opened
+            self._held_out = Images.of(opened, self.config.model, self.config.data), opened
         images, index = self._held_out
         with self.published_weights():
             result = evaluate_model(
