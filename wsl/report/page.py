@@ -68,7 +68,7 @@ table.slim{width:auto;min-width:min(22em,100%)}
 .stack td[data-name]:not([data-name=""])::before{content:attr(data-name) ": ";color:var(--soft);font-size:.8rem}}
 @page{margin:16mm 14mm}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--ground:#fff;--card:#fff;--link:#000;--good:#000;--open:#000;--bad:#000}
-body{font-size:10.5pt;line-height:1.45}.frame{display:block;max-width:none;padding:0}nav{display:none}section{border:0;padding:0;margin:0 0 20pt}
+body{font-size:10.5pt;line-height:1.45}.frame{display:block;max-width:none;padding:0}header{margin-bottom:18pt}nav{display:none}section{border:0;padding:0;margin:0 0 20pt}
 h2,h3,h4{break-after:avoid}figure,tr,.pictures div{break-inside:avoid}figure svg{max-height:110mm}.scroll,figure>.plot{overflow:visible}
 table{font-size:8.5pt}td,th{padding:3pt 6pt 3pt 0}.pictures{grid-template-columns:repeat(auto-fill,62px)}.pictures img{width:56px;height:56px}}
 """  # noqa: E501

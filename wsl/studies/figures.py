@@ -174,7 +174,10 @@ def value_text(metric: str, value: float) -> str:
     """A value of a metric as it is shown: shares as percentages."""
     if is_share(metric):
         return f"{100 * value:.2f} %"
-    return f"{value:,.0f}" if abs(value) >= 1000 else number_text(value)
+    if metric == "seconds":
+        return f"{value:,.1f}"
+    is_count = metric.startswith("num_") or metric == "images_per_second"
+    return f"{value:,.0f}" if is_count or abs(value) >= 1000 else number_text(value)
 
 
 def difference_text(metric: str, value: float) -> str:
