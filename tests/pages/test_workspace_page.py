@@ -186,10 +186,11 @@ def test_disagreement_without_truth_is_the_teacher_s(made: Path) -> None:
     assert not selected.has_truth
     rows = scores_table().rows()
     best = {n: max((r for r in rows if r[0] == n), key=lambda r: r[2])[1] for n in range(NUM_IMAGES)}
+    teacher = best_classes(made / "predictions" / "unlabelled" / "aaa", selected.pairs["sample"])
     for label in range(NUM_CLASSES):
         samples = selected.pairs.filter(pl.col("class") == label)["sample"].to_list()
         expected = {(n, best[n]) for n in samples if best[n] != label}
-        found = disagreeing(selected, label, made / "predictions" / "unlabelled" / "aaa")
+        found = disagreeing(selected, label, teacher)
         assert set(found.select("sample", "other").iter_rows()) == expected
         assert found["score"].is_sorted(descending=True)
         # Where the predictions are gone, the classes that selected an image tell.

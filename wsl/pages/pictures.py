@@ -16,7 +16,7 @@ import polars as pl
 from PIL import Image
 
 import wsl
-from wsl.pages.selection import Selected, disagreeing
+from wsl.pages.selection import Selected, best_classes, disagreeing
 from wsl.report.page import Block, GalleryBlock, Group, Picture, Section, TextBlock
 
 NUM_PICTURES = 8
@@ -62,7 +62,10 @@ def selection_pictures(
         return []
     title = f"{prefix}pseudo-labelled images"
     labels = selected.pairs["class"].unique().sort()
-    rows = {int(label): _rows(selected, int(label), predictions) for label in labels[:MAX_CLASSES]}
+    shown = labels.head(MAX_CLASSES)
+    samples = selected.pairs.filter(pl.col("class").is_in(shown.implode()))["sample"]
+    best = None if predictions is None else best_classes(predictions, samples)
+    rows = {int(label): _rows(selected, int(label), best) for label in shown}
     tables = [table for parts in rows.values() for _, table in parts]
     if not _is_of(index, selected, pl.concat([table["sample"] for table in tables])):
         text = f"The index {index.path.name} was built anew since the selection: its images are others."
@@ -75,28 +78,31 @@ def selection_pictures(
         )
         for label, parts in rows.items()
     ]
-    text = "Rank within the class, score (log-odds) and probability by the teacher. " + _words(selected)
+    text = "Rank within the class, score (log-odds) and probability by the teacher. " + _words(
+        selected, best is not None
+    )
     if len(labels) > MAX_CLASSES:
         text += f" The first {MAX_CLASSES} of {len(labels):,} classes."
     blocks: list[Block] = [GalleryBlock(groups, text), *reader.left_out()]
     return [Section(title, "", blocks)]
 
 
-def _words(selected: Selected) -> str:
+def _words(selected: Selected, teacher_is_asked: bool) -> str:
+    """When an image disagrees."""
     if selected.has_truth:
         return "An image disagrees where its true class is another one."
-    return (
-        "An image disagrees where the teacher prefers another class for it, or another class selected it "
-        "with a higher score; the true classes are not known here."
-    )
+    rival = "another class selected it with a higher score"
+    if teacher_is_asked:
+        rival = f"the teacher prefers another class for it, or {rival}"
+    return f"An image disagrees where {rival}; the true classes are not known here."
 
 
-def _rows(selected: Selected, label: int, predictions: Path | None) -> list[tuple[str, pl.DataFrame]]:
+def _rows(selected: Selected, label: int, teacher: pl.DataFrame | None) -> list[tuple[str, pl.DataFrame]]:
     """The tables of a class by their headings; an image at the cut is not shown among the best too."""
     ranked = selected.pairs.filter(pl.col("class") == label).sort("rank")
     best = ranked.head(min(NUM_PICTURES, (len(ranked) + 1) // 2))
     cut = ranked.tail(min(NUM_PICTURES, len(ranked) // 2))
-    wrong = disagreeing(selected, label, predictions)
+    wrong = disagreeing(selected, label, teacher)
     heading = f"disagreeing: {len(wrong):,} of {len(ranked):,}, the surest first"
     return [("best", best), ("at the cut", cut), (heading, wrong.head(NUM_PICTURES))]
 

@@ -29,6 +29,8 @@ TRUTH = "data/truth.parquet"
 """Where the carried data have the true classes of their unlabelled images."""
 TRUTH_COLUMNS = ("class", "label", "truth")
 NUM_BINS = 10
+MAX_PREDICTION_BYTES = 8 << 30
+"""The teacher's best classes are looked up in predictions that are no larger than this."""
 MAX_ROWS = 60
 """Classes listed; of more, the first, and those that lack most."""
 
@@ -212,8 +214,10 @@ def _right_by_class(selected: Selected) -> dict[int, tuple[int, int]]:
     return {int(label): (int(right), int(number)) for label, right, number in counts.iter_rows()}
 
 
-def disagreeing(selected: Selected, label: int, predictions: Path | None) -> pl.DataFrame:
+def disagreeing(selected: Selected, label: int, best: pl.DataFrame | None) -> pl.DataFrame:
     """The pairs of a class whose image is rather of another one, the surest first.
+
+    `best` says which class the teacher likes best for samples, as `best_classes` finds it.
 
     Adds the columns other (a class) and why: "truly", "the teacher says" or "also selected for".
     """
@@ -225,12 +229,10 @@ def disagreeing(selected: Selected, label: int, predictions: Path | None) -> pl.
             wrong.with_columns(pl.col("truth").cast(pl.UInt32).alias("other"), pl.lit("truly").alias("why"))
         )
         pairs = pairs.filter(pl.col("truth").is_null())
-    if predictions is not None and len(pairs):
-        best = best_classes(predictions, pairs["sample"])
-        if best is not None:
-            joined = pairs.join(best, on="sample").filter(pl.col("other") != label)
-            found.append(joined.with_columns(pl.lit("the teacher says").alias("why")))
-            pairs = pairs.join(best, on="sample", how="anti")
+    if best is not None:
+        joined = pairs.join(best, on="sample").filter(pl.col("other") != label)
+        found.append(joined.with_columns(pl.lit("the teacher says").alias("why")))
+        pairs = pairs.join(best, on="sample", how="anti")
     others = selected.pairs.filter(pl.col("class") != label)
     rivals = others.select("sample", pl.col("class").alias("other"), pl.col("score").alias("rival"))
     joined = pairs.join(rivals, on="sample").filter(pl.col("rival") > pl.col("score"))
@@ -244,10 +246,11 @@ def disagreeing(selected: Selected, label: int, predictions: Path | None) -> pl.
 def best_classes(folder: Path, samples: pl.Series) -> pl.DataFrame | None:
     """The teacher's best class of samples (columns sample and other), from its kept predictions.
 
-    None where the folder holds none. Raises DataError for files that are no predictions.
+    None where the folder holds none, or more than the page may read. Raises DataError for files that are no
+    predictions.
     """
     files = sorted(folder.glob("scores-*.parquet"))
-    if not files:
+    if not files or sum(file.stat().st_size for file in files) > MAX_PREDICTION_BYTES:
         return None
     try:
         frame = pl.scan_parquet(files).filter(pl.col("sample").is_in(samples.unique().to_list()))
