@@ -16,6 +16,7 @@ from typing import Any
 
 from wsl._core import DataError
 from wsl.config import STAGES, Stage
+from wsl.pages.shares import measured
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
 from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock
@@ -156,14 +157,6 @@ def _row(run: Run) -> list[Any]:
         "-" if summary.get("loss") is None else f"{summary['loss']:.4f}",
         "-" if seconds is None else f"{seconds:,.0f}",
     ]
-
-
-def measured(value: float | None, interval: Any) -> Lines | str:
-    """A share with its 95 % interval beneath it."""
-    if value is None:
-        return "-"
-    small = [f"{100 * interval[0]:.1f}\u00a0to\u00a0{100 * interval[1]:.1f}"] if interval else []
-    return Lines(f"{value:.1%}", small)
 
 
 def _ends(interval: Any) -> tuple[float | None, float | None]:

@@ -17,6 +17,7 @@ import polars as pl
 
 from wsl import dhat
 from wsl._core import DataError, UsageError
+from wsl.pages.shares import measured
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
 from wsl.report.page import Block, HeadingBlock, Section, SvgBlock, TableBlock, TextBlock
@@ -193,7 +194,7 @@ def _class_table(selected: Selected) -> list[Block]:
     rows = []
     for number in order:
         row = classes[number]
-        cells = [
+        cells: list[Any] = [
             str(row["class"]),
             *(f"{row[key]:,}" for key in ("before", "after", "missing")),
             "-" if row["lowest_score"] is None else f"{row['lowest_score']:.2f}",
@@ -201,7 +202,7 @@ def _class_table(selected: Selected) -> list[Block]:
         ]
         if selected.has_truth:
             hits, known = right.get(number, (0, 0))
-            cells.append(share(hits / known, wilson(hits, known)) if known else "-")
+            cells.append(measured(hits / known, wilson(hits, known)) if known else "-")
         rows.append(cells)
     if selected.has_truth:
         columns.append("right")

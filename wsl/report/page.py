@@ -63,7 +63,7 @@ table.slim{width:auto;min-width:min(22em,100%)}
 .pictures img{display:block;width:72px;height:72px;object-fit:contain;border-radius:6px;background:#fff;border:1px solid var(--line);image-rendering:pixelated;margin-bottom:3px}
 .nothing{color:var(--soft);font-style:italic;padding:12px}
 @media(max-width:640px){.frame{padding:28px 12px 64px;gap:24px}section{padding:20px 16px;border-radius:8px}h1{font-size:1.7rem;overflow-wrap:anywhere}
-.subtitle{overflow-wrap:anywhere}figure>.plot>svg{min-width:560px}
+.subtitle{overflow-wrap:anywhere}figure>.plot{padding:4px}
 .stack thead{display:none}.stack tr{display:block;border-bottom:1px solid var(--line);padding:10px 0}.stack td{display:block;border:0;padding:2px 0;text-align:left}
 .stack td[data-name]:not([data-name=""])::before{content:attr(data-name) ": ";color:var(--soft);font-size:.8rem}}
 @page{margin:16mm 14mm}
