@@ -33,6 +33,7 @@ from wsl.workspace import StageInputs
 DONE = "step.json"
 PSEUDOLABELS = "pseudolabels.parquet"
 NOT_EVALUATED = "none"
+EVERY_IMAGE = "all"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ class Selecting(Step):
     """A selection of pseudo-labels."""
 
     asked: SelectionStep
+    k: int
+    p: int
+    limit: int | None
     scoring: Scoring
 
     @property
@@ -126,15 +130,19 @@ class Steps:
     def _selecting(self, plan: StepPlan, asked: SelectionStep) -> Selecting:
         teacher = self.found[plan.inputs["teacher"]]
         index = self.data.index(asked.index, plan.indexes)
-        pass_mark = _fingerprint([teacher.fingerprint, Index.open(index).fingerprint, asked.flip])
+        opened = Index.open(index)
+        k = len(opened) if asked.k == EVERY_IMAGE else _number(asked.k, f"{plan.place}: k")
+        p = _number(asked.p, f"{plan.place}: p")
+        limit = None if asked.limit is None else _number(asked.limit, f"{plan.place}: limit")
+        pass_mark = _fingerprint([teacher.fingerprint, opened.fingerprint, asked.flip])
         scores = self.folder / f"scores-{pass_mark[:16]}"
         scoring = self._scoring.setdefault(scores, Scoring(teacher.folder, index, scores, asked.flip))
-        scoring.largest_k = max(scoring.largest_k, int(asked.k))
+        scoring.largest_k = max(scoring.largest_k, k)
         scoring.whole |= asked.order != "class-first"
-        chosen = {key: getattr(asked, key) for key in ("k", "p", "order", "limit", "flip")}
+        chosen = {"k": k, "p": p, "order": asked.order, "limit": limit, "flip": asked.flip}
         mark = _fingerprint([pass_mark, chosen])
         folder = self.folder / f"selection-{mark[:16]}"
-        return Selecting(plan, mark, folder, chosen, asked=asked, scoring=scoring)
+        return Selecting(plan, mark, folder, chosen, asked=asked, k=k, p=p, limit=limit, scoring=scoring)
 
     def _training(self, plan: StepPlan, asked: RunStep) -> Training:
         source = self.data.workspace.config.stages.get(asked.like or asked.stage)
@@ -220,6 +228,13 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         level |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return level
+
+
+def _number(value: int | str, where: str) -> int:
+    """A number from 1, which was one or took the place of an axis."""
+    if isinstance(value, int) and value >= 1:
+        return value
+    raise UsageError(f"{where}: expected a whole number from 1, got {value!r}")
 
 
 def _fingerprint(content: Any) -> str:
