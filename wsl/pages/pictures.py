@@ -75,7 +75,7 @@ def selection_pictures(
         )
         for label, parts in rows.items()
     ]
-    text = "Rank within the class and the teacher's probability. " + _words(selected)
+    text = "Rank within the class, score (log-odds) and probability by the teacher. " + _words(selected)
     if len(labels) > MAX_CLASSES:
         text += f" The first {MAX_CLASSES} of {len(labels):,} classes."
     blocks: list[Block] = [GalleryBlock(groups, text), *reader.left_out()]
@@ -94,8 +94,8 @@ def _words(selected: Selected) -> str:
 def _rows(selected: Selected, label: int, predictions: Path | None) -> list[tuple[str, pl.DataFrame]]:
     """The tables of a class by their headings; an image at the cut is not shown among the best too."""
     ranked = selected.pairs.filter(pl.col("class") == label).sort("rank")
-    best = ranked.head(NUM_PICTURES)
-    cut = ranked.tail(min(NUM_PICTURES, max(len(ranked) - NUM_PICTURES, 0)))
+    best = ranked.head(min(NUM_PICTURES, (len(ranked) + 1) // 2))
+    cut = ranked.tail(min(NUM_PICTURES, len(ranked) // 2))
     wrong = disagreeing(selected, label, predictions)
     heading = f"disagreeing: {len(wrong):,} of {len(ranked):,}, the surest first"
     return [("best", best), ("at the cut", cut), (heading, wrong.head(NUM_PICTURES))]
@@ -133,7 +133,7 @@ class _Reader:
         ):
             if image is None:
                 continue
-            caption = f"rank {row['rank']:,}, {row['probability']:.1%}"
+            caption = f"rank {row['rank']:,}, {row['score']:.1f} ({row['probability']:.1%})"
             if "other" in row:
                 caption += f"; {row['why']} {selected.name(row['other'])}"
             is_wrong = selected.has_truth and row.get("truth") not in (None, row.get("class"))

@@ -7,20 +7,22 @@ far as it came.
 from __future__ import annotations
 
 import csv
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsl._core import DataError
+from wsl.config import STAGES, Stage
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
-from wsl.report.page import Block, HeadingBlock, Section, SvgBlock, TableBlock, TextBlock
-from wsl.training.compare import class_name, most_confused, recall_rows, share
+from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock
+from wsl.training.compare import class_name, most_confused
 from wsl.workspace import read_run
 
-MEASURES = {"top1": "top-1", "top5": "top-5", "macro": "macro-averaged recall"}
+MEASURES = {"top1": "top-1", "top5": "top-5", "macro": "macro average"}
 MAX_CELLS = 20
 """Classes of a confusion matrix that is drawn."""
 MAX_RECALLS = 40
@@ -37,20 +39,30 @@ class Run:
     """Points (step, value) by column of `metrics.csv`."""
 
     @property
+    def stage(self) -> Stage | None:
+        """Its stage, where the folder says it."""
+        found = self.info.get("stage")
+        return found if found in STAGES else None
+
+    @property
     def evaluation(self) -> Mapping[str, Any]:
         """What the run measured at its end; empty where it was not evaluated."""
         return self.info.get("evaluation") or {}
 
 
 def read_runs(root: Path) -> list[Run]:
-    """All runs of a workspace by name; DataError for a `run.json` or `metrics.csv` that cannot be read."""
+    """All runs of a workspace in the order of the stages.
+
+    Raises DataError for a `run.json` or `metrics.csv` that cannot be read.
+    """
     found = []
     for folder in sorted((root / "runs").glob("*")):
         has_info = (folder / "run.json").is_file()
         if has_info or (folder / "config.yaml").is_file():
             info = read_run(folder) if has_info else {}
             found.append(Run(folder.name, info, read_curves(folder / "metrics.csv")))
-    return found
+    stages = [*STAGES, None]
+    return sorted(found, key=lambda run: stages.index(run.stage))
 
 
 def read_curves(file: Path) -> dict[str, list[tuple[float, float]]]:
@@ -83,16 +95,31 @@ def run_sections(runs: list[Run], prefix: str = "") -> list[Section]:
     sections = [Section(f"{prefix}runs", "", _overview(runs))]
     if curves := _curves(runs):
         sections.append(Section(f"{prefix}training", "", curves))
-    by_class = [block for run in runs if run.evaluation for block in _by_class(run)]
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.evaluation.get("per_class_recall"):
+            alike.setdefault(
+                json.dumps([run.info.get("class_names"), run.info.get("num_labels")]), []
+            ).append(run)
+    by_class = [block for group in alike.values() for block in _by_class(group)]
     if by_class:
-        words = "Recall of each class on held-out images, with 95 % intervals (Wilson 1927)."
-        sections.append(Section(f"{prefix}classes", words, by_class))
+        sections.append(Section(f"{prefix}classes", "", by_class))
     return sections
 
 
 def _overview(runs: list[Run]) -> list[Block]:
     rows = [_row(run) for run in runs]
-    columns = ["run", "stage", "state", "network", "parameters", "steps", *MEASURES.values(), "loss", "time"]
+    columns = [
+        "run",
+        "stage",
+        "state",
+        "network",
+        "parameters",
+        "steps",
+        *MEASURES.values(),
+        "loss",
+        "seconds",
+    ]
     words = (
         "Shares of held-out images, with 95 % intervals: Wilson's for top-1 and top-5, the normal "
         "approximation over the classes for the macro average. They speak of these images, not of other "
@@ -110,7 +137,7 @@ def _overview(runs: list[Run]) -> list[Block]:
     return blocks
 
 
-def _row(run: Run) -> list[str]:
+def _row(run: Run) -> list[Any]:
     summary, config = run.info.get("summary") or {}, run.info.get("config") or {}
     evaluation = run.evaluation
     steps = summary.get("num_steps") or _last_step(run)
@@ -123,12 +150,20 @@ def _row(run: Run) -> list[str]:
         _number(summary.get("num_parameters")),
         _number(steps),
         *(
-            share(evaluation[key], evaluation.get(f"{key}_interval")) if key in evaluation else "-"
+            measured(evaluation[key], evaluation.get(f"{key}_interval")) if key in evaluation else "-"
             for key in MEASURES
         ),
         "-" if summary.get("loss") is None else f"{summary['loss']:.4f}",
-        "-" if seconds is None else f"{seconds:,.0f} s",
+        "-" if seconds is None else f"{seconds:,.0f}",
     ]
+
+
+def measured(value: float | None, interval: Any) -> Lines | str:
+    """A share with its 95 % interval beneath it."""
+    if value is None:
+        return "-"
+    small = [f"{100 * interval[0]:.1f}\u00a0to\u00a0{100 * interval[1]:.1f}"] if interval else []
+    return Lines(f"{value:.1%}", small)
 
 
 def _ends(interval: Any) -> tuple[float | None, float | None]:
@@ -159,23 +194,40 @@ def _curves(runs: list[Run]) -> list[Block]:
     return blocks
 
 
-def _by_class(run: Run) -> list[Block]:
-    evaluation, names = run.evaluation, run.info.get("class_names")
-    blocks: list[Block] = [HeadingBlock(run.name)]
-    rows = recall_rows(evaluation, names)
-    if len(rows) > MAX_RECALLS:
-        recalls = evaluation["per_class_recall"]
-        known = [number for number, recall in enumerate(recalls) if recall is not None]
-        lowest = sorted(known, key=lambda number: recalls[number])[:MAX_RECALLS]
-        blocks.append(TextBlock(f"The {len(lowest)} classes of {len(rows):,} with the lowest recall."))
-        rows = [rows[number] for number in lowest]
-    blocks.append(TableBlock(["class", "images", "recall"], rows))
-    confusion = evaluation.get("confusion")
+def _by_class(runs: Sequence[Run]) -> list[Block]:
+    """The recalls of runs over the same classes side by side, then what each takes for what."""
+    names = runs[0].info.get("class_names")
+    recalls = [run.evaluation["per_class_recall"] for run in runs]
+    shown = list(range(len(recalls[0])))
+    words = "Recall of each class on held-out images, with 95 % intervals (Wilson 1927)."
+    if len(shown) > MAX_RECALLS:
+        known = [label for label in shown if recalls[0][label] is not None]
+        shown = sorted(known, key=lambda label: recalls[0][label])[:MAX_RECALLS]
+        words += f" The {len(shown)} of {len(recalls[0]):,} classes where {runs[0].name} has the lowest."
+    confusion = runs[0].evaluation.get("confusion")
+    rows = [
+        [
+            class_name(names, label),
+            f"{sum(confusion[label]):,}" if confusion else "-",
+            *(_recall(run, label) for run in runs),
+        ]
+        for label in shown
+    ]
+    blocks: list[Block] = [TableBlock(["class", "images", *(run.name for run in runs)], rows, words)]
+    return blocks + [block for run in runs for block in _mistakes(run, names)]
+
+
+def _recall(run: Run, label: int) -> Lines | str:
+    intervals = run.evaluation.get("per_class_interval")
+    return measured(run.evaluation["per_class_recall"][label], intervals[label] if intervals else None)
+
+
+def _mistakes(run: Run, names: Sequence[str] | None) -> list[Block]:
+    confusion = run.evaluation.get("confusion")
     if confusion and len(confusion) <= MAX_CELLS:
         labels = [class_name(names, number) for number in range(len(confusion))]
-        figure = plots.confusion(labels, confusion)
-        blocks.append(SvgBlock(figure, f"{run.name} on held-out images: rows are true classes."))
-    elif mistakes := most_confused(evaluation, names):
-        words = "The most frequent mistakes."
-        blocks.append(TableBlock(["class", "taken for", "images"], mistakes, words))
-    return blocks
+        words = f"{run.name} on held-out images: rows are true classes."
+        return [SvgBlock(plots.confusion(labels, confusion), words)]
+    rows = most_confused(run.evaluation, names)
+    words = f"The most frequent mistakes of {run.name}."
+    return [TableBlock(["class", "taken for", "images"], rows, words)] if rows else []

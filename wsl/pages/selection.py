@@ -108,16 +108,14 @@ def selection_sections(selected: Selected | None, prefix: str = "") -> list[Sect
     report = selected.about["report"]
     classes = report["classes"]
     blocks: list[Block] = [TextBlock(_summary(selected))]
-    plot = plots.selection_balance(
-        [row["class"] for row in classes],
-        [row["before"] for row in classes],
-        [row["after"] for row in classes],
-    )
-    blocks.append(SvgBlock(plot, "Images of every class before and after the P cut."))
-    if classes:
-        words = "Classes, the largest first: images, probability at the cut; how many classes images serve."
-        figure = plots.selection(classes, report["images_by_classes"])
-        blocks.append(SvgBlock(figure, words))
+    if len(classes) <= plots.MAX_BARS:
+        before, after = ([row[key] for row in classes] for key in ("before", "after"))
+        plot = plots.selection_balance([row["class"] for row in classes], before, after)
+        blocks.append(SvgBlock(plot, "Images of every class before and after the P cut."))
+    else:
+        plot = plots.selection(classes, report["images_by_classes"])
+        words = "Classes, the largest first: images, and the probability at the cut; images by their classes."
+        blocks.append(SvgBlock(plot, words))
     if selected.has_truth:
         blocks.append(
             SvgBlock(chart(_by_rank(selected)), "Pairs by their rank within the class, over all classes.")
@@ -137,6 +135,10 @@ def _summary(selected: Selected) -> str:
             f" {report['num_short_classes']:,} classes have fewer than K: {report['num_missing']:,} images "
             "are missing."
         )
+    served = [
+        f"{images:,} for {int(number):,}" for number, images in list(report["images_by_classes"].items())[:5]
+    ]
+    text += f" Images by how many classes they stand for: {', '.join(served) or 'none'}."
     agreement = report.get("agreement_of_orders")
     if agreement is not None:
         text += f" The two orders agree on {agreement:.1%} of the pairs."

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsl.report import plots
-from wsl.report.plots import GREY, PALETTE
+from wsl.report.plots import DASHES, GREY, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), "-.")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "++")
 INK = "#1d2733"
 GEOMETRIC = 10.0

@@ -38,16 +38,16 @@ section{background:var(--card);border:1px solid var(--line);border-radius:12px;p
 h2{font-size:1.28rem;margin:0 0 12px;letter-spacing:-.01em}
 section p{max-width:46em;margin:0 0 16px}
 figure{margin:0 0 20px}
-figure>.plot{background:#fff;border-radius:8px;overflow-x:auto}
+figure>.plot{background:#fff;border-radius:8px;overflow-x:auto;padding:6px 10px}
 figure svg{display:block;width:100%;height:auto}
 figcaption,.caption{color:var(--soft);font-size:.86rem;margin-top:6px}
 .scroll{overflow-x:auto;margin:0 0 20px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.94rem}
 th{color:var(--soft);font-weight:600;font-size:.78rem;text-align:left;border-bottom:2px solid var(--line);padding:6px 14px 6px 0}
 td{border-bottom:1px solid var(--line);padding:8px 14px 8px 0;vertical-align:top}
-.number{text-align:right;white-space:nowrap}
+td.number,th.number{text-align:right;white-space:nowrap;padding-right:24px}
 tbody tr:last-child td{border-bottom:0}
-td small{display:block;color:var(--soft);font-size:.8rem;line-height:1.4;margin-top:3px}
+td small{display:block;color:var(--soft);font-size:.86em;line-height:1.4;margin-top:3px}
 h3{font-size:1rem;margin:24px 0 8px}
 a{color:var(--link)}
 .badge{display:inline-block;border:1.5px solid currentColor;border-radius:12px;padding:0 10px;font-size:.8rem;font-weight:600;line-height:1.6;color:var(--soft)}
@@ -242,8 +242,16 @@ def _block(block: Block) -> str:
     if isinstance(block, TableBlock):
         return _table(block)
     if isinstance(block, SvgBlock):
-        return f'<figure><div class="plot">{block.svg}</div>{_caption(block.caption, "figcaption")}</figure>'
+        return _plot(block)
     return _gallery(block)
+
+
+def _plot(block: SvgBlock) -> str:
+    """A card as wide as its plot."""
+    width = re.match(r"<svg[^>]*max-width:(\d+)px", block.svg)
+    style = f' style="max-width:{int(width[1]) + 20}px"' if width else ""
+    caption = _caption(block.caption, "figcaption")
+    return f'<figure><div class="plot"{style}>{block.svg}</div>{caption}</figure>'
 
 
 def _caption(text: str, tag: str) -> str:

@@ -166,7 +166,7 @@ def interval_text(metric: str, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "-"
     if is_share(metric):
-        return f"{100 * low:.2f} to {100 * high:.2f} %"
+        return f"{100 * low:.2f}\u00a0to\u00a0{100 * high:.2f}\u00a0%"
     return f"{value_text(metric, low)} to {value_text(metric, high)}"
 
 
