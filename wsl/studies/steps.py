@@ -152,24 +152,32 @@ class Steps:
             raise UsageError(
                 f"{plan.place}: {file} configures the stage {config.stage!r}, not {asked.stage!r}"
             )
-        index = asked.index or (source.index if source else None)
-        if index is None:
+        weights = {asked.index: 1.0} if asked.index else source.weights if source else {}
+        if not weights:
             raise UsageError(f"{plan.place}: the study names no index, and neither does the workspace")
+        trained_on = [
+            (self.data.index(name, plan.indexes).resolve(), weight) for name, weight in weights.items()
+        ]
         evaluate = asked.evaluate or (source.evaluate if source else None)
         held_out = None if evaluate in (None, NOT_EVALUATED) else self.data.index(evaluate, plan.indexes)
-        trained_on = self.data.index(index, plan.indexes)
         chosen = flat(config.model_dump(mode="json", exclude={"deepspeed"}))
         chosen = {key: value for key, value in chosen.items() if key not in FREE_TO_CHANGE}
         content = {
             "config": chosen,
             "deepspeed": read_settings(config.deepspeed, file),
-            "index": Index.open(trained_on).fingerprint,
+            "index": [(Index.open(path).fingerprint, weight) for path, weight in trained_on],
             "evaluate": None if held_out is None else Index.open(held_out).fingerprint,
             "inputs": {key: self.found[place].fingerprint for key, place in plan.inputs.items()},
         }
         mark = _fingerprint(content)
         folder = self.folder / f"{asked.stage}-{mark[:16]}"
-        inputs = StageInputs(file, trained_on.resolve(), folder.resolve(), held_out)
+        inputs = StageInputs(
+            config=file,
+            index=trained_on[0][0],
+            out=folder.resolve(),
+            evaluate=held_out,
+            mixed=tuple(trained_on) if len(trained_on) > 1 else (),
+        )
         inputs = self._with_files(plan, config, inputs)
         return Training(plan, mark, folder, chosen, asked=asked, config=config, inputs=inputs)
 
