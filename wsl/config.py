@@ -81,12 +81,20 @@ class StageSource(Config):
     """Which config a stage starts from, and what it reads."""
 
     config: Path
-    index: str
-    """Name of the index it trains on."""
+    index: str | list[str] | dict[str, Annotated[float, Field(gt=0)]]
+    """Name of the index it trains on; or several of one vocabulary, which are mixed: each with the same share
+    of the batches, or as {name: weight} with a share of its own."""
     evaluate: str | None = None
     """Name of the held-out index it is evaluated on."""
     init: Stage | None = None
     """The stage whose weights it starts from."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The names of the indexes it trains on, with their weights."""
+        if isinstance(self.index, dict):
+            return self.index
+        return dict.fromkeys([self.index] if isinstance(self.index, str) else self.index, 1.0)
 
 
 class WorkspaceConfig(Config):
@@ -98,9 +106,16 @@ class WorkspaceConfig(Config):
     @model_validator(mode="after")
     def _stages_name_indexes(self) -> Self:
         for stage, source in self.stages.items():
-            for field, name in (("index", source.index), ("evaluate", source.evaluate)):
+            names = [("index", name) for name in source.weights] + [("evaluate", source.evaluate)]
+            for field, name in names:
                 if name is not None and name not in self.indexes:
                     raise ValueError(f"stages.{stage}.{field}: there is no index named {name!r}")
+            if not source.weights:
+                raise ValueError(f"stages.{stage}.index: expected at least one index")
+            if stage == "student" and len(source.weights) > 1:
+                raise ValueError(
+                    "stages.student.index: the student trains on pseudo-labels, of one index; name one"
+                )
         return self
 
 

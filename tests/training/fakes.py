@@ -20,8 +20,10 @@ class FileIndex:
 
     vocabulary_fingerprint = "ten classes"
     label_kind = "class"
+    class_names = None
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         file = np.load(path / "index.npz")
         self._images, self._labels, self._corrupt = (
             file["images"],
@@ -41,7 +43,7 @@ class FileIndex:
     def labels(self, ordinals: Any) -> list[list[int]]:
         return [[int(self._labels[o])] for o in ordinals]
 
-    def read(self, ordinals: Any) -> list[bytes]:
+    def read(self, ordinals: Any, *, num_threads: int = 1) -> list[bytes]:
         return [b"no image" if int(o) in self._corrupt else png(self._images[o]) for o in ordinals]
 
 

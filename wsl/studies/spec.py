@@ -93,6 +93,7 @@ class SelectionStep(Config):
     """The run that scores."""
     index: str
     k: int | str
+    """Images of each class; ``all`` takes every image, with P = 1 by its best class."""
     p: int | str = 10
     order: str = "class-first"
     limit: int | str | None = None

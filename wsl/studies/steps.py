@@ -33,6 +33,7 @@ from wsl.workspace import StageInputs
 DONE = "step.json"
 PSEUDOLABELS = "pseudolabels.parquet"
 NOT_EVALUATED = "none"
+EVERY_IMAGE = "all"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ class Selecting(Step):
     """A selection of pseudo-labels."""
 
     asked: SelectionStep
+    k: int
+    p: int
+    limit: int | None
     scoring: Scoring
 
     @property
@@ -126,15 +130,19 @@ class Steps:
     def _selecting(self, plan: StepPlan, asked: SelectionStep) -> Selecting:
         teacher = self.found[plan.inputs["teacher"]]
         index = self.data.index(asked.index, plan.indexes)
-        pass_mark = _fingerprint([teacher.fingerprint, Index.open(index).fingerprint, asked.flip])
+        opened = Index.open(index)
+        k = len(opened) if asked.k == EVERY_IMAGE else _number(asked.k, f"{plan.place}: k")
+        p = _number(asked.p, f"{plan.place}: p")
+        limit = None if asked.limit is None else _number(asked.limit, f"{plan.place}: limit")
+        pass_mark = _fingerprint([teacher.fingerprint, opened.fingerprint, asked.flip])
         scores = self.folder / f"scores-{pass_mark[:16]}"
         scoring = self._scoring.setdefault(scores, Scoring(teacher.folder, index, scores, asked.flip))
-        scoring.largest_k = max(scoring.largest_k, int(asked.k))
+        scoring.largest_k = max(scoring.largest_k, k)
         scoring.whole |= asked.order != "class-first"
-        chosen = {key: getattr(asked, key) for key in ("k", "p", "order", "limit", "flip")}
+        chosen = {"k": k, "p": p, "order": asked.order, "limit": limit, "flip": asked.flip}
         mark = _fingerprint([pass_mark, chosen])
         folder = self.folder / f"selection-{mark[:16]}"
-        return Selecting(plan, mark, folder, chosen, asked=asked, scoring=scoring)
+        return Selecting(plan, mark, folder, chosen, asked=asked, k=k, p=p, limit=limit, scoring=scoring)
 
     def _training(self, plan: StepPlan, asked: RunStep) -> Training:
         source = self.data.workspace.config.stages.get(asked.like or asked.stage)
@@ -144,24 +152,32 @@ class Steps:
             raise UsageError(
                 f"{plan.place}: {file} configures the stage {config.stage!r}, not {asked.stage!r}"
             )
-        index = asked.index or (source.index if source else None)
-        if index is None:
+        weights = {asked.index: 1.0} if asked.index else source.weights if source else {}
+        if not weights:
             raise UsageError(f"{plan.place}: the study names no index, and neither does the workspace")
+        trained_on = [
+            (self.data.index(name, plan.indexes).resolve(), weight) for name, weight in weights.items()
+        ]
         evaluate = asked.evaluate or (source.evaluate if source else None)
         held_out = None if evaluate in (None, NOT_EVALUATED) else self.data.index(evaluate, plan.indexes)
-        trained_on = self.data.index(index, plan.indexes)
         chosen = flat(config.model_dump(mode="json", exclude={"deepspeed"}))
         chosen = {key: value for key, value in chosen.items() if key not in FREE_TO_CHANGE}
         content = {
             "config": chosen,
             "deepspeed": read_settings(config.deepspeed, file),
-            "index": Index.open(trained_on).fingerprint,
+            "index": [(Index.open(path).fingerprint, weight) for path, weight in trained_on],
             "evaluate": None if held_out is None else Index.open(held_out).fingerprint,
             "inputs": {key: self.found[place].fingerprint for key, place in plan.inputs.items()},
         }
         mark = _fingerprint(content)
         folder = self.folder / f"{asked.stage}-{mark[:16]}"
-        inputs = StageInputs(file, trained_on.resolve(), folder.resolve(), held_out)
+        inputs = StageInputs(
+            config=file,
+            index=trained_on[0][0],
+            out=folder.resolve(),
+            evaluate=held_out,
+            mixed=tuple(trained_on) if len(trained_on) > 1 else (),
+        )
         inputs = self._with_files(plan, config, inputs)
         return Training(plan, mark, folder, chosen, asked=asked, config=config, inputs=inputs)
 
@@ -220,6 +236,13 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         level |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return level
+
+
+def _number(value: int | str, where: str) -> int:
+    """A number from 1, which was one or took the place of an axis."""
+    if isinstance(value, int) and value >= 1:
+        return value
+    raise UsageError(f"{where}: expected a whole number from 1, got {value!r}")
 
 
 def _fingerprint(content: Any) -> str:

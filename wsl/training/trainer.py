@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from wsl.training.metrics import Evaluation, MetricsLog
 from wsl.training.schedule import learning_rate
 from wsl.training.step import NotFiniteError, Stepper, StepResult
 from wsl.training.stop import Stopped, StopRequest
-from wsl.training.task import Task
+from wsl.training.task import Task, make_order
 from wsl.training.watch import DATA, Watch
 from wsl.workspace import StageInputs
 
@@ -55,17 +55,14 @@ class Trainer:
         self.config, self.inputs, self.task, self.engine = config, inputs, task, engine
         self.sampler, self.device, self.console, self.watch = sampler, device, console, watch
         self.ema = Ema(engine.module, config.ema_decay) if config.ema_decay is not None else None
-        factors = None
-        if config.data.sampling != "natural":
-            factors = wsl.repeat_factors(
-                cast("wsl.Index", task.index), scheme=config.data.sampling, threshold=config.data.threshold
-            )
-        order = wsl.EpochOrder(task.examples.num_examples, factors, seed=config.seed)
         images = Images.of(task.index, config.model, config.data)
         teacher = None if task.samples is None else TeacherScores(inputs.out, task.samples)
-        loader = Loader(images, task.examples, order, config.seed)
+        loader = Loader(images, task.examples, make_order(config, task), config.seed)
         self.batches = Batches(config, loader, sampler, teacher)
-        self.corrupt = CorruptCount(config.data.max_corrupt_share, str(inputs.index))
+        self.corrupt = CorruptCount(
+            config.data.max_corrupt_share,
+            inputs.named,
+        )
         self.clock = Clock()
         self.loss: float | None = None
         self.best: float | None = None
