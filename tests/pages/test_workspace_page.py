@@ -243,6 +243,14 @@ def test_what_is_missing_is_left_out(workspace: Path) -> None:
     assert "<h2>Runs</h2>" not in text
 
 
+def test_shards_that_lie_elsewhere_cost_the_pictures_alone(workspace: Path) -> None:
+    (workspace / "data" / "unlabelled-0.tar").unlink()
+    text = text_of(workspace)
+    assert "Images cannot be shown: the shard" in text
+    assert "K = 14 images of every class" in text
+    assert "<img" not in text
+
+
 def test_a_run_that_is_not_complete_is_shown_as_far_as_it_came(workspace: Path) -> None:
     folder = workspace / "runs" / "finetune"
     folder.mkdir()

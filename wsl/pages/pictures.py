@@ -16,6 +16,7 @@ import polars as pl
 from PIL import Image
 
 import wsl
+from wsl._core import UsageError
 from wsl.pages.selection import Selected, best_classes, disagreeing
 from wsl.report.page import Block, GalleryBlock, Group, Picture, Section, TextBlock
 
@@ -123,10 +124,18 @@ class _Reader:
     def __init__(self, index: wsl.Index) -> None:
         self.index = index
         self.num_left_out = 0
+        self.why: str | None = None
+        """Why no image can be read, where the shards are elsewhere."""
 
     def images(self, samples: Sequence[int]) -> list[bytes | None]:
         """Small pictures of samples."""
-        contents = self.index.read(np.asarray(samples, dtype=np.int64)) if len(samples) else []
+        if not len(samples) or self.why is not None:
+            return [None] * len(samples)
+        try:
+            contents = self.index.read(np.asarray(samples, dtype=np.int64))
+        except UsageError as error:
+            self.why = str(error)
+            return [None] * len(samples)
         found = [thumbnail(bytes(content)) for content in contents]
         self.num_left_out += sum(image is None for image in found)
         return found
@@ -148,6 +157,8 @@ class _Reader:
 
     def left_out(self) -> list[Block]:
         """What is to be said of pictures that are not shown."""
+        if self.why is not None:
+            return [TextBlock(f"Images cannot be shown: {self.why}")]
         if not self.num_left_out:
             return []
         return [TextBlock(f"{self.num_left_out:,} images were taken down or cannot be decoded.")]
