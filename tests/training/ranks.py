@@ -227,6 +227,19 @@ class Part:
 
     # Resuming.
 
+    def chain(self) -> None:
+        """Two ranks stop after 6 of 12 steps and go on with two workers, under ZeRO 0, 2 and 3."""
+        use_net(plain=False)
+        for number in (0, 2, 3):
+            options = {**RESUMED, "num_steps": 12, **ZERO[number]}
+            if number == 3:
+                del options["ema_decay"]
+            with Trace(self.folder / f"chain whole {number}-{self.rank}.jsonl"):
+                self.run(f"chain whole {number}", **options)
+            self.stop_at(f"chain cut {number}", 6, options)
+            with Trace(self.folder / f"chain cut {number}-{self.rank}.jsonl"):
+                self.run(f"chain cut {number}", **options, data={"num_workers": 2})
+
     def whole(self) -> None:
         use_net(plain=False)
         with Trace(self.folder / f"whole-{self.rank}.jsonl"):
