@@ -249,7 +249,7 @@ def score_into_states(
             continue
         for scores in scorer.score(samples.start, samples.stop):
             for top in tops.values():
-                top.update_dense(scores.values, scores.samples)
+                top.update(scores.samples, scores.values)
             done += scores.num_seen
             progress(done)
         ranges.append(samples.start)

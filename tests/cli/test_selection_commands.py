@@ -216,7 +216,7 @@ def test_a_killed_selection_leaves_no_result_and_its_folder_goes_with_the_next(t
     code = (
         "import os, signal, sys, numpy as np, wsl\n"
         "top = wsl.TopK(12, k=300, p=2, spill_dir=sys.argv[1])\n"
-        "top.update_dense(np.zeros((500, 12), np.float32), first_sample=0); top.spill()\n"
+        "top.update(range(500), np.zeros((500, 12), np.float32)); top.spill()\n"
         "print(os.listdir(sys.argv[1]), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(
@@ -226,7 +226,7 @@ def test_a_killed_selection_leaves_no_result_and_its_folder_goes_with_the_next(t
     assert ".wsl-runs-" in done.stdout
     assert len(os.listdir(tmp_path)) == 1
     top = wsl.TopK(12, k=300, p=2, spill_dir=tmp_path)
-    top.update_dense(np.zeros((500, 12), np.float32), first_sample=0)
+    top.update(range(500), np.zeros((500, 12), np.float32))
     top.spill()
     assert len(os.listdir(tmp_path)) == 1
     del top
