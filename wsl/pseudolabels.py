@@ -56,6 +56,8 @@ class SelectionRequest:
     checkpoint: Path | None = None
     index: Path | None = None
     out: Path | None = None
+    scores: Path | None = None
+    """Where `checkpoint` scores `index`, and finds what it scored before; default: beside `out`."""
     state: Path | None = None
     keep: str | None = None
     """Classes kept of each image as predictions, or "all"; None where only the state is kept."""
@@ -154,7 +156,7 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
         return _Source(made_by, request.index, files, num_rows=rows)
     wanted = None
     if request.checkpoint is not None and request.index is not None:
-        wanted = out.parent / f"{out.stem}-scores"
+        wanted = request.scores or out.parent / f"{out.stem}-scores"
     paths = scoring_paths(request.checkpoint, request.index, wanted, folder)
     made_by = _teacher_of(paths, request.scoring)
     files = sorted(paths.out.glob("scores-*.parquet"))

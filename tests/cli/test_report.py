@@ -7,8 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from wsl.report import plots
+from wsl.report.charts import Band, Chart, Point, chart
 from wsl.report.page import (
+    Badge,
     GalleryBlock,
+    Group,
+    HeadingBlock,
+    Lines,
+    LinkBlock,
     Page,
     Picture,
     Section,
@@ -50,11 +56,26 @@ def page() -> Page:
         plots.curves({HOSTILE: [(1, 2.0), (2, 1.0)]}, ylabel="loss"),
         plots.accuracies([("a: b", 0.5, 1.0), (HOSTILE, 0.25, None)]),
         plots.confusion(["a", HOSTILE], [[3, 1], [0, 4]]),
+        chart(
+            Chart(
+                HOSTILE,
+                {HOSTILE: [Point(1, 0.5, 0.4, 0.6, [0.5]), Point(1000, 0.6)]},
+                [Band(HOSTILE, 0.5, 0.4, 0.6)],
+                xlabel=HOSTILE,
+                reference=[(HOSTILE, 0.5)],
+            )
+        ),
+        chart(Chart(HOSTILE, {"a": [Point(HOSTILE, 1.0)], "b": [Point("c", 9.0, 8.0, 10.0)]})),
     ]
     blocks = [TextBlock(HOSTILE), *(SvgBlock(svg, HOSTILE) for svg in svgs)]
-    table = TableBlock(["name", "number"], [[HOSTILE, "1,234"], ["b", "5.5%"]], "caption")
-    gallery = GalleryBlock([(HOSTILE, [Picture(b"\x89PNG", HOSTILE)])])
-    return Page(HOSTILE, HOSTILE, [("a", HOSTILE)], [Section(HOSTILE, HOSTILE, [*blocks, table, gallery])])
+    more = [
+        HeadingBlock(HOSTILE),
+        LinkBlock(HOSTILE, f"studies/{HOSTILE}/report.html"),
+        TableBlock(["name", "number"], [[HOSTILE, "1,234"], ["b", "5.5%"]], "caption"),
+        TableBlock([HOSTILE, "b"], [[Badge(HOSTILE, "good"), Lines(HOSTILE, [HOSTILE])]], stack=True),
+        GalleryBlock([Group(HOSTILE, [(HOSTILE, [Picture(b"\x89PNG", HOSTILE, marked=True)])])]),
+    ]
+    return Page(HOSTILE, HOSTILE, [("a", HOSTILE)], [Section(HOSTILE, HOSTILE, [*blocks, *more])])
 
 
 def test_a_page_is_well_formed_escaped_and_needs_no_network() -> None:

@@ -14,7 +14,7 @@ from wsl.config import ExecutionConfig, RegularizationConfig
 from wsl.training.ema import Ema
 from wsl.training.execution import prepare_model
 from wsl.training.losses import cross_entropy_of_images, distillation_of_images
-from wsl.training.metrics import macro_interval, wilson
+from wsl.training.metrics import Accuracy, Evaluation, macro_interval, wilson
 from wsl.training.mixing import check_even, mix
 
 
@@ -151,6 +151,47 @@ def test_recomputing_blocks_gives_the_same_gradients_and_counts_no_batch_twice()
         torch.testing.assert_close(one.grad, two.grad, msg=name)
     for (name, one), two in zip(plain.named_buffers(), again.buffers(), strict=True):
         assert torch.equal(one, two), name
+
+
+def plain_recall(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, depth: int
+) -> list[float | None]:
+    """For each class the share of its images that have it among the `depth` best, by sorting each row."""
+    found: list[list[bool]] = [[] for _ in range(logits.shape[1])]
+    for row, names, shares in zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True):
+        best = sorted(range(len(row)), key=lambda label: -row[label])[:depth]
+        for label, share in zip(names, shares, strict=True):
+            if share > 0:
+                found[label].append(label in best)
+    return [sum(hits) / len(hits) if hits else None for hits in found]
+
+
+@pytest.mark.parametrize(("num_classes", "batch_size"), [(3, 4), (10, 7), (11, 1), (40, 60)])
+def test_recalls_are_those_of_a_plain_count(num_classes: int, batch_size: int) -> None:
+    generator = torch.Generator().manual_seed(num_classes)
+    logits = torch.randn(60, num_classes, generator=generator)
+    # Distinct labels of each image, some of them padding, and some images without any; the last class never.
+    labels = torch.stack([torch.randperm(num_classes - 1, generator=generator)[:2] for _ in range(60)])
+    weights = torch.tensor([[1.0, 1.0], [0.5, 0.0], [0.0, 0.0]]).repeat(20, 1)
+    accuracy = Accuracy(num_classes)
+    for start in range(0, 60, batch_size):
+        part = slice(start, start + batch_size)
+        accuracy.update(logits[part], labels[part], weights[part])
+    result = accuracy.finish()
+    assert result.per_class_recall == plain_recall(logits, labels, weights, 1)
+    at_10 = plain_recall(logits, labels, weights, 10) if num_classes > 10 else None
+    assert result.per_class_recall_at_10 == at_10
+    assert result.num_samples == 40
+    rank = (-logits).argsort(1).argsort(1).gather(1, labels).masked_fill(weights == 0, num_classes).amin(1)
+    kept = weights.any(1)
+    assert result.top1 == pytest.approx((rank[kept] < 1).double().mean().item())
+    assert result.top5 == pytest.approx((rank[kept] < 5).double().mean().item())
+
+
+def test_an_evaluation_written_before_recall_at_10_loads() -> None:
+    known = Accuracy(2).finish().to_dict()
+    del known["per_class_recall_at_10"]
+    assert Evaluation(**known).per_class_recall_at_10 is None
 
 
 @given(st.integers(1, 500), st.data())

@@ -110,16 +110,14 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
+    from wsl.training.compare import most_confused, recall_rows, share
     from wsl.training.evaluation import evaluate_run
-    from wsl.training.metrics import most_confused, recall_rows
     from wsl.workspace import read_run
 
     result = evaluate_run(run, index)
     if as_json:
         print_json(result.to_dict())
         return
-    from wsl.training.compare import share
-
     names = read_run(run).get("class_names")
     measures = [
         ("top-1", result.top1, result.top1_interval),
@@ -129,8 +127,8 @@ def evaluate(
     rows: list[list[object]] = [[name, share(value, interval)] for name, value, interval in measures]
     rows += [["samples", result.num_samples], ["corrupt images skipped", result.num_corrupt]]
     print_table(f"{run} on {index}, with 95 % intervals", ["measure", "value"], rows)
-    print_table("recall by class", ["class", "images", "recall"], recall_rows(result, names))
-    mistakes = most_confused(result, names)
+    print_table("recall by class", ["class", "images", "recall"], recall_rows(result.to_dict(), names))
+    mistakes = most_confused(result.to_dict(), names)
     if mistakes:
         print_table("most frequent mistakes", ["class", "taken for", "images"], mistakes)
 

@@ -17,6 +17,7 @@ import wsl
 from wsl.report import plots
 from wsl.report.page import (
     GalleryBlock,
+    Group,
     Page,
     Picture,
     Section,
@@ -210,7 +211,7 @@ def _pictures(root: Path) -> list[Any]:
     index = wsl.Index.open(workspace.built_index(workspace.unlabelled()))
     names = json.loads(pl.read_parquet_metadata(file)["wsl"]).get("class_names") or []
     table = pl.read_parquet(file)
-    groups: list[tuple[str, list[Picture]]] = []
+    groups: list[Group] = []
     for (label,), rows in table.group_by("class", maintain_order=True):
         if len(groups) == MAX_CLASSES_SHOWN:
             break
@@ -228,7 +229,7 @@ def _pictures(root: Path) -> list[Any]:
         pictures = [Picture(image, caption) for image, caption in zip(images, captions, strict=True)]
         number = int(str(label))
         heading = names[number] if number < len(names) else str(number)
-        groups.append((heading, pictures))
+        groups.append(Group(heading, [("", pictures)]))
     text = "Of every class the best images of the selection, and the last that were taken."
     return [GalleryBlock(groups, text)]
 
@@ -241,7 +242,7 @@ def _tagged(root: Path) -> list[Any]:
     index = wsl.Index.open(workspace.index_path(names[0]))
     labels, offsets = index.flat_labels(np.arange(len(index), dtype=np.int64))
     vocabulary = index.class_names or []
-    groups: list[tuple[str, list[Picture]]] = []
+    groups: list[Group] = []
     for label in range(min(MAX_CLASSES_SHOWN, len(vocabulary))):
         places = np.flatnonzero(labels == label)
         chosen = places[np.linspace(0, len(places) - 1, min(NUM_PICTURES, len(places))).astype(np.int64)]
@@ -251,5 +252,5 @@ def _tagged(root: Path) -> list[Any]:
             if len(image) < 1 << 16:
                 tags = [vocabulary[tag] for tag in labels[offsets[ordinal] : offsets[ordinal + 1]]]
                 pictures.append(Picture(image, ", ".join(tags[:4])))
-        groups.append((vocabulary[label], pictures))
+        groups.append(Group(vocabulary[label], [("", pictures)]))
     return [GalleryBlock(groups, "Images of the most frequent hashtags of the vocabulary, with their tags.")]

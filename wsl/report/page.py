@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 from wsl.publish import publish_text
 
 CSS = """
-:root{color-scheme:light dark;--ink:#1d2733;--soft:#5f6b7a;--line:#e1e6ec;--ground:#f6f8fa;--card:#fff;--link:#0072b2}
-@media(prefers-color-scheme:dark){:root{--ink:#e6ebf1;--soft:#9aa7b6;--line:#2b3644;--ground:#10161d;--card:#18212b;--link:#6bb8ea}}
+:root{color-scheme:light dark;--ink:#1d2733;--soft:#5f6b7a;--line:#e1e6ec;--ground:#f6f8fa;--card:#fff;--link:#0072b2;--good:#00694d;--open:#7d5700;--bad:#b04a00}
+@media(prefers-color-scheme:dark){:root{--ink:#e6ebf1;--soft:#9aa7b6;--line:#2b3644;--ground:#10161d;--card:#18212b;--link:#6bb8ea;--good:#4fd1a5;--open:#f0c25b;--bad:#ff9a5c}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 .frame{max-width:1180px;margin:0 auto;padding:48px 24px 96px;display:grid;grid-template-columns:minmax(0,1fr);gap:40px}
@@ -46,13 +47,30 @@ th{color:var(--soft);font-weight:600;font-size:.78rem;text-align:left;border-bot
 td{border-bottom:1px solid var(--line);padding:8px 14px 8px 0;vertical-align:top}
 .number{text-align:right;white-space:nowrap}
 tbody tr:last-child td{border-bottom:0}
-.group{margin:0 0 18px}
+td small{display:block;color:var(--soft);font-size:.8rem;line-height:1.4;margin-top:3px}
+h3{font-size:1rem;margin:24px 0 8px}
+a{color:var(--link)}
+.badge{display:inline-block;border:1.5px solid currentColor;border-radius:12px;padding:0 10px;font-size:.8rem;font-weight:600;line-height:1.6;color:var(--soft)}
+.badge.good{color:var(--good)}.badge.open{color:var(--open);border-style:dashed}.badge.bad{color:var(--bad);border-style:dotted}
+table.slim{width:auto;min-width:min(22em,100%)}
+.stack td.number{white-space:normal;min-width:5.5em}
+.group{margin:0 0 22px}
 .group h3{font-size:.94rem;margin:0 0 6px}
+.group h4{color:var(--soft);font-size:.78rem;font-weight:600;margin:8px 0 4px}
+.pictures .marked img{border:2px solid var(--bad)}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(72px,1fr));gap:10px}
 .pictures div{font-size:.68rem;line-height:1.25;color:var(--soft);overflow-wrap:anywhere}
 .pictures img{display:block;width:72px;height:72px;object-fit:contain;border-radius:6px;background:#fff;border:1px solid var(--line);image-rendering:pixelated;margin-bottom:3px}
 .nothing{color:var(--soft);font-style:italic;padding:12px}
-@media print{body{background:#fff}nav{display:none}section{break-inside:avoid;border:0;padding:0}}
+@media(max-width:640px){.frame{padding:28px 12px 64px;gap:24px}section{padding:20px 16px;border-radius:8px}h1{font-size:1.7rem;overflow-wrap:anywhere}
+.subtitle{overflow-wrap:anywhere}figure>.plot>svg{min-width:560px}
+.stack thead{display:none}.stack tr{display:block;border-bottom:1px solid var(--line);padding:10px 0}.stack td{display:block;border:0;padding:2px 0;text-align:left}
+.stack td[data-name]:not([data-name=""])::before{content:attr(data-name) ": ";color:var(--soft);font-size:.8rem}}
+@page{margin:16mm 14mm}
+@media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--ground:#fff;--card:#fff;--link:#000;--good:#000;--open:#000;--bad:#000}
+body{font-size:10.5pt;line-height:1.45}.frame{display:block;max-width:none;padding:0}nav{display:none}section{border:0;padding:0;margin:0 0 20pt}
+h2,h3,h4{break-after:avoid}figure,tr,.pictures div{break-inside:avoid}figure svg{max-height:110mm}.scroll,figure>.plot{overflow:visible}
+table{font-size:8.5pt}td,th{padding:3pt 6pt 3pt 0}.pictures{grid-template-columns:repeat(auto-fill,62px)}.pictures img{width:56px;height:56px}}
 """  # noqa: E501
 
 
@@ -64,12 +82,48 @@ class TextBlock:
 
 
 @dataclass(frozen=True)
+class HeadingBlock:
+    """A heading within a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class LinkBlock:
+    """A link to a file beside the page, by its relative path."""
+
+    text: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Badge:
+    """A cell that judges."""
+
+    text: str
+    kind: Literal["good", "open", "bad", "none"] = "none"
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A cell with small print beneath it."""
+
+    text: str
+    small: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class TableBlock:
-    """Rows of cells; columns whose cells are all numbers stand to the right."""
+    """Rows of cells; columns whose cells are all numbers stand to the right.
+
+    Cells are anything with a text, `Badge` or `Lines`. A table that stacks shows its rows one below the
+    other where the screen is narrow.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
+    stack: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,17 +140,27 @@ class Picture:
 
     content: bytes
     caption: str = ""
+    marked: bool = False
+    """Framed in a colour of its own."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of pictures under a heading, each with a label of its own."""
+
+    heading: str
+    rows: Sequence[tuple[str, Sequence[Picture]]]
 
 
 @dataclass(frozen=True)
 class GalleryBlock:
-    """Groups of small pictures, each under a heading."""
+    """Groups of small pictures."""
 
-    groups: Sequence[tuple[str, Sequence[Picture]]]
+    groups: Sequence[Group]
     caption: str = ""
 
 
-Block = TextBlock | TableBlock | SvgBlock | GalleryBlock
+Block = TextBlock | HeadingBlock | LinkBlock | TableBlock | SvgBlock | GalleryBlock
 
 
 @dataclass(frozen=True)
@@ -171,6 +235,10 @@ def _section(anchor: str, section: Section) -> str:
 def _block(block: Block) -> str:
     if isinstance(block, TextBlock):
         return f"<p>{escape(block.text)}</p>"
+    if isinstance(block, HeadingBlock):
+        return f"<h3>{escape(block.text)}</h3>"
+    if isinstance(block, LinkBlock):
+        return f'<p><a href="{escape(quote(block.path))}">{escape(block.text)}</a></p>'
     if isinstance(block, TableBlock):
         return _table(block)
     if isinstance(block, SvgBlock):
@@ -190,12 +258,30 @@ def _table(table: TableBlock) -> str:
     head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, table.columns, strict=True))
     body = "".join(
         "<tr>"
-        + "".join(f"<td{kind}>{escape(str(cell))}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "".join(
+            f"<td{kind}{_name(table, place)}>{_cell(cell)}</td>"
+            for place, (kind, cell) in enumerate(zip(kinds, row, strict=True))
+        )
         + "</tr>"
         for row in table.rows
     )
-    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    kind = "stack" if table.stack else "slim" if len(table.columns) < 4 else ""
+    style = f' class="{kind}"' if kind else ""
+    whole = f"<table{style}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll">{whole}</div>{_caption(table.caption, "p")}'
+
+
+def _name(table: TableBlock, place: int) -> str:
+    """What a cell is called where the head is not shown."""
+    return f' data-name="{escape(table.columns[place])}"' if table.stack else ""
+
+
+def _cell(cell: object) -> str:
+    if isinstance(cell, Badge):
+        return f'<span class="badge {cell.kind}">{escape(cell.text)}</span>'
+    if isinstance(cell, Lines):
+        return escape(cell.text) + "".join(f"<small>{escape(line)}</small>" for line in cell.small)
+    return escape(str(cell))
 
 
 def _is_number(cell: object) -> bool:
@@ -203,15 +289,21 @@ def _is_number(cell: object) -> bool:
 
 
 def _gallery(gallery: GalleryBlock) -> str:
-    if not any(pictures for _, pictures in gallery.groups):
+    groups = [group for group in gallery.groups if any(pictures for _, pictures in group.rows)]
+    if not groups:
         return '<p class="nothing">There are no pictures to show.</p>'
-    groups = "".join(
-        f'<div class="group"><h3>{escape(heading)}</h3><div class="pictures">'
-        + "".join(_picture(picture) for picture in pictures)
-        + "</div></div>"
-        for heading, pictures in gallery.groups
+    shown = "".join(
+        f'<div class="group"><h3>{escape(group.heading)}</h3>'
+        + "".join(_pictures(label, pictures) for label, pictures in group.rows if pictures)
+        + "</div>"
+        for group in groups
     )
-    return f"{_caption(gallery.caption, 'p')}{groups}"
+    return f"{_caption(gallery.caption, 'p')}{shown}"
+
+
+def _pictures(label: str, pictures: Sequence[Picture]) -> str:
+    heading = f"<h4>{escape(label)}</h4>" if label else ""
+    return f'{heading}<div class="pictures">{"".join(map(_picture, pictures))}</div>'
 
 
 def _picture(picture: Picture) -> str:
@@ -222,4 +314,5 @@ def _picture(picture: Picture) -> str:
         kind = "webp"
     data = base64.b64encode(picture.content).decode("ascii")
     caption = escape(picture.caption)
-    return f'<div><img loading="lazy" alt="{caption}" src="data:image/{kind};base64,{data}">{caption}</div>'
+    mark = ' class="marked"' if picture.marked else ""
+    return f'<div{mark}><img alt="{caption}" src="data:image/{kind};base64,{data}">{caption}</div>'

@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ STYLE = {
     "xtick.color": GREY,
     "ytick.color": GREY,
     "svg.fonttype": "path",
+    # The same figures are the same bytes.
+    "svg.hashsalt": "wsl",
     "legend.frameon": False,
 }
 
@@ -51,8 +54,8 @@ def zipf(
     the count of rank r fall as r^(-1/(alpha-1)); its line ends where the counts fall to x_min.
     """
     if not multiplicities:
-        return _nothing("there are no hashtags")
-    return _svg(_zipf_figure(multiplicities, alpha, x_min, loglog_slope, title), "Hashtags by rank")
+        return nothing("there are no hashtags")
+    return svg(_zipf_figure(multiplicities, alpha, x_min, loglog_slope, title), "Hashtags by rank")
 
 
 def save_zipf(
@@ -65,20 +68,21 @@ def save_zipf(
     title: str = "",
 ) -> None:
     """The same as a file; its suffix says of which kind (.svg, .png, .pdf). ValueError for another."""
-    _save(path, lambda: _zipf_figure(multiplicities, alpha, x_min, loglog_slope, title))
+    save(path, lambda: _zipf_figure(multiplicities, alpha, x_min, loglog_slope, title))
 
 
-def _save(path: Path, draw: Callable[[], Figure]) -> None:
+def save(path: Path, draw: Callable[[], Figure]) -> None:
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise ValueError(f"{path}: expected a name that ends in .svg, .png or .pdf")
-    with _style(), publishing(path) as temporary:
-        draw().savefig(temporary, format=path.suffix[1:], dpi=160, facecolor="white")
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+    with style(), publishing(path) as temporary:
+        draw().savefig(temporary, format=path.suffix[1:], dpi=160, facecolor="white", metadata=undated)
 
 
 def _zipf_figure(
     multiplicities: Mapping[int, int], alpha: float, x_min: int, slope: float, title: str
 ) -> Figure:
-    figure, axes = _figure(7.2, 4.4)
+    figure, axes = new_figure(7.2, 4.4)
     values = np.array(sorted(multiplicities, reverse=True), dtype=np.float64)
     numbers = np.array([multiplicities[int(value)] for value in values])
     last = np.cumsum(numbers)
@@ -110,11 +114,11 @@ def _zipf_figure(
 
 def save_balance(path: Path, before: Sequence[float], after: Sequence[float], *, title: str = "") -> None:
     """How often each label is seen, before and after resampling, by its rank before, as a file."""
-    _save(path, lambda: _balance_figure(before, after, title))
+    save(path, lambda: _balance_figure(before, after, title))
 
 
 def _balance_figure(before: Sequence[float], after: Sequence[float], title: str) -> Figure:
-    figure, axes = _figure(7.2, 4.4)
+    figure, axes = new_figure(7.2, 4.4)
     first = np.asarray(before, dtype=np.float64)
     order = np.argsort(-first, kind="stable")
     ranks = np.arange(1, len(first) + 1)
@@ -133,13 +137,13 @@ def _balance_figure(before: Sequence[float], after: Sequence[float], title: str)
 def selection_balance(names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> str:
     """Images of every class before and after the P cut, one bar each; at most 40 classes are drawn."""
     if not len(names):
-        return _nothing("nothing was selected")
+        return nothing("nothing was selected")
     shown = min(len(names), MAX_BARS)
-    figure, axes = _figure(7.2, 0.9 + 0.3 * shown)
+    figure, axes = new_figure(7.2, 0.9 + 0.3 * shown)
     places = np.arange(shown)
     axes.barh(places, before[:shown], color="#c9dcea", height=0.72, label="before the P cut")
     axes.barh(places, after[:shown], color=BLUE, height=0.42, label="after")
-    axes.set_yticks(places, [_plain(name) for name in names[:shown]])
+    axes.set_yticks(places, [plain(name) for name in names[:shown]])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     more = f" (first {shown} of {len(names):,} classes)" if len(names) > shown else ""
@@ -151,7 +155,7 @@ def selection_balance(names: Sequence[str], before: Sequence[int], after: Sequen
         fontsize=9,
         frameon=False,
     )
-    return _svg(figure, "Selected images by class")
+    return svg(figure, "Selected images by class")
 
 
 def save_selection(path: Path, classes: Sequence[Mapping[str, Any]], images: Mapping[str, int]) -> None:
@@ -160,7 +164,7 @@ def save_selection(path: Path, classes: Sequence[Mapping[str, Any]], images: Map
     `classes` are the rows of the selection's report, `images` says how many images serve how many
     classes. ValueError for a name of another kind of file.
     """
-    _save(path, lambda: _selection_figure(classes, images))
+    save(path, lambda: _selection_figure(classes, images))
 
 
 def _selection_figure(classes: Sequence[Mapping[str, Any]], images: Mapping[str, int]) -> Figure:
@@ -195,58 +199,58 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str, t
     """Lines of (step, value), one for each run, as they were measured: nothing is smoothed."""
     drawn = {name: points for name, points in lines.items() if len(points)}
     if not drawn:
-        return _nothing("there are no measurements")
-    figure, axes = _figure(7.2, 3.8)
+        return nothing("there are no measurements")
+    figure, axes = new_figure(7.2, 3.8)
     for number, (name, points) in enumerate(drawn.items()):
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=PALETTE[number % len(PALETTE)], linewidth=1.6, label=_plain(name))
+        axes.plot(steps, values, color=PALETTE[number % len(PALETTE)], linewidth=1.6, label=plain(name))
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=9, frameon=False)
     if title:
         axes.set_title(title, loc="left", color="#1d2733")
-    return _svg(figure, title or ylabel)
+    return svg(figure, title or ylabel)
 
 
 def accuracies(bars: Sequence[tuple[str, float, float | None]]) -> str:
     """One bar for each (label, value from 0 to 1, seconds), with the value beside it."""
     if not bars:
-        return _nothing("nothing was measured")
-    figure, axes = _figure(7.6, 0.7 + 0.42 * len(bars))
+        return nothing("nothing was measured")
+    figure, axes = new_figure(7.6, 0.7 + 0.42 * len(bars))
     places = np.arange(len(bars))
     colours = _by_group([label.split(":", 1)[0] for label, _, _ in bars])
     axes.barh(places, [value for _, value, _ in bars], color=colours, height=0.62)
     for place, (_, value, _) in enumerate(bars):
         axes.text(value + 0.01, place, f"{value:.1%}", va="center", color="#1d2733", fontsize=10)
-    axes.set_yticks(places, [_plain(label) for label, _, _ in bars])
+    axes.set_yticks(places, [plain(label) for label, _, _ in bars])
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    return _svg(figure, "Accuracy")
+    return svg(figure, "Accuracy")
 
 
 def confusion(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
     """Shares of each true class (row) by predicted class (column), with the numbers in the cells."""
     if not len(names):
-        return _nothing("there are no classes")
+        return nothing("there are no classes")
     counts = np.asarray(matrix, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 1.8 + 0.44 * len(names)
-    figure, axes = _figure(side + 0.8, side)
+    figure, axes = new_figure(side + 0.8, side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(shares.shape):
         share = shares[row, column]
         if share >= 0.005:
             colour = "white" if share > 0.55 else "#1d2733"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    plain = [_plain(name) for name in names]
-    axes.set_xticks(range(len(names)), plain, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), plain)
+    labels = [plain(name) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), labels)
     axes.grid(visible=False)
     axes.set_xlabel("predicted, % of the true class")
-    return _svg(figure, "Confusion of classes")
+    return svg(figure, "Confusion of classes")
 
 
 def _by_group(groups: list[str]) -> list[str]:
@@ -254,32 +258,32 @@ def _by_group(groups: list[str]) -> list[str]:
     return [PALETTE[order.index(group) % len(PALETTE)] for group in groups]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A label as it is written: Matplotlib reads dollars as formulas."""
     short = text if len(text) <= 60 else text[:57] + "..."
     return short.replace("$", r"\$")
 
 
-def _style() -> Any:
+def style() -> Any:
     import matplotlib as mpl
 
     return mpl.rc_context(STYLE)  # type: ignore[arg-type]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    with _style():
+    with style():
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         axes.set_axisbelow(True)
         return figure, axes
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
     """The figure as an element of a page: no prolog, no metadata, identifiers of its own."""
     out = io.StringIO()
-    with _style():
+    with style():
         figure.savefig(out, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
@@ -292,8 +296,8 @@ def _svg(figure: Figure, title: str) -> str:
     end = text.index(">") + 1
     width = round(figure.get_figwidth() * 100)
     head = text[: end - 1] + f' role="img" style="max-width:{width}px">'
-    return f"{head}<title>{title}</title>{text[end:]}"
+    return f"{head}<title>{escape(title)}</title>{text[end:]}"
 
 
-def _nothing(why: str) -> str:
+def nothing(why: str) -> str:
     return f'<p class="nothing">Nothing to draw: {why}.</p>'

@@ -14,7 +14,6 @@ does not depend on K is trained once for a sweep over K.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -48,20 +47,31 @@ class ShareAxis(Config):
 class Draw(Config):
     """Some of an index's images, drawn by a hash of their keys: a smaller draw lies within a larger one."""
 
+    of: str | None = None
+    """The index whose keys (and first labels) are drawn from."""
     truth: str | None = None
-    """A table of ``key`` and `column`; absent, all keys of the records. {NAME} is the folder of that data."""
-    column: str = "class"
+    """A table of ``key`` and ``class`` to draw from instead."""
     num_images: int | str | None = None
     """Images in all."""
-    per_class: int | str | None = None
-    """Images of each class, where `classes` says nothing else."""
-    classes: dict[int, int] = {}
-    """Images of single classes."""
-    share: float | None = Field(default=None, gt=0, le=1)
-    """The share of the images that is drawn."""
+    share: float | str | None = None
+    """The share of the images in all."""
+    per_class: float | str | None = None
+    """Images of each class, or below 1 their share, where `classes` says nothing else."""
+    classes: dict[int, float | str] = {}
+    """The same of single classes."""
     rest: bool = False
     """Take what the draw would leave."""
     seed: int | str = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.of is None) == (self.truth is None):
+            raise ValueError("draw: expected either `of`, an index, or `truth`, a table of key and class")
+        ways = [self.num_images is not None, self.share is not None]
+        ways.append(self.per_class is not None or bool(self.classes))
+        if sum(ways) != 1:
+            raise ValueError("draw: expected one of num_images, share, or per_class with classes")
+        return self
 
 
 class StudyIndex(IndexConfig):

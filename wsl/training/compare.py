@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,36 @@ def share(value: float, interval: Any) -> str:
     if not interval:
         return f"{value:.1%}"
     return f"{value:.1%} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def recall_rows(evaluation: Mapping[str, Any], names: Sequence[str] | None) -> list[list[Any]]:
+    """For each class its name, its number of images (where known) and its recall with the interval."""
+    rows: list[list[Any]] = []
+    intervals, confusion = evaluation.get("per_class_interval"), evaluation.get("confusion")
+    for number, recall in enumerate(evaluation["per_class_recall"]):
+        interval = intervals[number] if intervals else None
+        shown = "-" if recall is None else share(recall, interval)
+        rows.append([class_name(names, number), sum(confusion[number]) if confusion else "-", shown])
+    return rows
+
+
+def most_confused(
+    evaluation: Mapping[str, Any], names: Sequence[str] | None, num: int = 10
+) -> list[list[Any]]:
+    """The cells off the diagonal of the confusion matrix that hold most: class, taken for, images."""
+    cells = [
+        (count, label, other)
+        for label, row in enumerate(evaluation.get("confusion") or [])
+        for other, count in enumerate(row)
+        if count and label != other
+    ]
+    best = sorted(cells, key=lambda cell: (-cell[0], cell[1], cell[2]))[:num]
+    return [[class_name(names, label), class_name(names, other), count] for count, label, other in best]
+
+
+def class_name(names: Sequence[str] | None, number: int) -> str:
+    """The name of a class, or its number."""
+    return names[number] if names and number < len(names) else str(number)
 
 
 def compare_runs(runs: list[Path]) -> list[dict[str, Any]]:

@@ -41,6 +41,9 @@ class Evaluation:
     macro_interval: Interval | None = None
     """95 %, by the normal approximation over the classes' recalls."""
     per_class_interval: list[Interval | None] | None = None
+    per_class_recall_at_10: list[float | None] | None = None
+    """Share of the images with a class that have it among their ten best, None where it does not occur;
+    None as a whole where there are at most ten classes. Runs of older versions lack it."""
 
     def summary(self) -> dict[str, float]:
         """The three accuracies."""
@@ -57,7 +60,7 @@ class Accuracy:
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
         self.sums = torch.zeros(4, dtype=torch.int64)  # samples, hits at 1, hits at 5, corrupt
-        self.of_class = torch.zeros(2, num_labels, dtype=torch.int64)  # occurrences, hits at 1
+        self.of_class = torch.zeros(3, num_labels, dtype=torch.int64)  # occurrences, hits at 1, hits at 10
         size = num_labels if num_labels <= 1000 else 0
         self.confusion = torch.zeros(size, size, dtype=torch.int64)
 
@@ -66,14 +69,13 @@ class Accuracy:
         real = weights > 0
         keep = real.any(1)
         logits, labels, real = logits[keep], labels[keep], real[keep]
-        best = logits.topk(min(5, self.num_labels), dim=1).indices
-        hits = ((best[:, :, None] == labels[:, None, :]) & real[:, None, :]).any(2)
+        best = logits.topk(min(10, self.num_labels), dim=1).indices
+        hits = (best[:, :, None] == labels[:, None, :]) & real[:, None, :]  # N x rank x label
         self.sums[0] += len(labels)
-        self.sums[1] += hits[:, 0].sum()
-        self.sums[2] += hits.any(1).sum()
-        correct = (best[:, :1] == labels) & real
-        self.of_class[0] += torch.bincount(labels[real], minlength=self.num_labels)
-        self.of_class[1] += torch.bincount(labels[correct], minlength=self.num_labels)
+        self.sums[1] += hits[:, 0].any(1).sum()
+        self.sums[2] += hits[:, :5].any(2).any(1).sum()
+        for row, counted in enumerate((real, hits[:, 0], hits.any(1))):
+            self.of_class[row] += torch.bincount(labels[counted], minlength=self.num_labels)
         if len(self.confusion):
             cells = labels * self.num_labels + best[:, :1]
             self.confusion += torch.bincount(cells[real], minlength=self.num_labels**2).view_as(
@@ -83,8 +85,11 @@ class Accuracy:
     def finish(self) -> Evaluation:
         """The accuracies of everything added."""
         num, top1, top5, corrupt = self.sums.tolist()
-        occurrences, hits = self.of_class.tolist()
-        recalls = [h / n if n else None for n, h in zip(*self.of_class.tolist(), strict=True)]
+        occurrences, hits, hits_at_10 = self.of_class.tolist()
+        recalls, recalls_at_10 = (
+            [h / n if n else None for n, h in zip(occurrences, found, strict=True)]
+            for found in (hits, hits_at_10)
+        )
         known = [recall for recall in recalls if recall is not None]
         return Evaluation(
             top1=top1 / max(num, 1),
@@ -98,6 +103,7 @@ class Accuracy:
             top5_interval=wilson(top5, num),
             macro_interval=macro_interval(hits, occurrences),
             per_class_interval=[wilson(h, n) for h, n in zip(hits, occurrences, strict=True)],
+            per_class_recall_at_10=recalls_at_10 if self.num_labels > 10 else None,
         )
 
 
@@ -127,37 +133,6 @@ def macro_interval(hits: list[int], nums: list[int]) -> Interval | None:
     shrunk = [((h + 1) / (n + 2), n) for h, n in known]
     half = CONFIDENCE_Z * math.sqrt(sum(p * (1 - p) / n for p, n in shrunk)) / len(known)
     return max(mean - half, 0.0), min(mean + half, 1.0)
-
-
-def recall_rows(result: Evaluation, names: list[str] | None) -> list[list[Any]]:
-    """For each class its name, its number of images (where known) and its recall with the interval."""
-    rows: list[list[Any]] = []
-    for number, recall in enumerate(result.per_class_recall):
-        interval = result.per_class_interval[number] if result.per_class_interval else None
-        shown = "-" if recall is None else f"{recall:.1%}"
-        if interval is not None:
-            shown += f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-        images = sum(result.confusion[number]) if result.confusion else "-"
-        rows.append([_name(names, number), images, shown])
-    return rows
-
-
-def most_confused(result: Evaluation, names: list[str] | None, num: int = 10) -> list[list[Any]]:
-    """The cells off the diagonal of the confusion matrix that hold most: class, taken for, images."""
-    if not result.confusion:
-        return []
-    cells = [
-        (count, label, other)
-        for label, row in enumerate(result.confusion)
-        for other, count in enumerate(row)
-        if count and label != other
-    ]
-    best = sorted(cells, key=lambda cell: (-cell[0], cell[1], cell[2]))[:num]
-    return [[_name(names, label), _name(names, other), count] for count, label, other in best]
-
-
-def _name(names: list[str] | None, number: int) -> str:
-    return names[number] if names and number < len(names) else str(number)
 
 
 def _whole(row: dict[str, str]) -> bool:

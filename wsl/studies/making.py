@@ -1,0 +1,85 @@
+"""Making one step of a study: training a run, or selecting pseudo-labels from one pass of scores."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+from wsl import pseudolabels
+from wsl.predictions import ScoringOptions, ScoringPaths, score
+from wsl.pseudolabels import SelectionRequest
+from wsl.publish import publish_text, publishing
+from wsl.studies.steps import DONE, Scoring, Selecting, Step, Training
+from wsl.training.stages import run_stage
+
+
+def make(step: Step) -> None:
+    """Makes a step whose inputs are made; what was begun goes on where it was."""
+    begun = time.monotonic()
+    step.folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(step, Training):
+        # The study shows its own progress, and one of the two is enough.
+        run_stage(step.config, step.inputs, console=Console(file=io.StringIO()))
+    elif isinstance(step, Selecting):
+        _select(step)
+    told = {"name": step.plan.place.name, "fingerprint": step.fingerprint, "settings": step.settings}
+    seconds = time.monotonic() - begun
+    publish_text(step.folder / DONE, json.dumps(told | {"seconds": seconds}, indent=1) + "\n")
+
+
+def _select(step: Selecting) -> None:
+    scoring = step.scoring
+    scoring.folder.mkdir(parents=True, exist_ok=True)
+    if scoring.whole:
+        paths = ScoringPaths(scoring.teacher, scoring.index, scoring.folder)
+        score(paths, options=ScoringOptions(flip=scoring.flip))
+    else:
+        # The state of the largest K serves every smaller one, so it has to be the first.
+        largest = scoring.folder / f"largest-{scoring.largest_k}.parquet"
+        _request(scoring, largest, k=scoring.largest_k, p=1)
+    _request(
+        scoring,
+        step.pseudolabels,
+        k=int(step.asked.k),
+        p=int(step.asked.p),
+        order=step.asked.order,
+        overwrite=True,
+    )
+    if step.asked.limit is not None:
+        keep_best(step, int(step.asked.limit))
+
+
+def _request(scoring: Scoring, out: Path, **options: Any) -> None:
+    pseudolabels.select(
+        SelectionRequest(
+            checkpoint=scoring.teacher,
+            index=scoring.index,
+            out=out,
+            scores=scoring.folder,
+            scoring=ScoringOptions(flip=scoring.flip),
+            **options,
+        )
+    )
+
+
+def keep_best(step: Selecting, limit: int) -> None:
+    """Leaves the `limit` best pairs of all classes together in D-hat.
+
+    Ties go to the smaller sample, then to the smaller class, as in the selection itself.
+    """
+    file = step.pseudolabels
+    about = json.loads(pl.read_parquet_metadata(file)["wsl"]) | {"limit": limit}
+    table = pl.read_parquet(file)
+    best = table.sort("score", "sample", "class", descending=[True, False, False]).head(limit)
+    counts = dict(best.group_by("class").len().iter_rows())
+    about["report"] |= {"num_pairs": len(best), "num_images": best["sample"].n_unique()}
+    for number, row in enumerate(about["report"]["classes"]):
+        row["after"] = counts.get(number, 0)
+    with publishing(file) as temporary:
+        best.sort("sample", "class").write_parquet(temporary, metadata={"wsl": json.dumps(about)})
