@@ -296,7 +296,7 @@ class TopK:
         grouped: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
-    def update_dense(
+    def update(
         self, scores: _Array, samples: _Array | None = None, first_sample: int | None = None
     ) -> None: ...
     def update_logits(

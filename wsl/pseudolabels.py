@@ -6,10 +6,8 @@ network has to run.
 
 from __future__ import annotations
 
-import glob
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +18,14 @@ import polars as pl
 from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.index import Index
+from wsl.prediction_files import (
+    SCORED_BY,
+    common_keep,
+    find_predictions,
+    is_whole,
+    metadata_of,
+    read_metadata,
+)
 from wsl.predictions import (
     ScoringOptions,
     ScoringPaths,
@@ -127,7 +133,7 @@ def select(
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the scores come from: files, or a network that is to score."""
+    """Where the scores come from: files, a network that is to score, or both: what the files lack."""
 
     made_by: dict[str, Any]
     index: Path | None
@@ -148,10 +154,8 @@ def _check(request: SelectionRequest) -> None:
 
 def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Source:
     if request.predictions is not None:
-        files = _prediction_files(request.predictions)
-        made_by = _metadata_of(files)
-        if request.index is not None:
-            _same_index(files[0], made_by, Index.open(request.index))
+        files = find_predictions(request.predictions)
+        made_by = metadata_of(files, None if request.index is None else Index.open(request.index))
         rows = None if made_by.get("index_fingerprint") is None else expected_rows(files)
         return _Source(made_by, request.index, files, num_rows=rows)
     wanted = None
@@ -160,35 +164,14 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
     paths = scoring_paths(request.checkpoint, request.index, wanted, folder)
     made_by = _teacher_of(paths, request.scoring)
     files = sorted(paths.out.glob("scores-*.parquet"))
-    if request.keep is None and not _is_whole(files, made_by, len(Index.open(paths.index))):
+    index = Index.open(paths.index)
+    if request.keep is not None:
+        return _Source(made_by | {"keep": parse_keep(request.keep)}, paths.index, files, paths)
+    usable, keep = common_keep(files, made_by, index)
+    if not usable:
         return _Source(made_by, paths.index, [], paths)
-    keep = parse_keep(request.keep) if request.keep is not None else _read_metadata(files[0]).get("keep")
-    return _Source(made_by | {"keep": keep}, paths.index, files, paths)
-
-
-def _same_index(file: Path, made_by: dict[str, Any], index: Index) -> None:
-    made_for = made_by.get("index_fingerprint")
-    if made_for not in (None, index.fingerprint):
-        raise UsageError(
-            f"{file} holds predictions of the index {made_for}, and {index.path} is {index.fingerprint}; "
-            "name the index that was scored, or score this one with 'wsl score'"
-        )
-
-
-def _is_whole(files: list[Path], made_by: dict[str, Any], num_samples: int) -> bool:
-    """Whether the files are this teacher's predictions of every sample."""
-    same = ("teacher_fingerprint", "index_fingerprint", "flip", "temperature")
-    starts = set()
-    for file in files:
-        known = _read_metadata(file)
-        if any(known.get(key) != made_by[key] for key in same):
-            return False
-        starts.add((known["first_sample"], known["end_sample"]))
-    ends = dict(starts)
-    place = 0
-    while place in ends:
-        place = ends[place]
-    return bool(files) and place >= num_samples
+    left = None if is_whole(files, index) else paths
+    return _Source(made_by | {"keep": keep}, paths.index, files, left)
 
 
 def _take(
@@ -200,10 +183,10 @@ def _take(
     warn: Warn,
 ) -> dict[str, TopK]:
     """Selections that have taken all scores, by order: the one asked for, and the other to compare."""
-    if source.paths is not None and request.keep is None and not source.files:
-        return _score_into_states(request, source, num_classes)
     files = source.files
-    if source.paths is not None and request.keep is not None:
+    if source.paths is not None:
+        if request.keep is None and not files:
+            return _score_into_states(request, source, num_classes)
         score(source.paths, keep=source.made_by["keep"], options=request.scoring)
         files = sorted(source.paths.out.glob("scores-*.parquet"))
     tops = {order: request.new(num_classes, order) for order in _orders(request, files, num_classes)}
@@ -234,53 +217,66 @@ def _agreement(
 
 
 def _score_into_states(request: SelectionRequest, source: _Source, num_classes: int) -> dict[str, TopK]:
-    """Lets the teacher score into selections, unless a state of a K as large has all of it already."""
-    from wsl.scoring import StateJob
-
+    """Lets the teacher score into selections what no state of a K as large has yet."""
     assert source.paths is not None
-    num_samples = len(Index.open(source.paths.index))
+    index = Index.open(source.paths.index)
     orders = [cast("Order", request.order)]
     if request.compare_orders and request.p < num_classes:
         orders.append("image-first" if request.order == "class-first" else "class-first")
-    parent = source.paths.out / "states"
-    limits: dict[str, Any] = {
-        "memory_bytes": request.memory_bytes,
-        "spill_dir": request.spill_dir,
-        "num_threads": request.num_threads,
-    }
-    job: StateJob | None = None
-    for found in sorted(parent.glob("*/job.json")):
-        known = json.loads(found.read_text())
-        if _serves(known, request, source, orders) and job is None:
-            chosen = {key: known[key] for key in ("num_classes", "k", "p")}
-            given = cast("list[Order]", known["orders"])
-            job = StateJob(found.parent, orders=tuple(given), **chosen, **limits)
-            job = job if known["k"] == request.k or job.is_complete(num_samples) else None
-    if job is None:
-        name = f"{'-and-'.join(orders)}-k{request.k}-p{request.p}-{_short(source.made_by)}"
-        job = StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        about = {"num_classes": num_classes, "k": request.k, "p": request.p, "orders": orders}
-        publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
-    if not job.is_complete(num_samples):
+    job = _state_job(request, source, orders, index)
+    if not job.is_complete(len(index)):
         given_states = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(job).items()}
         states = job_of(source.paths, request.scoring) | {"states": given_states}
         score_on_ranks(states, request.scoring, job.folder)
     return {order: job.merged(order) for order in orders}
 
 
+def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], index: Index) -> StateJob:
+    """The job whose states serve the request and have the most samples, or a new one."""
+    from wsl.scoring import StateJob
+
+    assert source.paths is not None
+    parent = source.paths.out / "states"
+    limits: dict[str, Any] = {
+        "memory_bytes": request.memory_bytes,
+        "spill_dir": request.spill_dir,
+        "num_threads": request.num_threads,
+    }
+    best, most = None, 0
+    for found in sorted(parent.glob("*/job.json")):
+        known = json.loads(found.read_text())
+        if not _serves(known, request, source, orders):
+            continue
+        chosen = {key: known[key] for key in ("num_classes", "k", "p")}
+        job = StateJob(found.parent, orders=tuple(known["orders"]), **chosen, **limits)
+        num_done = sum(stop - start for start, stop in job.done())
+        if num_done > most and job.is_valid_for(index):
+            best, most = job, num_done
+    if best is not None:
+        return best
+    num_classes = int(source.made_by["num_classes"])
+    name = f"{'-and-'.join(orders)}-k{request.k}-p{request.p}-{_short(source.made_by)}"
+    job = StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if not job.is_valid_for(index):
+        job.forget()
+    about = {"num_classes": num_classes, "k": request.k, "p": request.p, "orders": orders}
+    publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
+    return job
+
+
 def _serves(known: dict[str, Any], request: SelectionRequest, source: _Source, orders: list[Order]) -> bool:
-    """Whether a state of these options can be finished as the request wants."""
-    same = ("teacher_fingerprint", "index_fingerprint", "flip", "temperature")
-    if any(known["made_by"].get(key) != source.made_by[key] for key in same):
+    """Whether states of these options can be finished as the request wants."""
+    if any(known["made_by"].get(key) != source.made_by[key] for key in SCORED_BY):
         return False
     fits = known["p"] == request.p or "image-first" not in orders
     return bool(fits and known["k"] >= request.k and set(orders) <= set(known["orders"]))
 
 
 def _short(made_by: dict[str, Any]) -> str:
-    """A name for what the scores depend on."""
-    return f"{'flip' if made_by['flip'] else 'plain'}-t{made_by['temperature']:g}"
+    """A name for what the scores depend on, beside the teacher."""
+    flip = "flip" if made_by["flip"] else "plain"
+    return f"{flip}-t{made_by['temperature']:g}-{made_by['index_fingerprint'][:12]}"
 
 
 def merge_states(
@@ -323,83 +319,6 @@ def merge_states(
     warnings = _late_warnings(found, selection, warn)
     options = {key: provenance[key] for key in ("k", "p", "order")}
     return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
-
-
-def _prediction_files(pattern: str) -> list[Path]:
-    if os.path.isdir(pattern):
-        pattern = os.path.join(pattern, "*.*")
-    files = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
-    for file in files:
-        if file.stat().st_size == 0:
-            raise DataError(f"{file}: the file is empty; make the predictions again, or leave it out")
-    if not files:
-        raise UsageError(f"--predictions: no file matches {pattern!r}; make them with 'wsl score'")
-    return files
-
-
-def _metadata_of(files: list[Path]) -> dict[str, Any]:
-    """What the files agree on; the number of classes is looked for in them where nobody says it."""
-    first: dict[str, Any] | None = None
-    same = (
-        "teacher_fingerprint",
-        "index_fingerprint",
-        "vocabulary_fingerprint",
-        "flip",
-        "temperature",
-        "keep",
-    )
-    for file in files:
-        known = _read_metadata(file)
-        if first is None:
-            first = known
-        for key in same:
-            if known.get(key) != first.get(key):
-                raise UsageError(
-                    f"{file}: {key} is {known.get(key)}, and {first.get(key)} in {files[0]}; "
-                    "a selection takes predictions of one teacher over one index"
-                )
-    found = {key: value for key, value in (first or {}).items() if not key.endswith("_sample")}
-    if "num_classes" not in found:
-        found["num_classes"] = _count_classes(files)
-        found["predictions"] = {file.name: fingerprint(file) for file in files}
-    return found
-
-
-def _read_metadata(file: Path) -> dict[str, Any]:
-    if file.suffix != ".parquet":
-        return {}
-    try:
-        content = pl.read_parquet_metadata(file).get("wsl")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file}: expected predictions as a Parquet file, found: {error}") from None
-    return {} if content is None else dict(json.loads(content))
-
-
-def _count_classes(files: list[Path]) -> int:
-    frame = scan([str(file) for file in files])
-    schema = frame.collect_schema()
-    named = "sample" if "sample" in schema else "key"
-    layouts = [[named, "class", "score"], [named, "classes", "scores"], [named, "scores"]]
-    fits = [layout for layout in layouts if all(name in schema for name in layout)]
-    if not fits:
-        missing = next(name for name in layouts[0] if name not in schema)
-        raise UsageError(
-            f"{files[0]}: expected columns sample (or key), class and score, or classes and scores as lists; "
-            f"there is no {missing!r} among {', '.join(schema)}"
-        )
-    if fits[0] == layouts[2]:
-        kind = schema["scores"]
-        if not isinstance(kind, pl.Array):
-            raise UsageError(
-                f"{files[0]}: column scores is of type {kind} and there is no column classes; expected lists "
-                "of classes beside it, or arrays of one size with a score for every class"
-            )
-        return int(kind.size)
-    column = pl.col("class") if fits[0] == layouts[0] else pl.col("classes").explode()
-    highest = frame.select(column.max()).collect().item()
-    if highest is None:
-        raise DataError(f"{files[0]}: the predictions hold no rows")
-    return int(highest) + 1
 
 
 @dataclass(frozen=True)
@@ -556,7 +475,7 @@ def _check_truncated(selection: Selection, keep: int | None, request: SelectionR
 def _up_to_date(out: Path, provenance: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     if overwrite or not out.exists():
         return None
-    known = _read_metadata(out)
+    known = read_metadata(out)
     changed = [key for key, value in provenance.items() if known.get(key) != value and key != "teacher"]
     if changed:
         raise UsageError(

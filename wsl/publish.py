@@ -1,14 +1,18 @@
 """Files that appear whole or not at all: a temporary name, fsync, rename, fsync of the folder.
 
-The twin of the engine's `publish.rs`. A crash leaves at most a `.tmp-*` file behind.
+The twin of the engine's `publish.rs`. A crash leaves at most a `.tmp-*` file behind. Where the system
+refuses a write, the error is an OSError that names the file, whoever wrote.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import polars as pl
 
 
 @contextmanager
@@ -16,12 +20,24 @@ def publishing(target: Path) -> Iterator[Path]:
     """The path to write to; at the end it becomes `target`, and on an error it is removed."""
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except pl.exceptions.PolarsError as error:
+            raise _refused(error, target) from None
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refused(error: Exception, target: Path) -> Exception:
+    """What the system said when Polars wrote, which Polars passes on as text; else the error itself."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return error
+    number = int(found[1])
+    return OSError(number, os.strerror(number), os.fspath(target))
 
 
 def publish_text(target: Path, text: str) -> None:

@@ -9,9 +9,9 @@ them. An image that cannot be decoded has no scores; it is counted, and too many
 
 Each file holds a range of samples with the columns ``sample`` (u64) and ``scores`` (an array of
 float32, one for each class), or ``sample``, ``class``, ``score`` with a row for each of the best
-classes of a sample. Its metadata says by which weights, for which index and which range it was made; a
-file appears whole, and a killed run goes on with the ranges that are missing. Several ranks take the
-ranges in turns and need nothing of each other.
+classes of a sample. Its metadata says by which weights, for which range of which parts of an index it was
+made; a file appears whole, and a run goes on with the samples that are missing, whether it was killed or
+the index was added to. Several ranks take the ranges in turns and need nothing of each other.
 
 Scores can also go straight into selections, of which only the states are kept: see `score_into_states`.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from wsl.data.augment import ImageOptions
 from wsl.data.dataset import Images
 from wsl.data.loader import CorruptCount
 from wsl.index import Index
+from wsl.prediction_files import SCORED_BY, Span, gaps, is_valid_for, read_metadata, scored_parts, span_of
 from wsl.publish import publish_text, publishing
 from wsl.selection import Order, TopK, log_odds
 from wsl.training.export import WEIGHTS, LoadedModel, load_run
@@ -56,10 +57,13 @@ class Rank:
     number: int = 0
     world_size: int = 1
 
-    def ranges(self, num_samples: int) -> Iterator[range]:
-        """The ranges of samples, ascending."""
-        for start in range(self.number * RANGE, num_samples, self.world_size * RANGE):
-            yield range(start, min(start + RANGE, num_samples))
+    def has(self, sample: int) -> bool:
+        """Whether a sample is in its ranges."""
+        return sample // RANGE % self.world_size == self.number
+
+    def ranges(self, num_samples: int, covered: Iterable[Span] = ()) -> Iterator[range]:
+        """Its ranges of samples, or what is left of them, ascending."""
+        return (samples for samples in gaps(covered, num_samples, RANGE) if self.has(samples.start))
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Scorer:
             "teacher_fingerprint": fingerprint(run / WEIGHTS),
             "vocabulary_fingerprint": self.loaded.info.get("vocabulary_fingerprint"),
             "index_fingerprint": self.index.fingerprint,
+            "num_samples": len(self.index),
             "num_classes": self.num_classes,
             "class_names": self.loaded.info.get("class_names"),
             "flip": flip,
@@ -135,7 +140,7 @@ def write_predictions(
     rank: Rank | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Any]:
-    """Scores every sample into files under `out`; those that are there already are left as they are.
+    """Scores the samples that no file under `out` covers into files there.
 
     `keep` best classes of each sample are kept, all where None. Where this is one `rank` of several, it
     scores its ranges alone. UsageError where `out` holds predictions of another teacher, index or option.
@@ -144,29 +149,28 @@ def write_predictions(
         raise UsageError(f"--keep: expected 1 to {scorer.num_classes} classes or all, got {keep}")
     out.mkdir(parents=True, exist_ok=True)
     made_by = scorer.provenance | {"keep": keep}
-    done = num_new = num_scored = 0
+    rank = rank or Rank()
+    covered = _covered(out, made_by, scorer.index, rank)
+    done = sum(stop - start for start, stop in covered)
+    num_new = num_scored = 0
     begun = time.monotonic()
-    for samples in (rank or Rank()).ranges(len(scorer.index)):
+    progress(done)
+    for samples in rank.ranges(len(scorer.index), covered):
         start, stop = samples.start, samples.stop
-        file = out / f"scores-{start:012}.parquet"
-        if file.exists():
-            _same_origin(file, made_by)
-            done += len(samples)
-        else:
-            frames = []
-            for scores in scorer.score(start, stop):
-                frames.append(_table(scores, keep, scorer.num_classes))
-                done += scores.num_seen
-                progress(done)
-            _write(pl.concat(frames), file, made_by | {"first_sample": start, "end_sample": stop})
-            num_new += 1
-            num_scored += len(samples)
-        progress(done)
+        frames = []
+        for scores in scorer.score(start, stop):
+            frames.append(_table(scores, keep, scorer.num_classes))
+            done += scores.num_seen
+            progress(done)
+        parts = scored_parts(scorer.index, [(start, stop)])
+        about = {"first_sample": start, "end_sample": stop, "parts": parts}
+        _write(pl.concat(frames), out / f"scores-{start:012}.parquet", made_by | about)
+        num_new += 1
+        num_scored += len(samples)
     if num_new:
         scorer.corrupt.check()
     return {
         "state": "scored" if num_new else "up to date",
-        "num_samples": len(scorer.index),
         "num_scored": num_scored,
         "images_per_second": round(num_scored / max(time.monotonic() - begun, 1e-9), 1),
         "num_corrupt": scorer.corrupt.num_corrupt,
@@ -183,7 +187,8 @@ class StateJob:
         <folder>/<worker>-<n>-<order>.state
 
     A worker saves its states now and then and puts its mark after them, so a mark never names what is
-    not there. Ranges without a mark are scored again by whoever goes on.
+    not there. Ranges without a mark are scored by whoever goes on. A mark names the parts of the index
+    that hold its ranges, so that it stays valid when the index is added to.
     """
 
     folder: Path
@@ -211,13 +216,22 @@ class StateJob:
         """What the workers say is done."""
         return [json.loads(file.read_text()) for file in sorted(self.folder.glob("done-*.json"))]
 
-    def done(self) -> set[int]:
-        """The first samples of the ranges that are done."""
-        return {start for mark in self.marks() for start in mark["ranges"]}
+    def done(self) -> list[Span]:
+        """The ranges that are done."""
+        return [(start, stop) for mark in self.marks() for start, stop in mark["ranges"]]
+
+    def is_valid_for(self, index: Index) -> bool:
+        """Whether all that is done was done of samples that the index has, unchanged."""
+        return all(mark.get("parts") == scored_parts(index, mark["ranges"]) for mark in self.marks())
+
+    def forget(self) -> None:
+        """Removes all that is done."""
+        for file in [*self.folder.glob("done-*.json"), *self.folder.glob("*.state")]:
+            file.unlink()
 
     def is_complete(self, num_samples: int) -> bool:
         """Whether all ranges are done."""
-        return set(range(0, num_samples, RANGE)) <= self.done()
+        return next(gaps(self.done(), num_samples, num_samples), None) is None
 
     def merged(self, order: Order) -> TopK:
         """All that was scored, in one selection."""
@@ -237,46 +251,42 @@ def score_into_states(
 ) -> None:
     """Scores the ranges that are not done into selections, and saves their states in `job.folder`."""
     job.folder.mkdir(parents=True, exist_ok=True)
+    rank = rank or Rank()
     known = job.done()
     worker = uuid.uuid4().hex[:12]
     tops = {order: job.new(order) for order in job.orders}
-    ranges: list[int] = []
-    done = num_saved = 0
+    ranges: list[Span] = []
+    done = sum(stop - start for start, stop in known if rank.has(start))
+    num_saved = 0
     saved_at = time.monotonic()
-    for samples in (rank or Rank()).ranges(len(scorer.index)):
-        if samples.start in known:
-            done += len(samples)
-            progress(done)
-            continue
+    progress(done)
+    for samples in rank.ranges(len(scorer.index), known):
         for scores in scorer.score(samples.start, samples.stop):
             for top in tops.values():
-                top.update_dense(scores.values, scores.samples)
+                top.update(scores.samples, scores.values)
             done += scores.num_seen
             progress(done)
-        ranges.append(samples.start)
+        ranges.append((samples.start, samples.stop))
         if time.monotonic() - saved_at > SAVE_EVERY_S:
-            _save_states(job, tops, worker, ranges, num_saved)
+            _save_states(job, tops, worker, scorer.index, ranges, num_saved)
             num_saved += 1
             saved_at = time.monotonic()
     scorer.corrupt.check()
     if ranges:
-        _save_states(job, tops, worker, ranges, num_saved)
+        _save_states(job, tops, worker, scorer.index, ranges, num_saved)
 
 
-def _save_states(job: StateJob, tops: dict[Order, TopK], worker: str, ranges: list[int], number: int) -> None:
+def _save_states(
+    job: StateJob, tops: dict[Order, TopK], worker: str, index: Index, ranges: list[Span], number: int
+) -> None:
     names = {order: f"{worker}-{number}-{order}.state" for order in tops}
     for order, top in tops.items():
         top.save(job.folder / names[order])
-    publish_text(job.folder / f"done-{worker}.json", json.dumps({"states": names, "ranges": ranges}))
+    mark = {"states": names, "ranges": ranges, "parts": scored_parts(index, ranges)}
+    publish_text(job.folder / f"done-{worker}.json", json.dumps(mark))
     for old in job.folder.glob(f"{worker}-*.state"):
         if old.name not in names.values():
             old.unlink()
-
-
-def read_metadata(file: Path) -> dict[str, Any]:
-    """What a file of predictions or pseudo-labels says of itself; empty where it says nothing."""
-    content = pl.read_parquet_metadata(file).get("wsl")
-    return {} if content is None else dict(json.loads(content))
 
 
 def _table(scores: Scores, keep: int | None, num_classes: int) -> pl.DataFrame:
@@ -299,11 +309,24 @@ def _write(table: pl.DataFrame, file: Path, metadata: dict[str, Any]) -> None:
         table.write_parquet(temporary, metadata={"wsl": json.dumps(metadata)})
 
 
-def _same_origin(file: Path, made_by: dict[str, Any]) -> None:
-    known = read_metadata(file)
-    for key in ("teacher_fingerprint", "index_fingerprint", "flip", "temperature", "keep", "num_classes"):
-        if known.get(key) != made_by[key]:
-            raise UsageError(
-                f"{file} was made with {key} {known.get(key)}, now it is {made_by[key]}; write the new "
-                "predictions to another folder with --out, or remove this one"
-            )
+def _covered(out: Path, made_by: dict[str, Any], index: Index, rank: Rank) -> list[Span]:
+    """What the files there cover of the rank's samples; UsageError for a file of another origin."""
+    covered = []
+    for file in sorted(out.glob("scores-*.parquet")):
+        number = file.stem.removeprefix("scores-")
+        if number.isdigit() and rank.has(int(number)):
+            known = read_metadata(file)
+            _same_origin(file, known, made_by, index)
+            covered.append(span_of(known))
+    return covered
+
+
+def _same_origin(file: Path, known: dict[str, Any], made_by: dict[str, Any], index: Index) -> None:
+    differing = [key for key in (*SCORED_BY, "keep", "num_classes") if known.get(key) != made_by[key]]
+    if not is_valid_for(known, index):
+        differing.append("index_fingerprint")
+    for key in differing:
+        raise UsageError(
+            f"{file} was made with {key} {known.get(key)}, now it is {made_by[key]}; write the new "
+            "predictions to another folder with --out, or remove this one"
+        )

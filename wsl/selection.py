@@ -9,7 +9,7 @@ agree where P is at least the number of classes. Nothing is refilled after a cut
 Scores are float32 and ranked as they are: the higher first, ties to the smaller sample, then to the
 smaller class. The selection is a function of the set of scored pairs alone, however they are split
 over calls, states that are merged, files, threads or limits of memory. Each class keeps K pairs and a
-quarter, of 12 bytes; `update_dense` reads a matrix of scores once and mostly forgets it. With a limit
+quarter, of 12 bytes; `update` reads a matrix of scores once and mostly forgets it. With a limit
 of memory the rest goes to sorted runs in a private folder, which is gone at the end.
 """
 
@@ -190,31 +190,29 @@ class TopK:
         """
         self._engine.update_pairs(source, grouped=grouped, progress=progress)
 
-    def update_dense(
-        self, scores: object, samples: object | None = None, first_sample: int | None = None
-    ) -> None:
-        """Takes a matrix of scores: a NumPy array or a torch tensor on the CPU, float32, of the shape
-        (rows, num_classes).
+    def update(self, samples: object, scores: object) -> None:
+        """Takes a matrix of scores, which are ranked as they are: a NumPy array or a torch tensor on the
+        CPU, float32, of the shape (rows, num_classes).
 
-        The rows are `samples` (integers, one for each row), or `first_sample` and those after it. The
-        array is read in place: nothing may write to it during the call.
+        `samples` are integers, one for each row; a ``range`` is not unpacked. The matrix is read in
+        place: nothing may write to it during the call.
         UsageError for another type or shape, DataError that names sample and class for a score that
         is not finite.
         """
-        matrix, ordinals = _matrix(scores, "scores"), _samples(samples)
-        self._engine.update_dense(matrix, ordinals, first_sample)
+        matrix = _matrix(scores, "scores")
+        ordinals, first = _samples(samples, len(matrix))
+        self._engine.update(matrix, ordinals, first)
 
-    def update_logits(
-        self, logits: object, samples: object | None = None, first_sample: int | None = None
-    ) -> None:
-        """Takes a matrix like `update_dense`, of logits z, and ranks by the softmax's log-odds,
+    def update_logits(self, samples: object, logits: object) -> None:
+        """Takes a matrix like `update`, of logits z, and ranks by the softmax's log-odds,
         ``score_c = z_c - log(sum of exp(z_j) over all j but c)``, computed in float64.
 
         They order as the probability 1 / (1 + exp(-score)) does, and do not saturate at 0 or 1. The array
         is read in place: nothing may write to it during the call.
         """
-        matrix, ordinals = _matrix(logits, "logits"), _samples(samples)
-        self._engine.update_logits(matrix, ordinals, first_sample)
+        matrix = _matrix(logits, "logits")
+        ordinals, first = _samples(samples, len(matrix))
+        self._engine.update_logits(matrix, ordinals, first)
 
     def merge(self, other: TopK) -> None:
         """Adds what `other` took, over other pairs; under ``image-first``, over other samples.
@@ -293,9 +291,10 @@ def _matrix(value: object, name: str) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(array)
 
 
-def _samples(value: object | None) -> npt.NDArray[np.uint64] | None:
-    if value is None:
-        return None
+def _samples(value: object, num_rows: int) -> tuple[npt.NDArray[np.uint64] | None, int | None]:
+    """The samples of rows: all of them, or the first of consecutive ones."""
+    if isinstance(value, range) and value.step == 1 and len(value) == num_rows and 0 <= value.start < 1 << 64:
+        return None, value.start
     array = _numpy(value, "samples")
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size > 0):
         raise UsageError(
@@ -303,7 +302,7 @@ def _samples(value: object | None) -> npt.NDArray[np.uint64] | None:
         )
     if array.dtype.kind == "i" and array.size > 0 and array.min() < 0:
         raise UsageError(f"samples: expected no negative number, got {array.min()}")
-    return np.ascontiguousarray(array, dtype=np.uint64)
+    return np.ascontiguousarray(array, dtype=np.uint64), None
 
 
 def _numpy(value: object, name: str) -> npt.NDArray[Any]:

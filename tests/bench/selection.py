@@ -237,7 +237,7 @@ def dense_wsl(folder: Path) -> dict[str, float]:
     import wsl
 
     top, block = wsl.TopK.load(make_state(folder), num_threads=THREADS), dense_block()
-    return timed(lambda: top.update_dense(block, first_sample=DENSE_SEEN)) | {"rows": len(block)}
+    return timed(lambda: top.update(range(DENSE_SEEN, DENSE_SEEN + len(block)), block)) | {"rows": len(block)}
 
 
 def dense_maximum(folder: Path) -> dict[str, float]:

@@ -216,7 +216,7 @@ def test_a_killed_selection_leaves_no_result_and_its_folder_goes_with_the_next(t
     code = (
         "import os, signal, sys, numpy as np, wsl\n"
         "top = wsl.TopK(12, k=300, p=2, spill_dir=sys.argv[1])\n"
-        "top.update_dense(np.zeros((500, 12), np.float32), first_sample=0); top.spill()\n"
+        "top.update(range(500), np.zeros((500, 12), np.float32)); top.spill()\n"
         "print(os.listdir(sys.argv[1]), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(
@@ -226,7 +226,7 @@ def test_a_killed_selection_leaves_no_result_and_its_folder_goes_with_the_next(t
     assert ".wsl-runs-" in done.stdout
     assert len(os.listdir(tmp_path)) == 1
     top = wsl.TopK(12, k=300, p=2, spill_dir=tmp_path)
-    top.update_dense(np.zeros((500, 12), np.float32), first_sample=0)
+    top.update(range(500), np.zeros((500, 12), np.float32))
     top.spill()
     assert len(os.listdir(tmp_path)) == 1
     del top
@@ -286,6 +286,78 @@ def test_scores_go_straight_into_a_state_that_serves_smaller_k_and_any_p(
     assert (code, "the index that was scored" in text) == (2, True)
     code, text = refused(capsys, "score", "-w", workspace, "--out", out, "--temperature", 2)
     assert (code, "temperature" in text) == (2, True)
+
+
+def unlabelled_shards(workspace: Path, out: Path, sizes: list[int], first: int = 0) -> None:
+    """Shards of some of the workspace's images; those before `first` are passed over."""
+    out.mkdir(exist_ok=True)
+    index = wsl.Index.open(workspace / "index" / "unlabelled")
+    for size in sizes:
+        ordinals = np.arange(first, first + size)
+        samples = zip(index.keys(ordinals), index.read(ordinals), strict=True)
+        write_shard(out / f"{first:05}.tar", [(key, {"png": image}) for key, image in samples])
+        first += size
+
+
+@pytest.mark.parametrize("kept", ["states", "files"])
+def test_what_was_scored_stays_valid_when_the_index_is_added_to(
+    workspace: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kept: str,
+) -> None:
+    monkeypatch.setattr(scoring, "RANGE", 64)
+    seen: list[tuple[int, int]] = []
+    score = scoring.Scorer.score
+
+    def watched(self: scoring.Scorer, start: int = 0, stop: int | None = None) -> Any:
+        seen.append((start, stop or 0))
+        return score(self, start, stop)
+
+    monkeypatch.setattr(scoring.Scorer, "score", watched)
+    index = tmp_path / "index"
+    build = ["index", "build", "--shards", tmp_path / "shards" / "*.tar", "--out", index, "--json"]
+    teacher = ["--checkpoint", workspace / "runs" / "teacher", "--index", index]
+    options = [*teacher, "--k", 30, "--p", 2, "--overwrite", *(["--keep", "all"] if kept == "files" else [])]
+    unlabelled_shards(workspace, tmp_path / "shards", [90, 60])
+    wsl_json(capsys, *build)
+    select(capsys, tmp_path / "d.parquet", *options)
+    assert sorted(seen) == [(0, 64), (64, 128), (128, 150)]
+    seen.clear()
+    unlabelled_shards(workspace, tmp_path / "shards", [70], first=150)
+    assert wsl_json(capsys, *build)[0]["state"] == "appended"
+    # Without --keep the files that are there are completed.
+    report, table = select(capsys, tmp_path / "d.parquet", *options[:9])
+    assert sorted(seen) == [(150, 192), (192, 220)]
+    assert report["state"] == "selected"
+    seen.clear()
+    _, at_once = select(capsys, tmp_path / "e.parquet", *options[:4], "--k", 30, "--p", 2)
+    assert sorted(seen) == [(0, 64), (64, 128), (128, 192), (192, 220)]
+    # Batches of other sizes round otherwise, so that another image may be the last that a class takes.
+    both = at_once.join(table, on=["sample", "key", "class"])
+    assert len(both) > 0.9 * len(table)
+    np.testing.assert_allclose(both["score"], both["score_right"], atol=1e-3)
+    known = json.loads(pl.read_parquet_metadata(tmp_path / "d.parquet")["wsl"])
+    assert known["index_fingerprint"] == wsl.Index.open(index).fingerprint
+    if kept == "files":
+        files = tmp_path / "d-scores"
+        found = wsl_json(capsys, "score", *teacher, "--out", files, "--json")
+        assert (found["state"], found["num_samples"]) == ("up to date", 220)
+        for more in ([], ["--index", index]):
+            given = ["--predictions", files, "--k", 30, "--p", 2, "--overwrite", *more]
+            _, again = select(capsys, tmp_path / "f.parquet", *given)
+            assert again.drop("key", strict=False).equals(table.drop("key"))
+    # Built anew of other shards, it is another index.
+    (tmp_path / "shards" / "00000.tar").unlink()
+    wsl_json(capsys, *build, "--overwrite")
+    if kept == "files":
+        code, text = refused(capsys, "pseudolabel", *given, "--out", tmp_path / "g.parquet")
+        assert (code, "the index that was scored" in text) == (2, True), text
+    seen.clear()
+    _, other = select(capsys, tmp_path / "d.parquet", *options[:9])
+    assert sorted(seen) == [(0, 64), (64, 128), (128, 130)]
+    assert other["sample"].max() < 130
 
 
 @pytest.mark.timeout(300)

@@ -81,7 +81,7 @@ def pairs_of(scores: np.ndarray, first_sample: int = 0) -> pl.DataFrame:
 def test_selects_what_polars_and_duckdb_select(order: Order, k: int, p: int) -> None:
     scores = random_scores(3000, 23)
     top = TopK(23, k=k, p=p, order=order)
-    top.update_dense(scores, first_sample=10)
+    top.update(range(10, 3010), scores)
     found = top.finish()
     pairs = pairs_of(scores, 10)
     assert_frame_equal(table_of(found), by_polars(pairs, k, p, order))
@@ -92,6 +92,29 @@ def test_selects_what_polars_and_duckdb_select(order: Order, k: int, p: int) -> 
     assert found.after.sum() == len(found.table)
     assert found.before.shape == (23,)
     assert top.num_pairs == 3000 * 23
+
+
+def test_matrices_of_scores_in_any_pieces_are_the_pairs_that_they_hold() -> None:
+    """`update` ranks scores as they are, probabilities too, for samples in any order and type."""
+    generator = np.random.default_rng(5)
+    probabilities = generator.dirichlet(np.ones(9), 4000).astype(np.float32)
+    samples = generator.permutation(4000) * 3 + 1
+    pairs = pl.DataFrame(
+        {
+            "sample": np.repeat(samples, 9),
+            "class": np.tile(np.arange(9), 4000),
+            "score": probabilities.ravel(),
+        },
+        schema=SCHEMA,
+    )
+    for order in ORDERS:
+        top = TopK(num_classes=9, k=150, p=2, order=order)
+        for begin, kind in zip(range(0, 4000, 1000), (np.int64, np.uint64, np.int32, np.uint16), strict=True):
+            piece = slice(begin, begin + 1000)
+            top.update(samples[piece].astype(kind), probabilities[piece])
+        found = table_of(top.finish())
+        assert_frame_equal(found, by_polars(pairs, 150, 2, order))
+        assert_frame_equal(found, by_duckdb(pairs, 150, 2, order))
 
 
 names = st.tuples(st.integers(0, 15), st.integers(0, 4))
@@ -129,10 +152,10 @@ def test_a_state_goes_on_from_its_file_and_equal_states_make_equal_files(
 ) -> None:
     scores = random_scores(5000, 11)
     whole, first, second = (TopK(11, k=60, p=2, order=order) for _ in range(3))
-    whole.update_dense(scores, first_sample=0)
-    second.update_dense(scores[2000:], samples=range(2000, 5000))
+    whole.update(range(5000), scores)
+    second.update(range(2000, 5000), scores[2000:])
     second.save(tmp_path / "second.bin")
-    first.update_dense(scores[:2000], samples=list(range(2000)))
+    first.update(list(range(2000)), scores[:2000])
     first.save(tmp_path / "first.bin")
     joined = TopK.load(tmp_path / "second.bin")
     joined.merge(TopK.load(str(tmp_path / "first.bin")))
@@ -147,7 +170,7 @@ def test_a_state_goes_on_from_its_file_and_equal_states_make_equal_files(
 def test_one_state_serves_a_sweep_of_smaller_k_and_any_p() -> None:
     scores = random_scores(2000, 7)
     top = TopK(7, k=300, p=2)
-    top.update_dense(scores, first_sample=0)
+    top.update(range(2000), scores)
     for k, p in [(300, 7), (200, 1), (1, 2), (17, 3)]:
         found = top.finish(k, p)
         assert_frame_equal(table_of(found), by_polars(pairs_of(scores), k, p, "class-first"))
@@ -160,7 +183,7 @@ def test_logits_become_log_odds_as_torch_computes_them() -> None:
     logits[3] = 0.0
     logits[4, 2] = 300.0
     top = TopK(9, k=400, p=9)
-    top.update_logits(logits, first_sample=0)
+    top.update_logits(range(400), logits)
     table = top.finish().table.sort("sample", "class")
     wide = logits.double()
     others = torch.stack([torch.logsumexp(wide[:, [j for j in range(9) if j != c]], 1) for c in range(9)], 1)
@@ -175,15 +198,13 @@ def test_logits_become_log_odds_as_torch_computes_them() -> None:
 def test_a_matrix_of_several_blocks_may_be_a_tensor_or_any_strided_array() -> None:
     scores = random_scores(90_000, 30, 4000)
     whole = TopK(30, k=50, p=2)
-    whole.update_dense(scores, first_sample=0)
+    whole.update(range(90_000), scores)
     assert_frame_equal(table_of(whole.finish()), by_polars(pairs_of(scores), 50, 2, "class-first"))
     tensor = TopK(30, k=50, p=2)
-    tensor.update_dense(
-        torch.from_numpy(scores).requires_grad_(), samples=torch.arange(90_000, dtype=torch.int32)
-    )
+    tensor.update(torch.arange(90_000, dtype=torch.int32), torch.from_numpy(scores).requires_grad_())
     assert_frame_equal(tensor.finish().table, whole.finish().table)
     strided = TopK(30, k=50, p=2)
-    strided.update_dense(np.asfortranarray(scores), samples=np.arange(90_000, dtype=np.int64))
+    strided.update(np.arange(90_000, dtype=np.int64), np.asfortranarray(scores))
     assert_frame_equal(strided.finish().table, whole.finish().table)
 
 
@@ -218,7 +239,7 @@ def test_classes_with_too_few_images_are_told() -> None:
 def test_nothing_makes_an_empty_table() -> None:
     for order in ORDERS:
         top = TopK(3, k=2, p=1, order=order)
-        top.update_dense(np.empty((0, 3), np.float32), samples=[])
+        top.update([], np.empty((0, 3), np.float32))
         top.update_pairs(pl.DataFrame(schema=SCHEMA))
         found = top.finish()
         assert found.table.schema == SCHEMA | {"probability": pl.Float32, "rank": pl.UInt32}
@@ -227,30 +248,35 @@ def test_nothing_makes_an_empty_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "rows", "message"),
+    ("scores", "samples", "message"),
     [
-        (torch.zeros(1, 3, dtype=torch.bfloat16), {}, "got bfloat16; in a lower precision"),
-        (torch.zeros(1, 3, dtype=torch.float16), {}, "got float16; in a lower precision"),
-        (np.zeros((1, 3), np.float16), {}, "got float16; in a lower precision"),
-        (np.zeros((1, 3)), {}, "got float64; cast it"),
-        ([[0.0, 0.0, 0.0]], {}, "got list; cast it"),
-        (np.zeros(3, np.float32), {}, "expected 2 dimensions"),
-        (np.zeros((1, 4), np.float32), {}, r"a column for each of the 3 classes, got the shape \(1, 4\)"),
-        (np.zeros((1, 3), np.float32), {"first_sample": None}, "either samples"),
-        (np.zeros((1, 3), np.float32), {"samples": [1]}, "either samples"),
-        (np.zeros((2, 3), np.float32), {"first_sample": 2**64 - 1}, "exceed 64 bits"),
-        (np.zeros((1, 3), np.float32), {"first_sample": None, "samples": [1, 2]}, "each of the 1 rows"),
-        (np.zeros((1, 3), np.float32), {"first_sample": None, "samples": [-1]}, "no negative number, got -1"),
-        (np.zeros((1, 3), np.float32), {"first_sample": None, "samples": [0.5]}, "expected integers"),
+        (torch.zeros(1, 3, dtype=torch.bfloat16), range(1), "got bfloat16; in a lower precision"),
+        (torch.zeros(1, 3, dtype=torch.float16), range(1), "got float16; in a lower precision"),
+        (np.zeros((1, 3), np.float16), range(1), "got float16; in a lower precision"),
+        (np.zeros((1, 3)), range(1), "got float64; cast it"),
+        ([[0.0, 0.0, 0.0]], range(1), "got list; cast it"),
+        (np.zeros(3, np.float32), range(1), "expected 2 dimensions"),
+        (
+            np.zeros((1, 4), np.float32),
+            range(1),
+            r"a column for each of the 3 classes, got the shape \(1, 4\)",
+        ),
+        (np.zeros((2, 3), np.float32), range(2**64 - 1, 2**64 + 1), "exceed 64 bits"),
+        (np.zeros((1, 3), np.float32), range(2**64, 2**64 + 1), "expected integers"),
+        (np.zeros((1, 3), np.float32), [1, 2], "each of the 1 rows"),
+        (np.zeros((1, 3), np.float32), range(2), "each of the 1 rows"),
+        (np.zeros((1, 3), np.float32), range(-1, 0), "no negative number, got -1"),
+        (np.zeros((1, 3), np.float32), [-1], "no negative number, got -1"),
+        (np.zeros((1, 3), np.float32), [0.5], "expected integers"),
+        (np.zeros((1, 3), np.float32), 7, "expected integers"),
+        (np.zeros((1, 3), np.float32), None, "expected integers"),
     ],
 )
-def test_wrong_matrices_are_refused_and_change_nothing(
-    scores: object, rows: dict[str, object], message: str
-) -> None:
+def test_wrong_matrices_are_refused_and_change_nothing(scores: object, samples: object, message: str) -> None:
     top = TopK(3, k=2, p=1)
-    for update in (top.update_dense, top.update_logits):
+    for update in (top.update, top.update_logits):
         with pytest.raises(wsl.UsageError, match=message):
-            update(scores, **({"first_sample": 0} | rows))  # type: ignore[arg-type]
+            update(samples, scores)
     assert top.num_pairs == 0
     assert len(top.finish().table) == 0
 
@@ -259,7 +285,7 @@ def test_the_engine_itself_takes_only_float32_matrices() -> None:
     engine = _core.TopK(3, 2, 1)
     for wrong in (np.zeros((1, 3)), np.zeros((3, 2), np.float32).T, np.zeros((1, 3), np.float16), b"no"):
         with pytest.raises(wsl.UsageError, match="expected a C-contiguous float32 buffer of 2 dimensions"):
-            engine.update_dense(wrong, first_sample=0)  # type: ignore[arg-type]
+            engine.update(wrong, first_sample=0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +320,7 @@ def test_other_wrong_usage_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(wsl.UsageError, match='got "by-class"'):
         TopK(1, 1, 1, "by-class")  # type: ignore[arg-type]
     with pytest.raises(wsl.UsageError, match="at least 2 classes"):
-        TopK(1, 1, 1).update_logits(np.zeros((1, 1), np.float32), first_sample=0)
+        TopK(1, 1, 1).update_logits([0], np.zeros((1, 1), np.float32))
     top = TopK(2, 3, 1, "image-first")
     with pytest.raises(wsl.UsageError, match="k of at most 3"):
         top.finish(k=4)
@@ -318,14 +344,14 @@ def test_other_wrong_usage_says_what_is_expected(tmp_path: Path) -> None:
 def test_a_sample_given_twice_is_told() -> None:
     scores = random_scores(4, 3)
     top = TopK(3, k=8, p=1)
-    top.update_dense(scores, first_sample=0)
-    top.update_dense(scores, first_sample=3)
+    top.update(range(4), scores)
+    top.update(range(3, 7), scores)
     with pytest.raises(wsl.DataError, match="sample 3, class 0: the pair was scored twice"):
         top.finish()
     top = TopK(3, k=8, p=1, order="image-first")
-    top.update_dense(scores, first_sample=0)
+    top.update(range(4), scores)
     with pytest.raises(wsl.DataError, match="sample 3 came back"):
-        top.update_dense(scores, first_sample=3)
+        top.update(range(3, 7), scores)
 
 
 def test_an_exception_from_progress_leaves_a_state_that_refuses_to_go_on() -> None:

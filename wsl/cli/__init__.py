@@ -61,13 +61,15 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as exit_:
         return exit_.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted; run the same command again to go on")
-        return EXIT_INTERRUPTED
+        result = EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except Exception as error:
         return _report(error, debug="--debug" in arguments)
+    # Typer turns Ctrl-C into its code and says nothing.
+    if result == EXIT_INTERRUPTED:
+        print_error(explain(KeyboardInterrupt()))
     return result if isinstance(result, int) else 0
 
 

@@ -154,7 +154,7 @@ impl TopK {
 
     /// Takes a C-contiguous float32 buffer of scores, a row for each sample.
     #[pyo3(signature = (scores, samples=None, first_sample=None))]
-    fn update_dense(
+    fn update(
         &mut self,
         py: Python<'_>,
         scores: &Bound<'_, PyAny>,
@@ -315,7 +315,7 @@ impl TopK {
         let (selection, threads) = (&mut self.selection, &self.threads);
         let outcome = long_call(py, None, |job| {
             threads.run(|| match kind {
-                Kind::Scores => selection.update_dense(samples, numbers, job),
+                Kind::Scores => selection.update(samples, numbers, job),
                 Kind::Logits => selection.update_logits(samples, numbers, job),
             })
         });

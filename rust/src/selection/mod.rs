@@ -112,7 +112,7 @@ impl<'a> Samples<'a> {
                 let last = (num_rows as u64).checked_sub(1).map(|last| first.checked_add(last));
                 if last == Some(None) {
                     return Err(Error::usage(format!(
-                        "first_sample {first}: {num_rows} rows from there exceed 64 bits"
+                        "samples: {num_rows} rows from {first} on exceed 64 bits"
                     )));
                 }
             }

@@ -76,18 +76,18 @@ impl Selection {
 
     /// Takes a matrix of scores, row-major, with one row for each sample and one column for each
     /// class. The job counts rows.
-    pub fn update_dense(&mut self, samples: Samples<'_>, scores: &[f32], job: &Job) -> Result<()> {
+    pub fn update(&mut self, samples: Samples<'_>, scores: &[f32], job: &Job) -> Result<()> {
         self.check_matrix(samples, scores)?;
         self.guarded(|selection| selection.take_matrix(samples, scores, job))
     }
 
-    /// Takes a matrix of logits like [`update_dense`](Self::update_dense), and ranks by
+    /// Takes a matrix of logits like [`update`](Self::update), and ranks by
     /// [`log_odds`]; a usage error where there is one class only.
     pub fn update_logits(&mut self, samples: Samples<'_>, logits: &[f32], job: &Job) -> Result<()> {
         if self.num_classes < 2 {
             return Err(Error::usage(
                 "update_logits: the log-odds of a softmax need at least 2 classes, and the \
-                 selection has 1; give scores to update_dense instead",
+                 selection has 1; give scores to update instead",
             ));
         }
         self.check_matrix(samples, logits)?;

@@ -248,7 +248,7 @@ proptest! {
             .collect();
         let mut selection = begin(width as u32, k, p, order).unwrap();
         let pool = rayon_pool(threads);
-        pool.install(|| selection.update_dense(Samples::These(&samples), scores, &Job::new()))
+        pool.install(|| selection.update(Samples::These(&samples), scores, &Job::new()))
             .unwrap();
         let expected = twin(&pairs, k, p, order).unwrap();
         let selected = finish(&mut selection, k, p).unwrap();
@@ -539,12 +539,12 @@ fn a_large_matrix_is_the_same_whatever_the_blocks_and_threads() {
         .collect();
     for order in ORDERS {
         let mut whole = begin(width as u32, 50, 3, order).unwrap();
-        whole.update_dense(Samples::From(70_000), &scores, &Job::new()).unwrap();
+        whole.update(Samples::From(70_000), &scores, &Job::new()).unwrap();
         let mut parts = begin(width as u32, 50, 3, order).unwrap();
         for (part, rows) in scores.chunks(width * 700).enumerate().collect::<Vec<_>>().iter().rev()
         {
             let samples = Samples::From(70_000 + *part as u64 * 700);
-            rayon_pool(2).install(|| parts.update_dense(samples, rows, &Job::new())).unwrap();
+            rayon_pool(2).install(|| parts.update(samples, rows, &Job::new())).unwrap();
         }
         let mut single = begin(width as u32, 50, 3, order).unwrap();
         give(&mut single, &pairs).unwrap();
@@ -563,7 +563,7 @@ fn both_orders_agree_where_no_image_is_cut() {
     let (scores, width) = large();
     let [a, b] = ORDERS.map(|order| {
         let mut selection = begin(width as u32, 20, width as u32, order).unwrap();
-        selection.update_dense(Samples::From(0), &scores, &Job::new()).unwrap();
+        selection.update(Samples::From(0), &scores, &Job::new()).unwrap();
         outcome(&selection.finish(None, None, &Job::new()).unwrap())
     });
     assert_eq!(a, b);
@@ -590,16 +590,16 @@ fn options_and_shapes_that_make_no_sense_are_wrong_usage_and_change_nothing() {
     let mut selection = begin(3, 4, 2, Order::ImageFirst).unwrap();
     let job = Job::new();
     let usage = |result: Result<()>| assert!(matches!(result, Err(Error::Usage(_))), "{result:?}");
-    usage(selection.update_dense(Samples::From(0), &[0.0; 4], &job));
-    usage(selection.update_dense(Samples::From(u64::MAX), &[0.0; 6], &job));
-    usage(selection.update_dense(Samples::These(&[1]), &[0.0; 6], &job));
+    usage(selection.update(Samples::From(0), &[0.0; 4], &job));
+    usage(selection.update(Samples::From(u64::MAX), &[0.0; 6], &job));
+    usage(selection.update(Samples::These(&[1]), &[0.0; 6], &job));
     usage(selection.update_pairs(&[1], &[1, 2], &[0.5], &job));
     usage(selection.merge(&begin(3, 4, 1, Order::ImageFirst).unwrap()));
     usage(begin(1, 1, 1, Order::ClassFirst).unwrap().update_logits(Samples::From(0), &[1.0], &job));
     usage(selection.finish(Some(5), None, &job).map(drop));
     usage(selection.finish(Some(0), None, &job).map(drop));
     usage(selection.finish(None, Some(1), &job).map(drop));
-    selection.update_dense(Samples::From(u64::MAX), &[0.0; 3], &job).unwrap();
+    selection.update(Samples::From(u64::MAX), &[0.0; 3], &job).unwrap();
     assert_eq!(selection.finish(None, None, &job).unwrap().num_after(), [1, 1, 0]);
 }
 
@@ -608,7 +608,7 @@ fn bad_scores_are_named_and_leave_a_state_that_nobody_can_use() {
     let (job, order) = (Job::new(), Order::ClassFirst);
     let mut selection = begin(3, 4, 2, order).unwrap();
     let scores = [0.0, 0.0, 0.0, 0.0, f32::NAN, 0.0];
-    let found = message(selection.update_dense(Samples::From(8), &scores, &job));
+    let found = message(selection.update(Samples::From(8), &scores, &job));
     assert!(found.starts_with("sample 9, class 1: the score is NaN"), "{found}");
     for result in [
         give(&mut selection, &[]),
@@ -626,10 +626,7 @@ fn bad_scores_are_named_and_leave_a_state_that_nobody_can_use() {
     assert!(found.starts_with("sample 4: the class is 3, and the selection has 3"), "{found}");
     let mut selection = begin(3, 4, 2, order).unwrap();
     job.cancel();
-    assert!(matches!(
-        selection.update_dense(Samples::From(0), &[0.0; 3], &job),
-        Err(Error::Cancelled)
-    ));
+    assert!(matches!(selection.update(Samples::From(0), &[0.0; 3], &job), Err(Error::Cancelled)));
     assert!(message(give(&mut selection, &[])).contains("half updated"));
 }
 
@@ -643,9 +640,9 @@ fn image_first_refuses_samples_that_come_back_and_classes_twice_in_a_row() {
     came_back(give(&mut new(), &[(1, 0, 0.5), (2, 0, 0.5), (1, 1, 0.5)]));
     let mut selection = new();
     give(&mut selection, &[(1, 0, 0.5)]).unwrap();
-    came_back(selection.update_dense(Samples::From(0), &[0.0; 6], &Job::new()));
+    came_back(selection.update(Samples::From(0), &[0.0; 6], &Job::new()));
     let mut selection = new();
-    came_back(selection.update_dense(Samples::These(&[1, 2, 1]), &[0.0; 9], &Job::new()));
+    came_back(selection.update(Samples::These(&[1, 2, 1]), &[0.0; 9], &Job::new()));
     let doubled = message(give(&mut new(), &[(1, 0, 0.1), (1, 2, 0.5), (1, 0, 0.5), (3, 0, 0.5)]));
     assert!(doubled.starts_with("sample 1, class 0: the pair was scored twice"), "{doubled}");
     let endless: Vec<_> = (0..4).map(|class| (1, class % 3, 0.5)).collect();

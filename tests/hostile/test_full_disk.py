@@ -1,0 +1,165 @@
+"""No space for a selection, and selections that are stopped: one clear error, nothing half-written, and the
+same command comes to the same bytes afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+NUM_SAMPLES, NUM_CLASSES = 20_000, 60
+
+CHILD = """
+import resource, signal, sys
+from wsl.cli import run
+limit = int(sys.argv[1])
+if limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def predictions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200,000 pairs in no order."""
+    file = tmp_path_factory.mktemp("predictions") / "p.parquet"
+    order = np.random.default_rng(0).permutation(NUM_SAMPLES * NUM_CLASSES)
+    columns = {"sample": order // NUM_CLASSES, "class": order % NUM_CLASSES}
+    scores = (order * 48_271 % 65_537 / 1024).astype(np.float32)
+    pl.DataFrame(columns | {"score": scores}).write_parquet(file)
+    return file
+
+
+def arguments(predictions: Path, folder: Path, *more: object) -> list[str]:
+    given = ["pseudolabel", "--predictions", predictions, "--k", 5000, "--p", 3, "--order", "image-first"]
+    return [str(item) for item in [*given, "--out", folder / "o.parquet", "--workers", 1, *more]]
+
+
+def spilling(folder: Path) -> list[object]:
+    (folder / "spill").mkdir(exist_ok=True)
+    return ["--memory", "1MiB", "--spill-dir", folder / "spill"]
+
+
+def start(limit: int, command: list[str], *before: str) -> subprocess.Popen[str]:
+    line = [*before, sys.executable, "-c", CHILD, str(limit), *command]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def expected(predictions: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("whole")
+    child = start(0, arguments(predictions, folder))
+    _, said = child.communicate()
+    assert child.returncode == 0, said
+    return (folder / "o.parquet").read_bytes()
+
+
+def check_error(child: subprocess.Popen[str], where: Path) -> str:
+    """The process ended with one paragraph that names a path below `where`."""
+    _, said = child.communicate()
+    assert child.returncode == 1, said
+    assert "Traceback" not in said
+    error = said[said.index("error: ") :]
+    assert str(where) in error, error
+    assert len(error.strip().splitlines()) == 1, error
+    return error
+
+
+def check_works(command: list[str], folder: Path, expected: bytes) -> None:
+    child = start(0, command)
+    _, said = child.communicate()
+    assert child.returncode == 0, said
+    assert (folder / "o.parquet").read_bytes() == expected
+
+
+def left_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")} - {"spill"}
+
+
+@pytest.mark.parametrize("where", ["spill", "state", "result"])
+def test_a_file_that_may_not_grow_is_named_and_the_same_command_works_afterwards(
+    predictions: Path, expected: bytes, tmp_path: Path, where: str
+) -> None:
+    more = {
+        "spill": spilling(tmp_path),
+        "state": ["--state", tmp_path / "s.state"],
+        "result": [],
+    }[where]
+    command = arguments(predictions, tmp_path, *more)
+    for limit in (1, 1000, 100_000):
+        error = check_error(start(limit, command), tmp_path)
+        assert left_in(tmp_path) == set()
+        if where == "spill":
+            assert "--spill-dir" in error
+    check_works(command, tmp_path, expected)
+    assert left_in(tmp_path) == {"o.parquet"} | ({"s.state"} if where == "state" else set())
+
+
+def test_a_disk_that_is_full_is_said_and_the_same_command_works_afterwards(
+    predictions: Path, expected: bytes, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f'mount -t tmpfs -o size=100k none {small} && mkdir {small}/spill && exec "$@"; exit 77'
+    within = ["unshare", "-rm", "sh", "-c", mount, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*within, "true"], check=False).returncode == 77:
+        pytest.skip("this system lets nobody but root mount a small disk")
+    for more in (["--memory", "1MiB", "--spill-dir", small / "spill"], ["--state", small / "s.state"], []):
+        # The disk is gone with the process, so it looks itself.
+        out = tmp_path if more else small
+        line = arguments(predictions, out, *more)
+        looking = f'"$@"; code=$?; find {small} -type f; exit $code'
+        child = start(0, line, *within, "sh", "-c", looking, "sh")
+        shown, said = child.communicate()
+        assert child.returncode == 1, said
+        assert f"error: {small}" in said
+        assert "no space" in said.lower()
+        assert "Traceback" not in said
+        assert shown.strip() == ""
+        assert left_in(tmp_path) == {"small"}
+    check_works(arguments(predictions, tmp_path), tmp_path, expected)
+
+
+def stop_while_spilling(command: list[str], folder: Path, number: signal.Signals) -> subprocess.Popen[str]:
+    """The process, stopped when several runs of it are on disk."""
+    child = start(0, command)
+    while child.poll() is None and len(list((folder / "spill").glob("*/*"))) < 5:
+        time.sleep(0.001)
+    child.send_signal(number)
+    return child
+
+
+def test_a_selection_that_is_interrupted_leaves_nothing(
+    predictions: Path, expected: bytes, tmp_path: Path
+) -> None:
+    command = arguments(predictions, tmp_path, *spilling(tmp_path))
+    child = stop_while_spilling(command, tmp_path, signal.SIGINT)
+    _, said = child.communicate()
+    assert child.returncode == 130, said
+    assert "interrupted; run the same command again" in said
+    assert "Traceback" not in said
+    assert left_in(tmp_path) == set()
+    check_works(command, tmp_path, expected)
+
+
+def test_the_folder_of_a_killed_selection_goes_with_the_next_one(
+    predictions: Path, expected: bytes, tmp_path: Path
+) -> None:
+    command = arguments(predictions, tmp_path, *spilling(tmp_path))
+    child = stop_while_spilling(command, tmp_path, signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert not (tmp_path / "o.parquet").exists()
+    (folder,) = os.listdir(tmp_path / "spill")
+    assert folder.startswith(".wsl-runs-")
+    check_works(command, tmp_path, expected)
+    assert left_in(tmp_path) == {"o.parquet"}
