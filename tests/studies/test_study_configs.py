@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from wsl.carried import configs_folder
 from wsl.config import load
+from wsl.studies.plan import axis_values, plan_steps
 from wsl.studies.run import StudyRequest, run_study
 from wsl.studies.spec import StudyConfig
 
@@ -24,6 +26,21 @@ GENERIC = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("studies")
+
+
+def test_the_study_in_the_readme_holds_together(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```yaml\n(title: .*?)```", readme, re.DOTALL)
+    assert found
+    (tmp_path / "mine.yaml").write_text(found.group(1))
+    study = load(StudyConfig, tmp_path / "mine.yaml")
+    plan = plan_steps(study, axis_values(study, {}))
+    assert {name: len(steps) for name, steps in plan.templates().items()} == {
+        "teacher": 3,
+        "chosen": 9,
+        "student": 18,
+        "finetuned": 18,
+    }
 
 
 def test_the_studies_of_the_commands_are_there() -> None:
