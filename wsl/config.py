@@ -142,6 +142,8 @@ class DataConfig(Config):
     sampling: Literal["natural", "square-root", "uniform", "clip"] = "natural"
     threshold: float | None = Field(default=None, gt=0)
     """The t of the repeat factors; absent, it is solved for an epoch twice as long as the labelled images."""
+    window: Positive | None = None
+    """For disks and object stores: shuffle the samples of this many shards at a time; absent, of all."""
     label_noise: Share = 0.0
     """The share of labels replaced by others (Mahajan et al. 2018, section 3.1.2)."""
     target: Literal["pairs", "multilabel", "soft"] = "pairs"
@@ -319,6 +321,15 @@ class StageConfig(Config):
             (
                 data.label_noise > 0 and self.stage == "student",
                 "data.label_noise replaces labels of an index, and the student trains on pseudo-labels",
+            ),
+            (
+                data.window is not None and self.stage == "student",
+                "data.window shuffles shards of an index, and the student trains on rows of pseudo-labels",
+            ),
+            (
+                data.augment_level != type(data).model_fields["augment_level"].default
+                and data.augment_layers == 0,
+                "data.augment_level is the strength of data.augment_layers, which is 0: set it too",
             ),
             (
                 data.threshold is not None and data.sampling == "natural",

@@ -278,6 +278,12 @@ class JoinedIndex:
         self.vocabulary_fingerprint = indexes[0].vocabulary_fingerprint
         self.fingerprint = "+".join(index.fingerprint for index in indexes)
 
+    @functools.cached_property
+    def dropped(self) -> Ordinals:
+        """The ordinals of samples that were taken down, ascending int64."""
+        parts = zip(self.indexes, self._firsts.tolist(), strict=False)
+        return np.concatenate([np.asarray(index.dropped) + first for index, first in parts])
+
     def __len__(self) -> int:
         return int(self._firsts[-1])
 

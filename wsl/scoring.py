@@ -118,7 +118,7 @@ class Scorer:
             ordinals = np.arange(first, min(first + self.batch_size, last), dtype=np.int64)
             pixels = self._images.load(ordinals)
             valid = pixels.valid.numpy()
-            self.corrupt.add(len(ordinals), int((~valid).sum()))
+            self.corrupt.add(len(ordinals), int(pixels.corrupt.sum()))
             logits = self._logits(pixels.images)[valid]
             yield Scores(ordinals[valid], log_odds(logits), len(ordinals))
 

@@ -213,7 +213,9 @@ def test_what_cannot_be_shown_is_replaced_the_same_way_and_counted(tmp_path: Pat
     assert not bad & set(batch.samples.tolist())
     good = np.array([sample not in bad for sample in asked])
     assert (batch.samples.numpy()[good] == asked[good]).all()
-    assert batch.num_replaced >= len(bad) == data.corrupt.num_corrupt - (batch.num_replaced - len(bad))
+    assert batch.num_replaced >= len(bad)
+    # What was taken down is replaced too, and is no corrupt image.
+    assert 1 <= batch.num_replaced - data.corrupt.num_corrupt <= 3
     one_by_one = [data[position].sample for position in reversed(range(40))]
     assert one_by_one[::-1] == batch.samples.tolist()
     strict = EpochDataset(index, order, options, seed=1)

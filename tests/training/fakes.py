@@ -21,6 +21,7 @@ class FileIndex:
     vocabulary_fingerprint = "ten classes"
     label_kind = "class"
     class_names = None
+    dropped = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path

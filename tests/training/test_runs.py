@@ -303,6 +303,20 @@ def test_what_cannot_be_shown_is_replaced_and_a_run_goes_on_to_the_same_bits(
         run_stage(damaged.config(num_steps=18), damaged.inputs("refused"))
 
 
+def test_samples_that_were_taken_down_are_replaced_and_are_not_corrupt(
+    tmp_path: Path, stages: StageMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = (3, 40, 41)
+    damaged = StageMaker(tmp_path / "damaged", corrupt=taken)
+    monkeypatch.setattr(FileIndex, "dropped", np.array(taken))
+    options: dict[str, Any] = {"data": {"max_corrupt_share": 0.0}}
+    summary = run_stage(damaged.config(**options), damaged.inputs(evaluate=damaged.index))
+    assert summary.num_corrupt == 0
+    assert summary.evaluation is not None
+    result = evaluate_run(summary.run, damaged.index)
+    assert (result.num_samples, result.num_corrupt) == (93, 0)
+
+
 def test_randaugment_is_an_option_and_depends_on_no_worker(stages: StageMaker) -> None:
     losses = []
     for name, data in (

@@ -51,10 +51,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images uint8 N x C x S x S, and which of them could be decoded (bool N)."""
+    """Images uint8 N x C x S x S, and which of them can be shown (bool N)."""
 
     images: torch.Tensor
     valid: torch.Tensor
+    corrupt: torch.Tensor
+    """bool N: which should have been; samples that were taken down are neither."""
 
 
 @dataclass
@@ -139,11 +141,23 @@ class Images:
             images[i] = image
             if crops is None:
                 self._cache.keep(ordinal, image, self.cache_bytes)
-        return Pixels(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(valid))
+        corrupt = ~valid
+        corrupt[corrupt] = ~self._taken_down(ordinals[corrupt])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return Pixels(pixels, torch.from_numpy(valid), torch.from_numpy(corrupt))
 
     def each(self, function: Callable[..., T], *arguments: Iterable[Any]) -> Iterable[T]:
         """`map`, on the threads that decode."""
         return self._pool.map(function, *arguments) if self._pool else map(function, *arguments)
+
+    def _taken_down(self, ordinals: Ordinals) -> npt.NDArray[np.bool_]:
+        """Which samples were taken down (`wsl index drop`)."""
+        dropped = np.asarray(getattr(self.index, "dropped", ()), dtype=np.int64)
+        if not len(dropped):
+            return np.zeros(len(ordinals), dtype=bool)
+        places = np.searchsorted(dropped, ordinals)
+        found: npt.NDArray[np.bool_] = dropped[np.minimum(places, len(dropped) - 1)] == ordinals
+        return found
 
     def _decode(
         self, content: bytes, numbers: npt.NDArray[np.float64] | None

@@ -92,7 +92,7 @@ class EpochDataset(Dataset[Example]):
     def __getitems__(self, positions: list[int]) -> list[Example]:
         """The examples at `positions`, read together."""
         loaded = self.loader.at(np.asarray(positions, dtype=np.int64))
-        self.corrupt.add(len(positions), int(loaded.num_replaced.sum()))
+        self.corrupt.add(len(positions), int(loaded.num_corrupt.sum()))
         examples = []
         for at, position in enumerate(positions):
             weights = loaded.targets.weights[at].numpy()

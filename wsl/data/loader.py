@@ -2,8 +2,8 @@
 
 It is a function of the order, the options, the seed and the position alone, so that neither ranks nor
 workers nor a restart change it. A sample that cannot be decoded, has too many pixels or was taken down is
-replaced by another, drawn by a hash of (seed, position); such samples are counted, and too many of them
-are an error. Stages train on a `Loader`, and so does everyone through `wsl.data.epochs`.
+replaced by another, drawn by a hash of (seed, position). Those that should have been shown are counted, and
+too many of them are an error. Stages train on a `Loader`, and so does everyone through `wsl.data.epochs`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Loaded:
     targets: Targets
     num_replaced: npt.NDArray[np.int64]
     """For each position the samples that were drawn for it and could not be shown."""
+    num_corrupt: npt.NDArray[np.int64]
+    """Those of them that were not taken down."""
 
 
 class Loader:
@@ -61,6 +63,7 @@ class Loader:
         crops = crop_boxes(self.seed, positions) if options.crop else None
         pixels = self.images.load(samples, crops)
         num_replaced = np.zeros(len(positions), dtype=np.int64)
+        num_corrupt = pixels.corrupt.numpy().astype(np.int64)
         bad = np.flatnonzero(~pixels.valid.numpy())
         for attempt in range(MAX_TRIES):
             if not len(bad):
@@ -70,6 +73,7 @@ class Loader:
             samples[bad] = self.examples.ordinals(chosen[bad])
             again = self.images.load(samples[bad], None if crops is None else crops[bad])
             pixels.images[torch.from_numpy(bad)] = again.images
+            num_corrupt[bad] += again.corrupt.numpy()
             bad = bad[~again.valid.numpy()]
         if len(bad):
             raise DataError(
@@ -78,7 +82,7 @@ class Loader:
             )
         shown = augment(pixels.images, options, self.seed, positions, each=self.images.each)
         normal = normalise(shown, options.mean, options.std)
-        return Loaded(samples, normal, self.examples.targets(chosen), num_replaced)
+        return Loaded(samples, normal, self.examples.targets(chosen), num_replaced, num_corrupt)
 
     def _examples(self, positions: npt.NDArray[np.int64]) -> Ordinals:
         """The examples at positions; a run of them is asked for at once."""

@@ -57,7 +57,7 @@ def evaluate_model(
             if not empty:
                 labels, weights = _labels(index, ordinals, num_labels)
                 accuracy.update(logits, labels, weights * pixels.valid[:, None])
-                accuracy.sums[3] += int((~pixels.valid).sum())
+                accuracy.sums[3] += int(pixels.corrupt.sum())
     if world_size > 1:
         for sums in (accuracy.sums, accuracy.of_class, accuracy.confusion):
             deepspeed.add_over_ranks(sums)

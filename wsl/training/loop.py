@@ -35,7 +35,7 @@ class Batch:
     weights: torch.Tensor
     """float32 N x L; all 0 for an image that does not count."""
     num_corrupt: int
-    """Samples that could not be shown and were replaced."""
+    """Samples that could not be decoded and were replaced."""
     ordinals: npt.NDArray[np.int64]
     """The samples of the index that the images are, N."""
     teacher: torch.Tensor | None = None
@@ -63,7 +63,7 @@ class Batches:
             images.pin_memory() if self._pin else images,
             labels,
             weights,
-            int(loaded.num_replaced.sum()),
+            int(loaded.num_corrupt.sum()),
             loaded.samples,
             self.teacher.of(loaded.samples) if self.teacher else None,
         )

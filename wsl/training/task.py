@@ -127,6 +127,8 @@ def make_order(config: StageConfig, task: Task) -> Order:
         if data.sampling != "natural":
             opened = cast("wsl.Index", index)
             factors = wsl.repeat_factors(opened, scheme=data.sampling, threshold=data.threshold)
+        if data.window is not None:
+            return wsl.EpochOrder(cast("wsl.Index", index), factors, seed=seed, window=data.window)
         return wsl.EpochOrder(num_examples, factors, seed=seed)
 
     if task.weights is None:
