@@ -28,6 +28,7 @@ __all__ = [
     "LabelNoise",
     "SelectedBatches",
     "SelectedPairs",
+    "SpillFolder",
     "Table",
     "TopK",
     "UsageError",
@@ -329,3 +330,12 @@ class SelectedPairs:
 class SelectedBatches:
     def __iter__(self) -> SelectedBatches: ...
     def __next__(self) -> Table: ...
+
+# --- spilling (rust/src/python/spill.rs) ---
+
+@final
+class SpillFolder:
+    def __new__(cls, parent: str | PathLike[str] | None = None) -> SpillFolder: ...
+    @property
+    def path(self) -> Path: ...
+    def close(self) -> None: ...

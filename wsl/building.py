@@ -8,6 +8,7 @@ whole until the new manifest takes its place.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -95,7 +96,8 @@ def build_index(
     beside its shard and has its name, as img2dataset writes them.
 
     The vocabulary is `vocabulary` (or what it returns when called), or made from the counts
-    (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the order given. `include`
+    (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the order given; one given
+    as ``file://`` URI is recorded so, others by their paths from their common folder. `include`
     lists the only keys to take, `exclude` keys to leave out (``SHARD:KEY`` in scope "shard"). `limits`
     are shares above which the build is refused: of ``keys_doubled`` (default 0), ``samples_split`` (0),
     ``samples_without_record`` (0.99), ``records_without_sample`` (0.99) and ``records_doubled`` (1).
@@ -112,12 +114,14 @@ def build_index(
     for damaged shards or records and for shares above their limits.
     """
     folder = Path(out)
-    _check_options(folder, shards, records, label_kind, key_scope, overwrite or append is not None)
+    _check_options(folder, shards, records, label_kind, key_scope)
     if label_kind == "hashtag" and records is None:
-        records = [os.fspath(shard) for shard in shards]
+        records = [os.fspath(_local(shard)) for shard in shards]
     columns = RecordOptions(key_column, hashtags_column, separator, shard_column, key_format)
     lists = Lists(include, exclude, dict(limits or {}))
     with locked(folder):
+        if (folder / MANIFEST).exists() and append is None and not overwrite:
+            raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
         known = Index.open(folder) if append is not None else None
         if known is not None:
             vocabulary = known.vocabulary
@@ -139,41 +143,19 @@ def build_index(
             append=append is not None,
         )
 
-        def count() -> Vocabulary:
-            counts = count_hashtags(
-                records,
-                hashtags_column=hashtags_column,
-                separator=separator,
-                memory_bytes=memory_bytes,
-                spill_dir=spill_dir,
-                num_threads=num_threads,
-            )
-            return Vocabulary.build(counts, min_count=min_count, max_labels=max_labels)
-
         if label_kind == "hashtag":
+            limits_of_counting = _Limits(memory_bytes, spill_dir, num_threads)
+            count = functools.partial(_count, records, columns, min_count, max_labels, limits_of_counting)
             vocabulary = _vocabulary(folder, builder.is_resumed, vocabulary or count, min_count)
             again = append != "new records"
             _add_records(builder, records, columns, key_scope, vocabulary, again, bool(shards), progress)
         root = _shard_root(folder, shards, known)
-        paths = [(Path(shard).resolve(), os.path.relpath(Path(shard).resolve(), root)) for shard in shards]
-        builder.add_shards([*paths], progress=progress)
+        builder.add_shards([_place(shard, root) for shard in shards], progress=progress)
         if label_kind == "class" and vocabulary is None:
-            highest = builder.highest_class
-            names = class_names or [str(number) for number in range((highest or 0) + 1)]
-            vocabulary = Vocabulary.of_classes(names)
-        labels = None
-        if vocabulary is not None and label_kind is not None:
-            assert isinstance(vocabulary, Vocabulary)
-            labels = vocabulary
-            if known is None:
-                vocabulary.write(folder / STAGED)
-        builder.publish(
-            None if labels is None else labels.core,
-            vocabulary_file=STAGED if known is None else VOCABULARY,
-            label_kind=label_kind,
-            shard_root=os.path.relpath(root, folder.resolve()),
-            provenance=json.dumps(provenance or {}),
-        )
+            highest = builder.highest_class or 0
+            vocabulary = Vocabulary.of_classes(class_names or [str(n) for n in range(highest + 1)])
+        assert vocabulary is None or isinstance(vocabulary, Vocabulary)
+        _publish(builder, folder, known, label_kind, vocabulary, root, provenance)
         return Index.open(folder)
 
 
@@ -210,11 +192,10 @@ def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int
 
 def _check_options(
     folder: Path,
-    shards: Sequence[object],
+    shards: Sequence[str | os.PathLike[str]],
     records: object,
     label_kind: str | None,
     key_scope: str,
-    may_replace: bool,
 ) -> None:
     if not shards and (records is None or label_kind != "hashtag"):
         raise UsageError(f"{folder}: an index needs shards, or records of hashtags (label_kind hashtag)")
@@ -222,15 +203,73 @@ def _check_options(
         raise UsageError(f"{folder}: records are read with --label-kind hashtag; classes from .cls members")
     if not shards and key_scope == "shard":
         raise UsageError(f"{folder}: records alone have no shards, so their keys cannot begin anew in each")
-    if (folder / MANIFEST).exists() and not may_replace:
-        raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
+    for shard in shards:
+        _local(shard)
+
+
+def _local(shard: str | os.PathLike[str]) -> Path:
+    """Where a shard lies; UsageError for a URI of another kind than ``file://``."""
+    scheme, mark, rest = os.fspath(shard).partition("://")
+    if not mark:
+        return Path(shard).resolve()
+    if scheme != "file":
+        raise UsageError(
+            f"the shard {os.fspath(shard)} lies in a store of kind {scheme!r}, which is not read yet; copy "
+            "the shards to a local folder"
+        )
+    return Path(rest)
 
 
 def _shard_root(folder: Path, shards: Sequence[str | os.PathLike[str]], known: Index | None) -> Path:
     if known is not None:
         return (folder / str(known.manifest["shard_root"])).resolve()
-    folders = [Path(shard).resolve().parent for shard in shards]
+    folders = [_local(shard).parent for shard in shards if "://" not in os.fspath(shard)]
     return Path(os.path.commonpath(folders)) if folders else folder.resolve()
+
+
+def _place(shard: str | os.PathLike[str], root: Path) -> tuple[Path, str]:
+    """Where a shard lies, and what the index calls it: its URI, or its path from `root`."""
+    local = _local(shard)
+    return local, os.fspath(shard) if "://" in os.fspath(shard) else os.path.relpath(local, root)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    memory_bytes: int | None
+    spill_dir: str | os.PathLike[str] | None
+    num_threads: int | None
+
+
+def _count(
+    records: object, columns: RecordOptions, min_count: int, max_labels: int | None, limits: _Limits
+) -> Vocabulary:
+    names: dict[str, Any] = {"hashtags_column": columns.hashtags_column, "separator": columns.separator}
+    return Vocabulary.build(
+        count_hashtags(records, **names, **vars(limits)), min_count=min_count, max_labels=max_labels
+    )
+
+
+def _publish(
+    builder: _core.IndexBuilder,
+    folder: Path,
+    known: Index | None,
+    label_kind: LabelKind | None,
+    vocabulary: Vocabulary | None,
+    root: Path,
+    provenance: dict[str, Any] | None,
+) -> None:
+    """Makes the index visible; one that is added to keeps its vocabulary's file."""
+    if label_kind is None:
+        vocabulary = None
+    if vocabulary is not None and known is None:
+        vocabulary.write(folder / STAGED)
+    builder.publish(
+        None if vocabulary is None else vocabulary.core,
+        vocabulary_file=STAGED if known is None else VOCABULARY,
+        label_kind=label_kind,
+        shard_root=os.path.relpath(root, folder.resolve()),
+        provenance=json.dumps(provenance or {}),
+    )
 
 
 def _vocabulary(
@@ -313,6 +352,7 @@ def _resume_key(
 
 
 def _stamp(path: str) -> list[int]:
+    path = path.removeprefix("file://")
     if "://" in path:
         return []
     found = os.stat(path)

@@ -33,6 +33,10 @@ Keys = Callable[[np.ndarray], list[str]]
 """The keys of samples, given as int64."""
 
 
+Find = Callable[[pl.Series], pl.Series]
+"""Of keys the samples, a column ``sample`` of uint64, null where there is none."""
+
+
 @dataclass(frozen=True)
 class Truth:
     """The true class of some samples: columns sample and truth."""
@@ -40,9 +44,9 @@ class Truth:
     table: pl.DataFrame
 
     @classmethod
-    def read(cls, file: Path, column: str, names: list[str] | None, find: pl.DataFrame | None) -> Truth:
+    def read(cls, file: Path, column: str, names: list[str] | None, find: Find | None) -> Truth:
         """Reads a table with `column`, a class by number or name, and ``sample``, or ``key`` where `find`
-        (columns key and sample) says which sample it is.
+        says which sample it is; keys that it does not know are passed over.
 
         UsageError for a missing column, DataError for a name that is no class.
         """
@@ -59,7 +63,7 @@ class Truth:
         if name == "key":
             if find is None:
                 raise UsageError(f"{file} names samples by key; say with --index which samples they are")
-            table = table.join(find, on="key", how="inner").select("sample", column)
+            table = table.with_columns(find(table["key"].cast(pl.String))).drop_nulls("sample")
         if table.schema[column] == pl.String:
             numbers = {text: number for number, text in enumerate(names or [])}
             unknown = [text for text in table[column].unique().to_list() if text not in numbers]

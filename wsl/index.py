@@ -203,6 +203,12 @@ class Index:
         self._core.verify(progress=progress)
         _ = self.vocabulary
 
+    def size_on_disk(self) -> int:
+        """Bytes of all files of the index; the shards are not among them."""
+        single = [self.manifest[name] for name in ("shards", "keys", "vocabulary", "dropped")]
+        files = [*self.manifest["parts"], *(entry for entry in single if entry is not None)]
+        return sum(int(entry["size"]) for entry in files) + (self.path / MANIFEST).stat().st_size
+
     def info(self) -> dict[str, Any]:
         """What `wsl index info` shows."""
         shown = {
@@ -210,13 +216,15 @@ class Index:
             for key in ("format_version", "num_samples", "num_labels", "label_kind", "fingerprint")
         }
         shards = self.shards()
+        size = self.size_on_disk()
         return shown | {
             "vocabulary_fingerprint": self.vocabulary_fingerprint,
             "num_shards": len(shards),
             "shard_bytes": int(shards["size"].sum()),
             "key_scope": self.manifest["key_scope"],
             "num_parts": len(self.manifest["parts"]),
-            "index_bytes": sum(part["size"] for part in (*self.manifest["parts"], self.manifest["keys"])),
+            "index_bytes": size,
+            "bytes_per_sample": round(size / max(len(self), 1), 2),
             "counts": self.manifest["counts"],
         }
 

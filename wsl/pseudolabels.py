@@ -6,18 +6,19 @@ network has to run.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import polars as pl
-
 from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.index import Index
+from wsl.numbering import KeyedPredictions, samples_of
 from wsl.prediction_files import (
     SCORED_BY,
     common_keep,
@@ -111,21 +112,21 @@ def select(
         return known | {"state": "up to date", "out": str(out), "warnings": []}
     num_classes = int(source.made_by["num_classes"])
     index = None if source.index is None else Index.open(source.index)
-    num_samples = source.num_rows if index is None else len(index)
+    num_samples = source.num_images if index is None else len(index)
     warnings = _early_warnings(request, num_classes, num_samples)
     for text in warnings:
         warn(text)
-    numbers = _Numbers.of(source.files, index)
     truth = _truth(request, source.made_by, index)
-    tops = _take(request, source, numbers, num_classes, progress, warn)
-    top = tops[request.order]
-    selection = top.finish(request.k, request.p)
-    _check_truncated(selection, source.made_by.get("keep"), request)
-    if request.state is not None:
-        top.save(request.state)
-    keys = numbers.keys if numbers else None if index is None else index.keys
-    agreement = _agreement(request, selection, tops, num_classes)
-    found = dhat.write(selection, out, provenance, keys=keys, truth=truth, agreement=agreement)
+    with _keyed(source.files, index, request, warn) as keyed:
+        tops = _take(request, source, keyed, num_classes, progress, warn)
+        top = tops[request.order]
+        selection = top.finish(request.k, request.p)
+        _check_truncated(selection, source.made_by.get("keep"), request)
+        if request.state is not None:
+            top.save(request.state)
+        keys = keyed.keys if keyed else None if index is None else index.keys
+        agreement = _agreement(request, selection, tops, num_classes)
+        found = dhat.write(selection, out, provenance, keys=keys, truth=truth, agreement=agreement)
     warnings += _late_warnings(found, selection, warn)
     options = {key: provenance[key] for key in ("k", "p", "order")}
     return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
@@ -139,7 +140,8 @@ class _Source:
     index: Path | None
     files: list[Path]
     paths: ScoringPaths | None = None
-    num_rows: int | None = None
+    num_images: int | None = None
+    """Images in the files, where that is told without reading them."""
 
 
 def _check(request: SelectionRequest) -> None:
@@ -156,8 +158,7 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
     if request.predictions is not None:
         files = find_predictions(request.predictions)
         made_by = metadata_of(files, None if request.index is None else Index.open(request.index))
-        rows = None if made_by.get("index_fingerprint") is None else expected_rows(files)
-        return _Source(made_by, request.index, files, num_rows=rows)
+        return _Source(made_by, request.index, files, num_images=_num_images(files, made_by.get("keep")))
     wanted = None
     if request.checkpoint is not None and request.index is not None:
         wanted = request.scores or out.parent / f"{out.stem}-scores"
@@ -174,10 +175,18 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
     return _Source(made_by | {"keep": keep}, paths.index, files, left)
 
 
+def _num_images(files: list[Path], keep: int | None) -> int | None:
+    names = [str(file) for file in files]
+    rows = expected_rows(names)
+    if rows is None or "score" not in scan(names).collect_schema():
+        return rows
+    return rows // keep if keep else None
+
+
 def _take(
     request: SelectionRequest,
     source: _Source,
-    numbers: _Numbers | None,
+    keyed: KeyedPredictions | None,
     num_classes: int,
     progress: Progress,
     warn: Warn,
@@ -191,7 +200,10 @@ def _take(
         files = sorted(source.paths.out.glob("scores-*.parquet"))
     tops = {order: request.new(num_classes, order) for order in _orders(request, files, num_classes)}
     for top in tops.values():
-        _feed(top, files, numbers, progress, warn)
+        if keyed is None:
+            _feed(top, files, progress, warn)
+        else:
+            _feed_keyed(top, files, keyed, progress)
     return tops
 
 
@@ -321,52 +333,21 @@ def merge_states(
     return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
 
 
-@dataclass(frozen=True)
-class _Numbers:
-    """Which sample a key is: an index says so, or the order of the keys by bytes."""
-
-    table: pl.DataFrame
-    """Columns key and sample."""
-
-    @classmethod
-    def of(cls, files: list[Path], index: Index | None) -> _Numbers | None:
-        """The numbers that the files need; None where they name samples by number."""
-        if not files:
-            return None
-        frame = scan([str(file) for file in files])
-        schema = frame.collect_schema()
-        if "sample" in schema or "key" not in schema:
-            return None
-        if index is not None:
-            return cls(numbers_of(index))
-        keys = frame.select(pl.col("key").cast(pl.String).unique().sort()).collect()
-        return cls(keys.with_row_index("sample").select("key", pl.col("sample").cast(pl.UInt64)))
-
-    def keys(self, samples: Any) -> list[str]:
-        """The keys of samples."""
-        return cast("list[str]", self.table["key"].gather(samples).to_list())
-
-    def apply(self, frame: pl.LazyFrame) -> pl.LazyFrame:
-        """`frame` with the samples; DataError for a key that is none of them."""
-        frame = frame.with_columns(pl.col("key").cast(pl.String))
-        unknown = frame.join(self.table.lazy(), on="key", how="anti").select("key").head(1).collect()
-        if len(unknown):
-            raise DataError(f"the predictions name {unknown.item()!r}, which is no key of the index")
-        return frame.join(self.table.lazy(), on="key", how="left", maintain_order="left").drop("key")
-
-
-def numbers_of(index: Index) -> pl.DataFrame:
-    """Which sample a key is; DataError where two samples of the index share one."""
-    table = index.scan().select("key").with_row_index("sample").collect()
-    if table["key"].n_unique() != len(table):
-        raise DataError(f"{index.path}: two samples share a key, so that scores by key have no one sample")
-    return table.select("key", pl.col("sample").cast(pl.UInt64))
+def _keyed(
+    files: list[Path], index: Index | None, request: SelectionRequest, warn: Warn
+) -> AbstractContextManager[KeyedPredictions | None]:
+    """The files, where they name samples by key."""
+    schema = scan([str(file) for file in files]).collect_schema() if files else {}
+    if "sample" in schema or "key" not in schema:
+        return nullcontext()
+    limits: dict[str, Any] = {"memory_bytes": request.memory_bytes, "spill_dir": request.spill_dir}
+    return KeyedPredictions(files, index, **limits, warn=warn)
 
 
 def _truth(request: SelectionRequest, made_by: dict[str, Any], index: Index | None) -> dhat.Truth | None:
     if request.truth is None:
         return None
-    find = None if index is None else numbers_of(index)
+    find = None if index is None else functools.partial(samples_of, index)
     return dhat.Truth.read(request.truth, request.truth_column, made_by.get("class_names"), find)
 
 
@@ -418,7 +399,7 @@ def _late_warnings(report: dict[str, Any], selection: Selection, warn: Warn) -> 
     return [text]
 
 
-def _feed(top: TopK, files: list[Path], numbers: _Numbers | None, progress: Progress, warn: Warn) -> None:
+def _feed(top: TopK, files: list[Path], progress: Progress, warn: Warn) -> None:
     """Gives the files to a selection, one after another; scattered pairs together, where it matters."""
     schema = scan([str(file) for file in files]).collect_schema()
     columns = [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
@@ -429,9 +410,6 @@ def _feed(top: TopK, files: list[Path], numbers: _Numbers | None, progress: Prog
     done = 0
     for group in groups:
         names = [str(file) for file in group]
-        frame = scan(names)
-        if numbers is not None:
-            frame, columns = numbers.apply(frame), [c for c in ("sample", *columns) if c != "key"]
         before = done
         seen = 0
 
@@ -440,13 +418,29 @@ def _feed(top: TopK, files: list[Path], numbers: _Numbers | None, progress: Prog
             seen = rows
             progress(before + rows)
 
-        try:
-            stream = open_stream(names if numbers is None else frame, columns)
-            top.update_pairs(stream, grouped=not scattered, progress=advance)
-        except (UsageError, DataError) as error:
-            where = "" if str(error).startswith(names[0]) else f"{names[0]}: "
-            raise type(error)(f"{where}{error}") from None
+        with _naming(group[0]):
+            top.update_pairs(open_stream(names, columns), grouped=not scattered, progress=advance)
         done += seen
+
+
+def _feed_keyed(top: TopK, files: list[Path], keyed: KeyedPredictions, progress: Progress) -> None:
+    """Gives the files to a selection piece by piece; in each the pairs of a sample are together."""
+    done = 0
+    with _naming(files[0]):
+        for piece in keyed.pieces():
+            top.update_pairs(piece)
+            done += len(piece)
+            progress(done)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Errors within say the file."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        where = "" if str(error).startswith(str(file)) else f"{file}: "
+        raise type(error)(f"{where}{error}") from None
 
 
 def _check_truncated(selection: Selection, keep: int | None, request: SelectionRequest) -> None:

@@ -20,10 +20,8 @@ def publishing(target: Path) -> Iterator[Path]:
     """The path to write to; at the end it becomes `target`, and on an error it is removed."""
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        try:
+        with naming(target):
             yield temporary
-        except pl.exceptions.PolarsError as error:
-            raise _refused(error, target) from None
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)
@@ -31,13 +29,18 @@ def publishing(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _refused(error: Exception, target: Path) -> Exception:
-    """What the system said when Polars wrote, which Polars passes on as text; else the error itself."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    if found is None:
-        return error
-    number = int(found[1])
-    return OSError(number, os.strerror(number), os.fspath(target))
+@contextmanager
+def naming(target: Path) -> Iterator[None]:
+    """Around what Polars writes to `target`: what the system said, which Polars passes on as text,
+    becomes an OSError that names the file."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), os.fspath(target)) from None
 
 
 def publish_text(target: Path, text: str) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from running import refused, wsl_json
 
+import wsl
+import wsl.cli
+from wsl.numbering import KeyedPredictions
 from wsl.prediction_files import gaps
+from wsl.shards import write_shard
 
 MADE_BY = {
     "teacher_fingerprint": "one",
@@ -119,3 +125,124 @@ def test_more_places_than_images_are_warned_of_before_the_start(
     code, text = refused(capsys, "pseudolabel", *options, "--k", 9, "--out", tmp_path / "n.parquet")
     assert code == 2
     assert "warning: K = 9 times 2 classes is beyond the 16 images" in text
+
+
+def by_polars(pairs: pl.DataFrame, k: int, p: int, order: str) -> pl.DataFrame:
+    """The selection by window functions, over the columns key, class, score and the order of the samples."""
+
+    def cut(frame: pl.DataFrame, over: str, most: int) -> pl.DataFrame:
+        ranked = frame.sort("score", "sample", "class", descending=[True, False, False])
+        return ranked.filter(pl.int_range(pl.len()).over(over) < most)
+
+    steps = [("class", k), ("sample", p)] if order == "class-first" else [("sample", p), ("class", k)]
+    for over, most in steps:
+        pairs = cut(pairs, over, most)
+    return pairs.select("sample", "key", "class", "score").sort("sample", "class")
+
+
+def named_pairs(num: int, seed: int = 0) -> pl.DataFrame:
+    """Pairs of 7 classes in no order; keys of several lengths and letters, many ties."""
+    letters = random.Random(seed)
+    keys = {"".join(letters.choices("aZé/-7", k=letters.randint(0, 9))) for _ in range(num)}
+    rows = [(key, kind, letters.randint(0, 9) / 4) for key in sorted(keys) for kind in range(7)]
+    letters.shuffle(rows)
+    schema = {"key": pl.String, "class": pl.UInt32, "score": pl.Float32}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+@pytest.mark.parametrize("order", ["class-first", "image-first"])
+@pytest.mark.parametrize("memory", [[], ["--memory", "1MiB"]])
+def test_keys_without_an_index_are_numbered_by_their_bytes_in_memory_and_on_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str, memory: list[str]
+) -> None:
+    pairs = named_pairs(3000)
+    for part in range(3):
+        pairs[part::3].write_parquet(tmp_path / f"{part}.parquet")
+    out = tmp_path / "out" / "o.parquet"
+    given = ["--predictions", tmp_path / "*.parquet", "--k", 500, "--p", 2, "--order", order, "--out", out]
+    (tmp_path / "spill").mkdir()
+    code = wsl.cli.run([str(a) for a in ["pseudolabel", *given, *memory, "--spill-dir", tmp_path / "spill"]])
+    said = capsys.readouterr().err
+    assert code == 0, said
+    assert ("rows are sorted" in said) == bool(memory)
+    assert list((tmp_path / "spill").iterdir()) == []
+    keys = sorted(pairs["key"].unique().to_list(), key=str.encode)
+    numbers = pl.DataFrame({"key": keys, "sample": range(len(keys))}).cast({"sample": pl.UInt64})
+    expected = by_polars(pairs.join(numbers, on="key"), 500, 2, order)
+    found = pl.read_parquet(out).select("sample", "key", "class", "score").sort("sample", "class")
+    assert found.equals(expected)
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 1 << 30])
+@pytest.mark.parametrize("layout", ["lists", "dense"])
+def test_pieces_hold_every_row_once_with_the_samples_in_order(
+    tmp_path: Path, layout: str, memory: int
+) -> None:
+    keys = [f"{n * 7919 % 20_011:x}" for n in range(20_000)]
+    values = np.random.default_rng(0).random((len(keys), 7), dtype=np.float32)
+    classes = pl.Series("classes", [list(range(7))] * len(keys), dtype=pl.List(pl.UInt32))
+    dtype = pl.Array(pl.Float32, 7)
+    scores = pl.Series("scores", values, dtype=dtype)
+    rows = pl.DataFrame([pl.Series("key", keys), scores])
+    if layout == "lists":
+        rows = rows.with_columns(pl.col("scores").cast(pl.List(pl.Float32)), classes)
+    rows.write_ipc(tmp_path / "p.arrow")
+    expected = sorted(range(len(keys)), key=lambda n: keys[n].encode())
+    with KeyedPredictions(
+        [tmp_path / "p.arrow"], None, memory_bytes=memory, spill_dir=tmp_path, warn=lambda text: None
+    ) as keyed:
+        for _ in range(2):
+            pieces = list(keyed.pieces())
+            assert (len(pieces) > 3) == (memory == 1 << 20)
+            whole = pl.concat(pieces)
+            assert whole["sample"].to_list() == list(range(len(keys)))
+            assert (whole["scores"].cast(dtype).to_numpy() == values[expected]).all()
+        asked = np.sort(np.random.default_rng(1).integers(0, len(keys), 500))
+        assert keyed.keys(asked) == [keys[expected[n]] for n in asked]
+    assert [path.name for path in tmp_path.iterdir()] == ["p.arrow"]
+
+
+@pytest.mark.parametrize("memory", [[], ["--memory", "1MiB"]])
+@pytest.mark.parametrize("order", ["class-first", "image-first"])
+def test_keys_are_joined_with_an_index_as_polars_joins_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str, memory: list[str]
+) -> None:
+    pairs = named_pairs(2500, seed=1).filter(pl.col("key").str.contains("^[aZ7é][aZ7é-]*$"))
+    keys = pairs["key"].unique().shuffle(3).to_list()
+    half = len(keys) // 2
+    for shard, own in enumerate((keys[:half], keys[half:])):
+        write_shard(tmp_path / f"{shard}.tar", [(key, {"png": b"x"}) for key in own])
+    index = wsl.build_index(tmp_path / "index", sorted(tmp_path.glob("*.tar")))
+    # What was taken down keeps its number, and so do those after it.
+    wsl.drop_samples(index.path, [keys[0]])
+    pairs = pairs.filter(pl.col("key") != keys[0])
+    pairs.write_parquet(tmp_path / "p.parquet")
+    truth = pl.DataFrame({"key": keys, "label": [n % 7 for n in range(len(keys))]})
+    truth.write_parquet(tmp_path / "truth.parquet")
+    out = tmp_path / "o.parquet"
+    given = ["--predictions", tmp_path / "p.parquet", "--index", index.path, "--out", out, "--order", order]
+    given += ["--spill-dir", tmp_path, "--truth", tmp_path / "truth.parquet", *memory]
+    report = wsl_json(capsys, "pseudolabel", *given, "--k", 200, "--p", 2, "--json")
+    numbers = pl.DataFrame({"key": keys, "sample": range(len(keys))}).cast({"sample": pl.UInt64})
+    expected = by_polars(pairs.join(numbers, on="key"), 200, 2, order)
+    found = pl.read_parquet(out).select("sample", "key", "class", "score").sort("sample", "class")
+    assert found.equals(expected)
+    assert report["precision"] == pytest.approx((expected["sample"] % 7 == expected["class"]).mean())
+    pairs.vstack(pairs[:1].with_columns(key=pl.lit("none"))).write_parquet(tmp_path / "p.parquet")
+    code, text = refused(capsys, "pseudolabel", *given, "--k", 3, "--p", 2, "--overwrite")
+    assert (code, "'none', which is no key of the index" in text) == (3, True), text
+
+
+def test_a_key_that_names_no_one_sample_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shard in range(2):
+        write_shard(tmp_path / f"{shard}.tar", [("a", {"png": b"x"}), (f"b{shard}", {"png": b"x"})])
+    index = wsl.build_index(tmp_path / "index", sorted(tmp_path.glob("*.tar")), key_scope="shard")
+    file = tmp_path / "p.parquet"
+    given = ["pseudolabel", "--predictions", file, "--k", 1, "--p", 1, "--out", tmp_path / "o.parquet"]
+    for key, words in (("a", "two samples share the key 'a'"), (None, "a row has no key")):
+        schema = {"key": pl.String, "class": pl.UInt8, "score": pl.Float32}
+        pl.DataFrame([(key, 0, 1.0)], schema=schema, orient="row").write_parquet(file)
+        code, text = refused(capsys, *given, "--index", index.path)
+        assert (code, words in text) == (3, True), text

@@ -259,6 +259,50 @@ def test_members_are_joined_within_their_shard(tmp_path: Path) -> None:
     assert [sorted(index.row(n)["names"]) for n in range(2)] == [["a", "both"], ["b", "both"]]
 
 
+def test_text_members_are_joined_within_their_shard(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        samples = [(key, {"png": b"x", "txt": f"{name} #both {key}".encode()}) for key in ("0", "1")]
+        write_shard(tmp_path / f"{name}.tar", [*samples, ("2", {"png": b"x"})])
+    shards = [tmp_path / "a.tar", tmp_path / "b.tar"]
+    options: dict[str, Any] = {"label_kind": "hashtag", "hashtags_column": ".txt", "key_scope": "shard"}
+    for memory in (None, MIB):
+        out = tmp_path / f"index-{memory}"
+        index = wsl.build_index(out, shards, memory_bytes=memory, **options)
+        assert [sorted(index.row(n)["names"]) for n in range(6)] == [
+            ["0", "a", "both"],
+            ["1", "a", "both"],
+            [],
+            ["0", "b", "both"],
+            ["1", "b", "both"],
+            [],
+        ]
+
+
+def test_shards_are_named_by_uri_where_they_are_given_so(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "data", [3, 2])
+    plain = wsl.build_index(tmp_path / "plain", shards)
+    index = wsl.build_index(tmp_path / "index", [f"file://{shards[0]}", shards[1]])
+    assert index.shards()["path"].to_list() == [f"file://{shards[0]}", "shard-001.tar"]
+    assert index.fingerprint == plain.fingerprint
+    assert index.read(np.arange(5)) == plain.read(np.arange(5))
+    assert [path.resolve() for path in index.shard_paths()] == shards
+    index.verify()
+    (tmp_path / "elsewhere").mkdir()
+    index.path.rename(tmp_path / "elsewhere" / "index")
+    shards[1].rename(tmp_path / "elsewhere" / shards[1].name)
+    moved = wsl.Index.open(tmp_path / "elsewhere" / "index", shard_root=tmp_path / "elsewhere")
+    assert moved.read([0, 4]) == [b"image 0", b"image 4"]
+    texts = [tmp_path / "t.tar"]
+    write_shard(texts[0], [("a", {"png": b"x", "txt": b"tag"})])
+    tagged = wsl.build_index(
+        tmp_path / "tagged", [f"file://{texts[0]}"], label_kind="hashtag", hashtags_column=".txt"
+    )
+    assert tagged.row(0)["names"] == ["tag"]
+    with pytest.raises(wsl.UsageError, match=r"s3://b/a\.tar lies in a store of kind 's3'.*copy the shards"):
+        wsl.build_index(tmp_path / "other", ["s3://b/a.tar"])
+    assert not (tmp_path / "other").exists()
+
+
 def test_integer_keys_need_a_format_and_are_written_by_it(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "data", [3])
     records = pl.DataFrame({"key": [0, 2], "hashtags": [["a"], ["b"]]})
@@ -339,6 +383,38 @@ def test_one_of_two_builders_is_told_of_the_other(tmp_path: Path) -> None:
                 attempt()
     index.verify()
     wsl.build_index(tmp_path / "index", shards, overwrite=True).verify()
+
+
+RACER = """
+import sys, time, wsl
+from pathlib import Path
+folder = Path(sys.argv[1])
+while not (folder / "go").exists():
+    time.sleep(0.001)
+try:
+    wsl.build_index(folder / "index", sorted((folder / "data").glob("*.tar")), part_rows=50)
+    print("built")
+except wsl.UsageError as error:
+    print(error)
+"""
+
+
+def test_of_builders_started_at_once_one_wins_and_the_others_are_told(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "data", [300] * 10)
+    command = [sys.executable, "-c", RACER, str(tmp_path)]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    time.sleep(1)
+    (tmp_path / "go").touch()
+    outcomes = sorted(racer.communicate()[0].strip() for racer in racers)
+    assert [racer.returncode for racer in racers] == [0, 0, 0]
+    assert outcomes.count("built") == 1
+    told = [said for said in outcomes if said != "built"]
+    assert all("another process is building" in said or "an index already" in said for said in told)
+    index = wsl.Index.open(tmp_path / "index")
+    index.verify()
+    assert index.fingerprint == wsl.build_index(tmp_path / "whole", shards, part_rows=50).fingerprint
+    left = {path.name for path in index.path.iterdir()}
+    assert not [name for name in left if name.startswith(("building", "scan", ".tmp"))]
 
 
 def test_a_build_that_fails_leaves_the_old_index_whole(tmp_path: Path) -> None:

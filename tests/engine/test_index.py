@@ -9,14 +9,17 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 import wsl
+from wsl.cli import run
 from wsl.shards import write_shard
 
 
@@ -70,6 +73,41 @@ def test_polars_and_pyarrow_read_the_parts_as_they_are(built: wsl.Index) -> None
         table = pa.ipc.open_file(source).read_all()
     assert table.column("labels").to_pylist() == built.scan().collect()["labels"].to_list()
     assert table.num_rows == 13
+
+
+def test_duckdb_reads_an_index_as_polars_does(built: wsl.Index) -> None:
+    wsl.drop_samples(built.path, ["s00004"])
+    samples = wsl.Index.open(built.path).scan()
+    connection = duckdb.connect()
+    connection.register("samples", samples)
+    query = 'select sample, key, shard, "offset", size, labels from samples order by sample'
+    found = pl.DataFrame(connection.sql(query).to_arrow_table())
+    assert_frame_equal(found, samples.collect())
+    grouped = connection.sql(
+        "select label, count(*)::bigint as num, sum(size)::bigint as bytes "
+        "from (select unnest(labels) as label, size from samples) group by label order by label"
+    )
+    expected = (
+        samples.explode("labels")
+        .group_by(label="labels")
+        .agg(num=pl.len().cast(pl.Int64), bytes=pl.col("size").sum().cast(pl.Int64))
+        .sort("label")
+    )
+    assert_frame_equal(pl.DataFrame(grouped.to_arrow_table()), expected.collect())
+
+
+def test_an_index_takes_no_more_than_its_format_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = make_shards(tmp_path / "data", [20_000])
+    index = wsl.build_index(tmp_path / "index", shards, label_kind="class")
+    assert run(["index", "info", str(index.path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    in_folder = sum(path.stat().st_size for path in index.path.iterdir())
+    assert shown["index_bytes"] == in_folder
+    assert shown["bytes_per_sample"] == pytest.approx(in_folder / 20_000, abs=0.01)
+    # 20 a sample, 4 a label, the key of 6 bytes and its offset, 8 for the look-up, little beside.
+    assert in_folder <= 20_000 * (20 + 4 + 6 + 4 + 8) + 10_000
 
 
 def test_hashtags_are_joined_by_key_and_everything_left_out_is_counted(tmp_path: Path) -> None:

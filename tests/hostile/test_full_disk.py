@@ -1,5 +1,5 @@
-"""No space for a selection, and selections that are stopped: one clear error, nothing half-written, and the
-same command comes to the same bytes afterwards."""
+"""No space for a selection or an index, and selections that are stopped: one clear error, nothing
+half-written, and the same command comes to the same bytes afterwards."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+
+import wsl
+from wsl.shards import write_shard
 
 NUM_SAMPLES, NUM_CLASSES = 20_000, 60
 
@@ -104,15 +107,22 @@ def test_a_file_that_may_not_grow_is_named_and_the_same_command_works_afterwards
     assert left_in(tmp_path) == {"o.parquet"} | ({"s.state"} if where == "state" else set())
 
 
-def test_a_disk_that_is_full_is_said_and_the_same_command_works_afterwards(
-    predictions: Path, expected: bytes, tmp_path: Path
-) -> None:
+def small_disk(tmp_path: Path) -> tuple[list[str], Path]:
+    """What to put before a command so that it finds a disk of 100 KB at the path; skips where nobody but
+    root may mount one. The disk is gone with the command."""
     small = tmp_path / "small"
     small.mkdir()
     mount = f'mount -t tmpfs -o size=100k none {small} && mkdir {small}/spill && exec "$@"; exit 77'
     within = ["unshare", "-rm", "sh", "-c", mount, "sh"]
-    if shutil.which("unshare") is None or subprocess.run([*within, "true"], check=False).returncode == 77:
+    if shutil.which("unshare") is None or subprocess.run([*within, "true"], check=False).returncode:
         pytest.skip("this system lets nobody but root mount a small disk")
+    return within, small
+
+
+def test_a_disk_that_is_full_is_said_and_the_same_command_works_afterwards(
+    predictions: Path, expected: bytes, tmp_path: Path
+) -> None:
+    within, small = small_disk(tmp_path)
     for more in (["--memory", "1MiB", "--spill-dir", small / "spill"], ["--state", small / "s.state"], []):
         # The disk is gone with the process, so it looks itself.
         out = tmp_path if more else small
@@ -163,3 +173,59 @@ def test_the_folder_of_a_killed_selection_goes_with_the_next_one(
     assert folder.startswith(".wsl-runs-")
     check_works(command, tmp_path, expected)
     assert left_in(tmp_path) == {"o.parquet"}
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], str]:
+    """A command that builds an index of 20,000 samples and joins it on disk, and what it comes to."""
+    folder = tmp_path_factory.mktemp("tagged")
+    keys = [f"s{n:06}" for n in range(NUM_SAMPLES)]
+    write_shard(folder / "a.tar", [(key, {"png": b"x"}) for key in keys])
+    tags = [[f"t{n % 50}", f"u{n % 7}"] for n in range(NUM_SAMPLES)]
+    pl.DataFrame({"key": keys[::-1], "hashtags": tags}).write_parquet(folder / "r.parquet")
+    records = ["--records", folder / "r.parquet", "--label-kind", "hashtag", "--memory", "1MiB"]
+    command: list[object] = ["index", "build", "--shards", folder / "a.tar", *records, "--workers", 1]
+    whole = wsl.build_index(
+        folder / "whole", [folder / "a.tar"], records=folder / "r.parquet", label_kind="hashtag"
+    )
+    return command, whole.fingerprint
+
+
+def check_index(command: list[str], folder: Path, fingerprint: str) -> None:
+    child = start(0, command)
+    _, said = child.communicate()
+    assert child.returncode == 0, said
+    index = wsl.Index.open(folder)
+    index.verify()
+    assert index.fingerprint == fingerprint
+    assert not [name for name in os.listdir(folder) if name.startswith((".tmp", "scan", "building"))]
+
+
+def test_an_index_whose_files_may_not_grow_is_built_afterwards(
+    tagged: tuple[list[object], str], tmp_path: Path
+) -> None:
+    (tmp_path / "spill").mkdir()
+    out = tmp_path / "index"
+    command = [str(item) for item in [*tagged[0], "--out", out, "--spill-dir", tmp_path / "spill"]]
+    for limit in (1, 1000, 30_000, 200_000):
+        check_error(start(limit, command), tmp_path)
+        assert not (out / "manifest.json").exists()
+        assert not [path for path in tmp_path.rglob("*") if path.name.startswith((".tmp", ".wsl"))]
+    check_index(command, out, tagged[1])
+
+
+def test_an_index_for_which_the_disk_is_full_is_built_afterwards(
+    tagged: tuple[list[object], str], tmp_path: Path
+) -> None:
+    within, small = small_disk(tmp_path)
+    for out, spill in ((small / "index", tmp_path), (tmp_path / "index", small)):
+        command = [str(item) for item in [*tagged[0], "--out", out, "--spill-dir", spill]]
+        child = start(0, command, *within)
+        _, said = child.communicate()
+        assert child.returncode == 1, said
+        assert f"error: {small}" in said
+        assert "no space" in said.lower()
+        assert "Traceback" not in said
+        assert not (tmp_path / "index" / "manifest.json").exists()
+    command = [str(item) for item in [*tagged[0], "--out", tmp_path / "index"]]
+    check_index(command, tmp_path / "index", tagged[1])

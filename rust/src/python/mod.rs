@@ -11,6 +11,7 @@ mod epoch;
 mod exceptions;
 mod index;
 mod selection;
+mod spill;
 mod vocabulary;
 
 use pyo3::prelude::*;
@@ -25,5 +26,6 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     index::register(module)?;
     epoch::register(module)?;
     selection::register(module)?;
+    spill::register(module)?;
     vocabulary::register(module)
 }
