@@ -90,7 +90,7 @@ def _truth(
         raise FileNotFoundError(2, "no such table of true classes", str(given))
     if not file.is_file():
         return None
-    find = pairs.select("key", "sample").unique("sample") if "key" in pairs.columns else None
+    find = _numbers(pairs) if "key" in pairs.columns else None
     try:
         columns = scan(file).collect_schema().names()
         column = next((name for name in TRUTH_COLUMNS if name in columns), TRUTH_COLUMNS[0])
@@ -102,6 +102,16 @@ def _truth(
             return None
         raise
     return found.table.unique("sample", keep="any")
+
+
+def _numbers(pairs: pl.DataFrame) -> dhat.Find:
+    """Finds the samples of D-hat by their keys."""
+    known = pairs.select("key", "sample").unique("sample")
+
+    def find(keys: pl.Series) -> pl.Series:
+        return keys.to_frame("key").join(known, on="key", how="left", maintain_order="left")["sample"]
+
+    return find
 
 
 def selection_sections(selected: Selected | None, prefix: str = "") -> list[Section]:
