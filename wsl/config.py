@@ -81,12 +81,20 @@ class StageSource(Config):
     """Which config a stage starts from, and what it reads."""
 
     config: Path
-    index: str
-    """Name of the index it trains on."""
+    index: str | list[str] | dict[str, Annotated[float, Field(gt=0)]]
+    """Name of the index it trains on; or several of one vocabulary, which are mixed: each with the same share
+    of the batches, or as {name: weight} with a share of its own."""
     evaluate: str | None = None
     """Name of the held-out index it is evaluated on."""
     init: Stage | None = None
     """The stage whose weights it starts from."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The names of the indexes it trains on, with their weights."""
+        if isinstance(self.index, dict):
+            return self.index
+        return dict.fromkeys([self.index] if isinstance(self.index, str) else self.index, 1.0)
 
 
 class WorkspaceConfig(Config):
@@ -98,9 +106,16 @@ class WorkspaceConfig(Config):
     @model_validator(mode="after")
     def _stages_name_indexes(self) -> Self:
         for stage, source in self.stages.items():
-            for field, name in (("index", source.index), ("evaluate", source.evaluate)):
+            names = [("index", name) for name in source.weights] + [("evaluate", source.evaluate)]
+            for field, name in names:
                 if name is not None and name not in self.indexes:
                     raise ValueError(f"stages.{stage}.{field}: there is no index named {name!r}")
+            if not source.weights:
+                raise ValueError(f"stages.{stage}.index: expected at least one index")
+            if stage == "student" and len(source.weights) > 1:
+                raise ValueError(
+                    "stages.student.index: the student trains on pseudo-labels, of one index; name one"
+                )
         return self
 
 
@@ -127,6 +142,8 @@ class DataConfig(Config):
     sampling: Literal["natural", "square-root", "uniform", "clip"] = "natural"
     threshold: float | None = Field(default=None, gt=0)
     """The t of the repeat factors; absent, it is solved for an epoch twice as long as the labelled images."""
+    window: Positive | None = None
+    """For disks and object stores: shuffle the samples of this many shards at a time; absent, of all."""
     label_noise: Share = 0.0
     """The share of labels replaced by others (Mahajan et al. 2018, section 3.1.2)."""
     target: Literal["pairs", "multilabel", "soft"] = "pairs"
@@ -137,6 +154,10 @@ class DataConfig(Config):
     """Random translation by up to this many pixels."""
     flip: bool = True
     """Mirror every other image."""
+    augment_layers: int = Field(default=0, ge=0)
+    """RandAugment's operations an image (Cubuk et al. 2020); 0 is off."""
+    augment_level: int = Field(default=9, ge=0, le=30)
+    """Their strength."""
     mean: Annotated[list[float], Field(min_length=1, max_length=3)] = [0.485, 0.456, 0.406]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=3)] = [
         0.229,
@@ -148,7 +169,7 @@ class DataConfig(Config):
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """Decoded images kept in memory, per rank; only whole images (`crop: false`) are kept."""
     max_corrupt_share: Share = 0.01
-    """Above this share of undecodable images the run fails."""
+    """Above this share of undecodable images, each of which is replaced by another, the run fails."""
     max_pixels: Positive = 50_000_000
     """Images with more pixels count as corrupt."""
 
@@ -302,6 +323,15 @@ class StageConfig(Config):
                 "data.label_noise replaces labels of an index, and the student trains on pseudo-labels",
             ),
             (
+                data.window is not None and self.stage == "student",
+                "data.window shuffles shards of an index, and the student trains on rows of pseudo-labels",
+            ),
+            (
+                data.augment_level != type(data).model_fields["augment_level"].default
+                and data.augment_layers == 0,
+                "data.augment_level is the strength of data.augment_layers, which is 0: set it too",
+            ),
+            (
                 data.threshold is not None and data.sampling == "natural",
                 "data.threshold belongs to another data.sampling than natural",
             ),
@@ -350,17 +380,22 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set {override}: expected KEY=VALUE, for example --set optimizer.lr=0.05")
+def change(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets ``a.b`` within a parsed tree; UsageError where ``a`` is no group of settings."""
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise UsageError(f"--set {override}: {parent!r} is a value, not a group of settings")
+            raise UsageError(f"--set {key}: {parent!r} is a value, not a group of settings")
+    tree[last] = value
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: expected KEY=VALUE, for example --set optimizer.lr=0.05")
     try:
-        tree[last] = yaml.safe_load(value)
+        change(tree, key, yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise UsageError(f"--set {override}: not a YAML value: {error}") from None
 

@@ -18,7 +18,7 @@ from wsl import _core
 from wsl._core import UsageError
 
 if TYPE_CHECKING:
-    from wsl.index import Index
+    from wsl.index import Index, JoinedIndex
 
 
 class Sized(Protocol):
@@ -272,20 +272,16 @@ def _first_samples(samples: object) -> npt.NDArray[np.int64]:
 
 
 def label_noise(
-    index: Index, ordinals: npt.NDArray[np.int64], *, share: float, seed: int
+    index: Index | JoinedIndex, ordinals: npt.NDArray[np.int64], *, share: float, seed: int
 ) -> list[npt.NDArray[np.int64]]:
     """The labels of samples with a `share` of them replaced (Mahajan et al. 2018, section 3.1.2).
 
     Each label, with probability `share`, is replaced by one drawn from the marginal distribution of
     the index, distinct from the image's labels and from earlier draws for it; where no other label is
-    left it stays. The result for a sample depends on (seed, ordinal) and the index alone.
+    left it stays. The result for a sample depends on (seed, ordinal) and the index alone: on its own one,
+    where several are joined.
 
     Returns an int64 array for each ordinal, in the order of its slots. Raises UsageError for a share
     outside 0 to 1.
     """
-    noise = index.noise(share, seed)
-    ordinals = np.ascontiguousarray(ordinals, dtype=np.int64)
-    labels, offsets = index.flat_labels(ordinals)
-    changed, _ = noise.apply(ordinals, labels, offsets)
-    flat = np.frombuffer(changed, dtype=np.uint32).astype(np.int64)
-    return np.split(flat, offsets[1:-1])
+    return index.noisy_labels(ordinals, share, seed)

@@ -189,6 +189,15 @@ class Index:
             self._noise = (share, seed), _core.LabelNoise(self.label_counts(), share, seed)
         return self._noise[1]
 
+    def noisy_labels(
+        self, ordinals: Ordinals | Sequence[int], share: float, seed: int
+    ) -> list[npt.NDArray[np.int64]]:
+        """The labels with label noise, as `wsl.label_noise` says."""
+        wanted = np.ascontiguousarray(ordinals, dtype=np.int64)
+        labels, offsets = self.flat_labels(wanted)
+        changed, _ = self.noise(share, seed).apply(wanted, labels, offsets)
+        return np.split(np.frombuffer(changed, dtype=np.uint32).astype(np.int64), offsets[1:-1])
+
     def verify(self, *, progress: Callable[[int], object] | None = None) -> None:
         """Reads every byte of the index and all headers of the shards; DataError where one differs."""
         self._core.verify(progress=progress)
@@ -277,8 +286,30 @@ class JoinedIndex:
         self.vocabulary_fingerprint = indexes[0].vocabulary_fingerprint
         self.fingerprint = "+".join(index.fingerprint for index in indexes)
 
+    @functools.cached_property
+    def dropped(self) -> Ordinals:
+        """The ordinals of samples that were taken down, ascending int64."""
+        parts = zip(self.indexes, self._firsts.tolist(), strict=False)
+        return np.concatenate([np.asarray(index.dropped) + first for index, first in parts])
+
     def __len__(self) -> int:
         return int(self._firsts[-1])
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The name of each label, or None."""
+        return self.indexes[0].class_names
+
+    def label_counts(self) -> npt.NDArray[np.uint64]:
+        """Samples with each label over all indexes, uint64."""
+        counts: npt.NDArray[np.uint64] = np.sum([index.label_counts() for index in self.indexes], axis=0)
+        return counts
+
+    def noisy_labels(
+        self, ordinals: Ordinals | Sequence[int], share: float, seed: int
+    ) -> list[npt.NDArray[np.int64]]:
+        """The labels with label noise, each index's drawn from its own marginal distribution."""
+        return self._each(ordinals, lambda index, own: index.noisy_labels(own, share, seed))
 
     def labels(self, ordinals: Ordinals | Sequence[int]) -> list[npt.NDArray[np.int64]]:
         """The labels of each sample, ascending int64 arrays."""

@@ -33,13 +33,14 @@ import torch
 
 from wsl._core import UsageError
 from wsl.data import transforms
+from wsl.data.augment import ImageOptions
 from wsl.data.dataset import Images
+from wsl.data.loader import CorruptCount
 from wsl.index import Index
 from wsl.prediction_files import SCORED_BY, Span, gaps, is_valid_for, read_metadata, scored_parts, span_of
 from wsl.publish import publish_text, publishing
 from wsl.selection import Order, TopK, log_odds
 from wsl.training.export import WEIGHTS, LoadedModel, load_run
-from wsl.training.loop import CorruptCount
 from wsl.workspace import fingerprint
 
 RANGE = 65_536
@@ -106,8 +107,8 @@ class Scorer:
         }
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = self.loaded.model.to(self._device)
-        self._images = Images(self.index, self.loaded.config.model, self.loaded.config.data)
-        self._images.data = self.loaded.config.data.model_copy(update={"cache_bytes": 0})
+        options = ImageOptions.of(self.loaded.config.model, self.loaded.config.data)
+        self._images = Images(self.index, options, num_threads=self.loaded.config.data.num_workers)
         self.corrupt = CorruptCount(self.loaded.config.data.max_corrupt_share, str(index))
 
     def score(self, start: int = 0, stop: int | None = None) -> Iterator[Scores]:
@@ -117,7 +118,7 @@ class Scorer:
             ordinals = np.arange(first, min(first + self.batch_size, last), dtype=np.int64)
             pixels = self._images.load(ordinals)
             valid = pixels.valid.numpy()
-            self.corrupt.add(len(ordinals), int((~valid).sum()))
+            self.corrupt.add(len(ordinals), int(pixels.corrupt.sum()))
             logits = self._logits(pixels.images)[valid]
             yield Scores(ordinals[valid], log_odds(logits), len(ordinals))
 

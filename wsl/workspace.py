@@ -47,6 +47,13 @@ class StageInputs:
     """The run whose weights it starts from, or a file of downloaded ones."""
     predictions: Path | None = None
     """The folder of the teacher's scores, for a student that learns from them."""
+    mixed: tuple[tuple[Path, float], ...] = ()
+    """Where it trains on several indexes, all of them with their weights; `index` is the first."""
+
+    @property
+    def named(self) -> str:
+        """The indexes that it trains on, for messages."""
+        return " and ".join(str(path) for path, _ in self.mixed) or str(self.index)
 
     def replace(self, **paths: Path | None) -> StageInputs:
         """The same with other paths."""
@@ -124,7 +131,7 @@ class Workspace:
     def unlabelled(self) -> str:
         """The name of the index that the teacher scores: the student's, else `unlabelled`."""
         student = self.config.stages.get("student")
-        name = student.index if student else "unlabelled"
+        name = next(iter(student.weights)) if student else "unlabelled"
         self.index(name)
         return name
 
@@ -165,14 +172,18 @@ class Workspace:
                 )
         if init is None and source.init is not None:
             init = self.complete_run(source.init)
+        indexes = {name: self.built_index(name) for name in source.weights}
+        first = next(iter(indexes))
+        mixed = tuple((path, source.weights[name]) for name, path in indexes.items())
         return StageInputs(
             config=file.resolve(),
-            index=self.built_index(source.index),
+            index=indexes[first],
             out=(out or self.run_path(stage)).resolve(),
             evaluate=self.built_index(source.evaluate) if source.evaluate else None,
             pseudolabels=pseudolabels,
             init=init.resolve() if init else None,
-            predictions=self._newest_predictions(source.index) if stage == "student" else None,
+            predictions=self._newest_predictions(first) if stage == "student" else None,
+            mixed=mixed if len(mixed) > 1 else (),
         )
 
     def _newest_predictions(self, index: str) -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from PIL import Image
 from running import refused, wsl_json
 
@@ -270,7 +271,29 @@ def test_bad_data_names_file_and_place(
     assert (code, "unknown key 'modle'; did you mean 'model'?" in text) == (2, True)
 
 
-def test_corrupt_images_are_skipped_and_counted_and_too_many_fail_the_run(
+def test_a_stage_trains_on_several_indexes_of_a_workspace(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (workspace / "wsl.yaml").read_text()
+    tree = yaml.safe_load(text)
+    tree["stages"]["teacher"]["index"] = {"labelled": 3, "test": 1}
+    (tmp_path / "wsl.yaml").write_text(yaml.safe_dump(tree))
+    for name in ("index", "configs", "data"):
+        (tmp_path / name).symlink_to(workspace / name)
+    command = ["train", "-w", str(tmp_path), "--stage", "teacher", "--set", "num_steps=4"]
+    assert run([*command, "--set", "data.sampling=uniform", "--set", "data.label_noise=0.5"]) == 0
+    info = json.loads((tmp_path / "runs" / "teacher" / "run.json").read_text())
+    assert info["inputs"]["index_weights"] == [3, 1]
+    assert info["inputs"]["index_fingerprint"].count("+") == 1
+    code, said = refused(capsys, *command)
+    assert (code, "data.label_noise, data.sampling differ" in said) == (2, True)
+    tree["stages"]["teacher"]["index"] = ["labelled", "unlabelled"]
+    (tmp_path / "wsl.yaml").write_text(yaml.safe_dump(tree))
+    code, said = refused(capsys, *command, "--overwrite")
+    assert (code, "have different vocabularies" in said) == (2, True)
+
+
+def test_corrupt_images_are_replaced_and_counted_and_too_many_fail_the_run(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = wsl.Index.open(workspace / "index" / "test")
@@ -288,7 +311,7 @@ def test_corrupt_images_are_skipped_and_counted_and_too_many_fail_the_run(
     base = ["train", "--stage", "teacher", "--index", tmp_path / "i", "-c", config, "--set", "num_steps=4"]
     code = run([str(a) for a in [*base, "--out", tmp_path / "good"]])
     assert code == 0
-    assert "corrupt images skipped" in capsys.readouterr().err
+    assert "corrupt images replaced" in capsys.readouterr().err
     limit = ["--set", "data.max_corrupt_share=0.001"]
     code, text = refused(capsys, *base, *limit, "--out", tmp_path / "bad")
     assert (code, "could not be decoded" in text) == (3, True)

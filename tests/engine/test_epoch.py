@@ -357,3 +357,7 @@ def test_joined_indexes_answer_for_a_mixed_order(many_shards: wsl.Index, tmp_pat
         wsl.MixedOrder(orders, [1, 0])
     with pytest.raises(wsl.UsageError, match="run from 0"):
         joined.keys([len(joined)])
+    wsl.drop_samples(other.path, ["o3"])
+    joined = wsl.JoinedIndex([many_shards, wsl.Index.open(other.path)])
+    assert joined.dropped.tolist() == [len(many_shards) + 3]
+    assert joined.read([len(many_shards) + 3]) == [b""]

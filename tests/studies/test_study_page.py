@@ -16,13 +16,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsl._core import DataError, UsageError
+from wsl.config import load
 from wsl.report.charts import Chart, Point, begins_at_zero, chart
 from wsl.report.page import render
 from wsl.studies import figures
 from wsl.studies.figures import chart_of, figure_data, table_of
+from wsl.studies.findings import judge_all
 from wsl.studies.page import read_study, study_page, write_study
+from wsl.studies.plan import axis_values, plan_steps
 from wsl.studies.spec import Figure, StudyConfig
 
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = {
+    "top1",
+    "top5",
+    "macro",
+    "recall_at_10",
+    "loss",
+    "seconds",
+    "precision",
+    "share_foreign",
+    "num_pairs",
+}
 HOSTILE = '<script>alert("x")</script> & $x$'
 BY_K: dict[str, Any] = {
     "title": "Accuracy by K",
@@ -82,7 +97,13 @@ def test_the_table_under_a_figure_has_every_seed() -> None:
     assert columns == ["line", "k", "mean", "95 % interval", "by seed"]
     assert table[0][:2] == ["student", "100"]
     assert table[0][2] == "79.60 %"
-    assert table[3] == ["teacher", "any", "82.50 %", "76.15 to 88.85 %", "0: 82.00 %, 2: 83.00 %"]
+    assert table[3] == [
+        "teacher",
+        "any",
+        "82.50 %",
+        "76.15\u00a0to\u00a088.85\u00a0%",
+        "0: 82.00 %, 2: 83.00 %",
+    ]
 
 
 @pytest.mark.parametrize("metric", ["loss", "seconds"])
@@ -217,3 +238,29 @@ def test_an_empty_frame_makes_a_page() -> None:
     empty = pl.DataFrame(schema={"step": pl.String, "seed": pl.Int64, "k": pl.Int64, "top1": pl.Float64})
     text = render(study_page(sweep(figures=[BY_K | {"across": {}}]), empty))
     assert "Nothing to draw" in text
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_figure_and_claim_of_a_shipped_study_is_made_of_its_plan(file: Path) -> None:
+    config = load(StudyConfig, file)
+    sizes = {axis: [100 * (place + 1) for place in range(5)] for axis in config.shares}
+    plan = plan_steps(config, axis_values(config, sizes))
+    metrics = {figure.metric for figure in config.figures} | {peak.metric for peak in config.peaks}
+    for finding in config.findings:
+        metrics |= {finding.metric, *(side.metric or finding.metric for side in (finding.of, finding.less))}
+    groups = {group for step in config.runs.values() for group in step.groups}
+    known = {f"{recall}_{group}" for recall in ("recall", "recall_at_10") for group in groups}
+    assert metrics <= known | MEASURED
+    rng = np.random.default_rng(0)
+    rows = [
+        {"step": place.name, **dict(place.values), **{metric: float(rng.random()) for metric in metrics}}
+        for place in plan.steps
+    ]
+    study = rows_of(config, rows)
+    for drawn in config.figures:
+        data = figure_data(drawn, study)
+        assert all(len(place.estimate) == len(config.seeds) for place in (*data.places, *data.across))
+        assert len({place.x for place in data.places}) > 1
+    findings, peaks = judge_all(config, study)
+    for found in (*findings, *peaks):
+        assert found.verdict != "not measured", found

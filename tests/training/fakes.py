@@ -20,8 +20,11 @@ class FileIndex:
 
     vocabulary_fingerprint = "ten classes"
     label_kind = "class"
+    class_names = None
+    dropped = ()
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         file = np.load(path / "index.npz")
         self._images, self._labels, self._corrupt = (
             file["images"],
@@ -41,7 +44,7 @@ class FileIndex:
     def labels(self, ordinals: Any) -> list[list[int]]:
         return [[int(self._labels[o])] for o in ordinals]
 
-    def read(self, ordinals: Any) -> list[bytes]:
+    def read(self, ordinals: Any, *, num_threads: int = 1) -> list[bytes]:
         return [b"no image" if int(o) in self._corrupt else png(self._images[o]) for o in ordinals]
 
 
@@ -49,7 +52,11 @@ class Order:
     """A stream of permutations, in memory."""
 
     def __init__(self, num: int, factors: Any = None, *, seed: int) -> None:
+        self._num = num
         self._epochs = [np.random.default_rng([seed, e]).permutation(num) for e in range(50)]
+
+    def __len__(self) -> int:
+        return self._num
 
     def __getitem__(self, span: slice) -> Any:
         return np.concatenate(self._epochs)[span].astype(np.int64)

@@ -23,6 +23,7 @@ from torch import nn
 from wsl._core import WslError
 from wsl.config import StageConfig
 from wsl.data.dataset import Images, LabelledExamples
+from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
 from wsl.errors import explain
 from wsl.train import _interrupt
@@ -128,10 +129,10 @@ class Part:
         import wsl
 
         index: Any = wsl.Index.open(self.maker.index)
-        examples = LabelledExamples(index, config.data, config.seed)
         order: Any = wsl.EpochOrder(len(index), seed=config.seed)
-        images = Images(index, config.model, config.data)
-        batches = Batches(config, images, examples, order, Sampler(16, self.rank, self.world_size))
+        images = Images.of(index, config.model, config.data)
+        loader = Loader(images, LabelledExamples(index), order, config.seed)
+        batches = Batches(config, loader, Sampler(16, self.rank, self.world_size))
         torch.manual_seed(config.seed)
         net = nn.parallel.DistributedDataParallel(task.build_model(config.model, 4))
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -225,6 +226,19 @@ class Part:
             self.write(out, str(stopped))
 
     # Resuming.
+
+    def chain(self) -> None:
+        """Two ranks stop after 6 of 12 steps and go on with two workers, under ZeRO 0, 2 and 3."""
+        use_net(plain=False)
+        for number in (0, 2, 3):
+            options = {**RESUMED, "num_steps": 12, **ZERO[number]}
+            if number == 3:
+                del options["ema_decay"]
+            with Trace(self.folder / f"chain whole {number}-{self.rank}.jsonl"):
+                self.run(f"chain whole {number}", **options)
+            self.stop_at(f"chain cut {number}", 6, options)
+            with Trace(self.folder / f"chain cut {number}-{self.rank}.jsonl"):
+                self.run(f"chain cut {number}", **options, data={"num_workers": 2})
 
     def whole(self) -> None:
         use_net(plain=False)

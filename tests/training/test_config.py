@@ -86,6 +86,8 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "data.target belongs to the stage student": {"data": {"target": "soft"}},
     "does not weigh": {"stage": "student", "data": {"sampling": "uniform"}},
     "trains on pseudo-labels": {"stage": "student", "data": {"label_noise": 0.1}},
+    "data.window shuffles": {"stage": "student", "data": {"window": 4}},
+    "data.augment_level is the strength": {"data": {"augment_level": 5}},
     "data.threshold belongs to another": {"data": {"threshold": 0.1}},
     "keep_best needs evaluate_every": {"keep_best": 1},
     "saves nothing": {"train": "last-layer", "execution": {"activation_checkpointing": True}},

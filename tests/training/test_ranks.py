@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(task, "build_model", task.build_model)
         install(patch.setitem)
         ranks.Part(path).shrink()
-    parts = ("equal", "options", "not_finite", "full", "world", "grown", "whole", "killed")
+    parts = ("equal", "options", "not_finite", "full", "world", "grown", "chain", "whole", "killed")
     code, log = launch(path, *parts)
     (path / "first.json").write_text(json.dumps([code, log]))
     return path
@@ -159,6 +159,22 @@ def test_two_ranks_go_on_where_one_stopped(folder: Path, number: int) -> None:
     whole = losses(folder, f"world whole {number}")
     assert losses(folder, f"grown {number}") == pytest.approx(whole, abs=1e-6)
     assert not list((folder / f"grown {number}").glob("checkpoints/.*"))
+
+
+@pytest.mark.parametrize("number", [0, 2, 3])
+def test_a_stopped_run_goes_on_bit_for_bit_under_other_zero_stages(folder: Path, number: int) -> None:
+    """Loss to the last bit, samples, and the generator's state, with BatchNorm and dropout on each rank."""
+    whole, cut = f"chain whole {number}", f"chain cut {number}"
+    assert "stopped after step 6 of 12 (SIGTERM)" in read(folder, f"{cut}-0")
+    streams = []
+    for rank in range(2):
+        expected = steps(folder / f"{whole}-{rank}.jsonl")
+        assert [row[0] for row in expected] == list(range(12))
+        assert steps(folder / f"{cut}-{rank}.jsonl") == expected
+        streams.append([row[3] for row in expected])
+    assert all(one != other for one, other in zip(*streams, strict=True))
+    weights = [load_file(folder / run / "model.safetensors") for run in (whole, cut)]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
 def test_a_run_cut_again_and_again_is_bit_for_bit_one_never_stopped(folder: Path) -> None:

@@ -266,6 +266,71 @@ def test_the_student_learns_the_teachers_scores(
         collect_scores(paths["predictions"], student.root / "copy", np.arange(97), 4, None)
 
 
+def test_what_cannot_be_shown_is_replaced_and_a_run_goes_on_to_the_same_bits(
+    tmp_path: Path, stages: StageMaker
+) -> None:
+    corrupt = (3, 40, 41)
+    damaged = StageMaker(tmp_path / "damaged", corrupt=corrupt)
+    options: dict[str, Any] = {"num_steps": 18, "data": {"max_corrupt_share": 0.1}}
+    seen: dict[str, dict[int, list[int]]] = {}
+    plain = Stepper.step
+
+    def run(out: str, *, stop_at: int | None = None) -> RunSummary:
+        def step(self: Stepper, batch: Any, lr: float, number: int, *, stop: bool = False) -> Any:
+            seen.setdefault(out, {})[number] = batch.ordinals.tolist()
+            assert (batch.weights.sum(1) == 1).all()
+            return plain(self, batch, lr, number, stop=stop or number == stop_at)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stepper, "step", step)
+            return run_stage(damaged.config(**options), damaged.inputs(out))
+
+    whole = run("whole")
+    asked = damaged.order(18 * 16)
+    shown = [sample for number in range(18) for sample in seen["whole"][number]]
+    assert not set(corrupt) & set(shown)
+    assert all(one == other for one, other in zip(shown, asked, strict=True) if other not in corrupt)
+    # Three epochs of three such samples, and those that were drawn in their place.
+    assert 9 <= whole.num_corrupt <= 12
+    with pytest.raises(Stopped):
+        run("cut", stop_at=7)
+    cut = run("cut")
+    assert seen["cut"] == seen["whole"]
+    assert cut.num_corrupt == whole.num_corrupt
+    one, two = (load_file(summary.run / "model.safetensors") for summary in (whole, cut))
+    assert all(one[key].equal(two[key]) for key in one)
+    with pytest.raises(wsl.DataError, match=r"more than data\.max_corrupt_share 0\.01 allows"):
+        run_stage(damaged.config(num_steps=18), damaged.inputs("refused"))
+
+
+def test_samples_that_were_taken_down_are_replaced_and_are_not_corrupt(
+    tmp_path: Path, stages: StageMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = (3, 40, 41)
+    damaged = StageMaker(tmp_path / "damaged", corrupt=taken)
+    monkeypatch.setattr(FileIndex, "dropped", np.array(taken))
+    options: dict[str, Any] = {"data": {"max_corrupt_share": 0.0}}
+    summary = run_stage(damaged.config(**options), damaged.inputs(evaluate=damaged.index))
+    assert summary.num_corrupt == 0
+    assert summary.evaluation is not None
+    result = evaluate_run(summary.run, damaged.index)
+    assert (result.num_samples, result.num_corrupt) == (93, 0)
+
+
+def test_randaugment_is_an_option_and_depends_on_no_worker(stages: StageMaker) -> None:
+    losses = []
+    for name, data in (
+        ("plain", {}),
+        ("augmented", {"augment_layers": 2}),
+        ("by workers", {"augment_layers": 2, "num_workers": 2}),
+        ("stronger", {"augment_layers": 2, "augment_level": 20}),
+    ):
+        run = run_stage(stages.config(log_every=1, data=data), stages.inputs(name))
+        losses.append([row["loss"] for row in metrics(run)])
+    assert losses[1] == losses[2]
+    assert len({tuple(found) for found in losses}) == 3
+
+
 def test_data_that_do_not_belong_together_are_refused_before_the_first_step(
     stages: StageMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

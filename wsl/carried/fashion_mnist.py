@@ -124,7 +124,10 @@ def read_parts(file: Path, source: Path | None, num_labelled: int) -> dict[str, 
 
 
 def write_data(folder: Path, file: Path, source: Path | None, num_labelled: int) -> list[Path]:
-    """Writes the shards, the class names and the truth about U (for measuring alone) to `folder`."""
+    """Writes the shards, the class names and the truth about U to `folder`.
+
+    The truth is for measuring, and for studies of hashtags that are right: it has a column of them too.
+    """
     parts = read_parts(file, source, num_labelled)
     written = []
     for name, part in parts.items():
@@ -134,7 +137,9 @@ def write_data(folder: Path, file: Path, source: Path | None, num_labelled: int)
     classes.write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
     hidden = parts["unlabelled"]
     keys = [f"train-{number:06}" for number in hidden.numbers]
-    pl.DataFrame({"key": keys, "class": hidden.labels.astype(np.uint32)}).write_parquet(folder / TRUTH)
+    tags = [[CLASSES[label].lower().replace(" ", "")] for label in hidden.labels.tolist()]
+    truth = {"key": keys, "class": hidden.labels.astype(np.uint32), "hashtags": tags}
+    pl.DataFrame(truth).write_parquet(folder / TRUTH)
     return [*written, classes, folder / TRUTH]
 
 

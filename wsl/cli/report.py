@@ -17,16 +17,22 @@ def register(app: typer.Typer) -> None:
 
 def report(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table of the true classes of selected images: key or sample, and class; "
+            "default: data/truth.parquet, where it is there."
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a workspace as one self-contained page: runs, curves, hashtags, selection."""
+    """Write a workspace as one self-contained page: every step's figures, sample images, studies."""
     from wsl._core import UsageError
-    from wsl.demo.page import workspace_page
+    from wsl.pages.workspace import workspace_page
     from wsl.report.page import write
-    from wsl.workspace import Workspace
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists already; pass --overwrite to replace it, or --out FILE")
-    write(out, workspace_page(Workspace.find(workspace).root))
+    write(out, workspace_page(workspace, out, truth))
     note(f"report: {out}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from wsl.data.transforms import DRAW_FLIP, crop_box, crop_boxes, uniforms
+from wsl.data.transforms import centre_box, crop_box, crop_boxes, flip, normalise, shift, uniforms
+
+if TYPE_CHECKING:
+    from wsl.config import DataConfig, ModelConfig
 
 DRAW_AUGMENT = 16
 """The first of the draws of RandAugment: operation and sign of each layer."""
@@ -34,24 +38,47 @@ class ImageOptions:
 
     image_size: int = 224
     """Side of the square, in pixels."""
+    num_channels: int = 3
+    """Colour channels; 1 turns images grey."""
     crop: bool = True
-    """RandomResizedCrop: 8 to 100 % of the area, sides 3:4 to 4:3; else the middle."""
+    """Train on a RandomResizedCrop: 8 to 100 % of the area, sides 3:4 to 4:3; elsewhere the middle is shown.
+    Otherwise the whole image, shifted."""
+    shift: int = 0
+    """Random translation by up to this many pixels, where nothing is cropped."""
     flip: bool = True
     augment_layers: int = 0
     """RandAugment's operations an image (Cubuk et al. 2020); 0 is off."""
     augment_level: int = 9
     """Their strength, 0 to 30."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     max_pixels: int = 50_000_000
     """Images with more pixels count as corrupt."""
 
+    @classmethod
+    def of(cls, model: ModelConfig, data: DataConfig) -> ImageOptions:
+        """Those of a stage."""
+        return cls(
+            image_size=model.image_size,
+            num_channels=model.num_channels,
+            crop=data.crop,
+            shift=data.shift,
+            flip=data.flip,
+            augment_layers=data.augment_layers,
+            augment_level=data.augment_level,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            max_pixels=data.max_pixels,
+        )
 
-def decode_image(content: bytes, max_pixels: int) -> torch.Tensor | None:
-    """An encoded image as uint8 3 x H x W, or None where it is not one or has too many pixels.
 
-    The size in the header is checked before a pixel is decoded; transparency is laid on white.
+def decode_image(content: bytes, max_pixels: int, num_channels: int = 3) -> torch.Tensor | None:
+    """An encoded image as uint8 C x H x W, or None where it is not one or has too many pixels.
+
+    The size in the header is checked before a pixel is decoded; transparency is laid on white. torchvision
+    decodes JPEG, Pillow everything else.
     """
+    mode, jpeg_mode = ("L", ImageReadMode.GRAY) if num_channels == 1 else ("RGB", ImageReadMode.RGB)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -61,39 +88,69 @@ def decode_image(content: bytes, max_pixels: int) -> torch.Tensor | None:
                     return None
                 if image.format == "JPEG" and image.mode in ("RGB", "L"):
                     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-                    pixels: torch.Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
+                    pixels: torch.Tensor = decode_jpeg(encoded, mode=jpeg_mode)
                     return pixels
                 if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
                     shown = image.convert("RGBA")
                     white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
                     image = Image.alpha_composite(white, shown)
-                pixels = F.pil_to_tensor(image.convert("RGB"))
-                return pixels
+                flat = np.array(image.convert(mode), dtype=np.uint8)
     except Exception:  # decoders of hostile bytes raise nearly everything
         return None
+    return torch.from_numpy(flat).view(*flat.shape[:2], num_channels).permute(2, 0, 1)
+
+
+def cut(
+    image: torch.Tensor, options: ImageOptions, numbers: npt.NDArray[np.float64] | None = None
+) -> torch.Tensor:
+    """uint8 C x H x W to C x S x S: the random crop that `numbers` stand for (a row of `crop_boxes`), or
+    what is shown where nothing is random."""
+    height, width = image.shape[1:]
+    side = options.image_size
+    if numbers is None and not options.crop:
+        if (height, width) == (side, side):
+            return image
+        whole: torch.Tensor = F.resize(image, [side, side])
+        return whole
+    box = centre_box(width, height) if numbers is None else crop_box(width, height, numbers)
+    left, top, right, bottom = box
+    x, y = int(left), int(top)
+    across, down = max(round(right - left), 1), max(round(bottom - top), 1)
+    part: torch.Tensor = F.resized_crop(
+        image, y, x, min(down, height - y), min(across, width - x), [side, side]
+    )
+    return part
+
+
+def augment(
+    images: torch.Tensor,
+    options: ImageOptions,
+    seed: int,
+    positions: npt.NDArray[np.int64],
+    *,
+    each: Callable[..., Iterable[torch.Tensor]] = map,
+) -> torch.Tensor:
+    """uint8 N x C x S x S shifted, flipped and under RandAugment; `each` maps over images."""
+    if not options.crop:
+        images = shift(images, seed, positions, options.shift)
+    if options.flip:
+        images = flip(images, seed, positions)
+    if not options.augment_layers:
+        return images
+
+    def one(image: torch.Tensor, position: np.int64) -> torch.Tensor:
+        layers, level = options.augment_layers, options.augment_level
+        return rand_augment(image, layers, level, seed, np.array([position]))
+
+    return torch.stack(list(each(one, images, positions)))
 
 
 def transform(image: torch.Tensor, options: ImageOptions, seed: int, position: int) -> torch.Tensor:
-    """uint8 3 x H x W to float32 3 x S x S: crop, flip, RandAugment, normalisation."""
+    """uint8 C x H x W to float32 C x S x S as it is trained on at `position`: cut, augmented, normalised."""
     positions = np.array([position], dtype=np.int64)
-    height, width = image.shape[1:]
-    side = options.image_size
-    if options.crop:
-        left, top, right, bottom = crop_box(width, height, crop_boxes(seed, positions)[0])
-    else:
-        edge = 0.875 * min(width, height)
-        left, top = (width - edge) / 2, (height - edge) / 2
-        right, bottom = left + edge, top + edge
-    x, y = int(left), int(top)
-    across, down = max(round(right - left), 1), max(round(bottom - top), 1)
-    image = F.resized_crop(image, y, x, min(down, height - y), min(across, width - x), [side, side])
-    if options.flip and uniforms(seed, positions, DRAW_FLIP)[0] < 0.5:
-        image = F.horizontal_flip(image)
-    if options.augment_layers:
-        image = rand_augment(image, options.augment_layers, options.augment_level, seed, positions)
-    scaled = F.to_dtype(image, torch.float32, scale=True)
-    normal: torch.Tensor = F.normalize(scaled, list(options.mean), list(options.std), inplace=True)
-    return normal
+    numbers = crop_boxes(seed, positions)[0] if options.crop else None
+    shown = augment(cut(image, options, numbers)[None], options, seed, positions)
+    return normalise(shown, options.mean, options.std)[0]
 
 
 def rand_augment(

@@ -1,30 +1,29 @@
 """From ordinals of an index to batches of pixels and targets.
 
 `Images` reads, checks, decodes and caches; `Examples` says what is trained on: the samples of an
-index with their labels, or the rows of a pseudo-label file. An image that cannot be decoded is
-never replaced by another: it stays in its batch with weight 0 and is counted.
+index with their labels, or the rows of a pseudo-label file.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from PIL import Image
 
 import wsl
 from wsl._core import DataError, UsageError
 from wsl.config import DataConfig, ModelConfig
-from wsl.data import transforms
+from wsl.data.augment import ImageOptions, cut, decode_image
 
+T = TypeVar("T")
 Ordinals = npt.NDArray[np.int64]
 
 
@@ -52,86 +51,120 @@ class Targets:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images uint8 N x C x S x S, and which of them could be decoded (bool N)."""
+    """Images uint8 N x C x S x S, and which of them can be shown (bool N)."""
 
     images: torch.Tensor
     valid: torch.Tensor
+    corrupt: torch.Tensor
+    """bool N: which should have been; samples that were taken down are neither."""
+
+
+@dataclass
+class Decoded:
+    """Whole images by ordinal, uint8 S x S x C, and their size in all."""
+
+    images: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    num_bytes: int = 0
+
+    def keep(self, ordinal: int, image: npt.NDArray[np.uint8], limit_bytes: int) -> None:
+        """Keeps an image while they do not exceed the limit."""
+        if ordinal not in self.images and self.num_bytes + image.nbytes <= limit_bytes:
+            self.images[ordinal] = image
+            self.num_bytes += image.nbytes
+
+
+SHARED_BYTES = 256 << 20
+_shared: dict[tuple[Any, ...], Decoded] | None = None
+
+
+@contextmanager
+def sharing_decoded() -> Iterator[None]:
+    """Within it, all `Images` of the same samples and size decode an image once, for stages of one process.
+
+    At most `SHARED_BYTES` of each are kept, whatever the stages say.
+    """
+    global _shared  # noqa: PLW0603
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
 
 
 class Images:
-    """Decodes samples of an index to squares of the network's size."""
+    """Samples of an index as squares of the network's size.
 
-    def __init__(self, index: ImageIndex, model: ModelConfig, data: DataConfig) -> None:
-        self.index, self.model, self.data = index, model, data
-        self._cache: dict[int, npt.NDArray[np.uint8]] = {}
-        self._cached_bytes = 0
-        self._pool = ThreadPoolExecutor(data.num_workers) if data.num_workers else None
+    Args:
+        index: where they are read.
+        options: what becomes of them.
+        num_threads: how many decode; 0 leaves it to the caller's.
+        cache_bytes: of decoded images kept in memory; only whole ones are.
+    """
+
+    def __init__(
+        self, index: ImageIndex, options: ImageOptions, *, num_threads: int = 0, cache_bytes: int = 0
+    ) -> None:
+        self.index, self.options = index, options
+        self.cache_bytes = cache_bytes if _shared is None else SHARED_BYTES
+        self._cache = self._decoded()
+        self._pool = ThreadPoolExecutor(num_threads) if num_threads else None
+
+    @classmethod
+    def of(cls, index: ImageIndex, model: ModelConfig, data: DataConfig) -> Images:
+        """Those of a stage."""
+        options = ImageOptions.of(model, data)
+        return cls(index, options, num_threads=data.num_workers, cache_bytes=data.cache_bytes)
+
+    def _decoded(self) -> Decoded:
+        """What is decoded already, by others too where they share."""
+        if _shared is None:
+            return Decoded()
+        options, path = self.options, getattr(self.index, "path", None)
+        shown = (options.image_size, options.num_channels, options.crop, options.max_pixels)
+        return _shared.setdefault((path, self.index.fingerprint, *shown), Decoded())
 
     def load(self, ordinals: Ordinals, crops: npt.NDArray[np.float64] | None = None) -> Pixels:
         """The images of `ordinals`; with `crops` (N x 4, `transforms.crop_boxes`) random crops of them."""
-        missing = [i for i, o in enumerate(ordinals.tolist()) if crops is not None or o not in self._cache]
+        known = self._cache.images
+        missing = [i for i, o in enumerate(ordinals.tolist()) if crops is not None or o not in known]
         contents = self.index.read(ordinals[missing]) if missing else []
-        jobs = [
-            (bytes(c), None if crops is None else crops[i]) for c, i in zip(contents, missing, strict=True)
-        ]
-        run: Any = self._pool.map if self._pool else map
-        decoded = dict(zip(missing, run(self._decode_job, jobs), strict=True))
-        side, channels = self.model.image_size, self.model.num_channels
+        numbers = [None if crops is None else crops[i] for i in missing]
+        decoded = dict(zip(missing, self.each(self._decode, contents, numbers), strict=True))
+        side, channels = self.options.image_size, self.options.num_channels
         images = np.zeros((len(ordinals), side, side, channels), dtype=np.uint8)
         valid = np.ones(len(ordinals), dtype=bool)
         for i, ordinal in enumerate(ordinals.tolist()):
-            image = decoded[i] if i in decoded else self._cache[ordinal]
+            image = decoded[i] if i in decoded else known[ordinal]
             if image is None:
                 valid[i] = False
                 continue
             images[i] = image
             if crops is None:
-                self._remember(ordinal, image)
-        return Pixels(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(valid))
+                self._cache.keep(ordinal, image, self.cache_bytes)
+        corrupt = ~valid
+        corrupt[corrupt] = ~self._taken_down(ordinals[corrupt])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return Pixels(pixels, torch.from_numpy(valid), torch.from_numpy(corrupt))
 
-    def _remember(self, ordinal: int, image: npt.NDArray[np.uint8]) -> None:
-        if ordinal not in self._cache and self._cached_bytes + image.nbytes <= self.data.cache_bytes:
-            self._cache[ordinal] = image
-            self._cached_bytes += image.nbytes
+    def each(self, function: Callable[..., T], *arguments: Iterable[Any]) -> Iterable[T]:
+        """`map`, on the threads that decode."""
+        return self._pool.map(function, *arguments) if self._pool else map(function, *arguments)
 
-    def _decode_job(self, job: tuple[bytes, npt.NDArray[np.float64] | None]) -> npt.NDArray[np.uint8] | None:
-        return decode(job[0], self.model, self.data, job[1])
+    def _taken_down(self, ordinals: Ordinals) -> npt.NDArray[np.bool_]:
+        """Which samples were taken down (`wsl index drop`)."""
+        dropped = np.asarray(getattr(self.index, "dropped", ()), dtype=np.int64)
+        if not len(dropped):
+            return np.zeros(len(ordinals), dtype=bool)
+        places = np.searchsorted(dropped, ordinals)
+        found: npt.NDArray[np.bool_] = dropped[np.minimum(places, len(dropped) - 1)] == ordinals
+        return found
 
-
-def decode(
-    content: bytes, model: ModelConfig, data: DataConfig, crop: npt.NDArray[np.float64] | None = None
-) -> npt.NDArray[np.uint8] | None:
-    """An encoded image as uint8 S x S x C, or None where it is not one or has too many pixels.
-
-    The size in the header is checked before a pixel is decoded; transparency is laid on white.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > data.max_pixels:
-                    return None
-                flat = _flatten(image, "L" if model.num_channels == 1 else "RGB")
-    except Exception:  # decoders of hostile bytes raise nearly everything
-        return None
-    side = model.image_size
-    box: tuple[float, float, float, float] | None = None
-    if crop is not None:
-        box = transforms.crop_box(flat.width, flat.height, crop)
-    elif data.crop:
-        box = transforms.centre_box(flat.width, flat.height)
-    if box is not None or flat.size != (side, side):
-        flat = flat.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(flat, dtype=np.uint8).reshape(side, side, model.num_channels)
-
-
-def _flatten(image: Image.Image, mode: str) -> Image.Image:
-    """`image` in `mode`, its transparent parts white."""
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert(mode)
+    def _decode(
+        self, content: bytes, numbers: npt.NDArray[np.float64] | None
+    ) -> npt.NDArray[np.uint8] | None:
+        """uint8 S x S x C."""
+        image = decode_image(bytes(content), self.options.max_pixels, self.options.num_channels)
+        return None if image is None else cut(image, self.options, numbers).permute(1, 2, 0).numpy()
 
 
 class Examples:
@@ -151,20 +184,19 @@ class Examples:
 class LabelledExamples(Examples):
     """The samples of an index with 1/k on each of their k labels."""
 
-    def __init__(self, index: ImageIndex, data: DataConfig, seed: int) -> None:
+    def __init__(self, index: ImageIndex, *, label_noise: float = 0.0, seed: int = 0) -> None:
         self.index: Any = index
-        self.noise, self.seed = data.label_noise, seed
+        self.noise, self.seed = label_noise, seed
         self.num_examples = len(index)
-        self._noise = wsl.label_noise if data.label_noise > 0 else None
 
     def ordinals(self, examples: Ordinals) -> Ordinals:
         return examples
 
     def targets(self, examples: Ordinals) -> Targets:
-        if self._noise is None:
+        if self.noise == 0.0:
             rows = [np.asarray(row, dtype=np.int64) for row in self.index.labels(examples)]
         else:
-            noisy = self._noise(self.index, examples, share=self.noise, seed=self.seed)
+            noisy = wsl.label_noise(self.index, examples, share=self.noise, seed=self.seed)
             rows = [np.asarray(row, dtype=np.int64) for row in noisy]
         return pad(rows, [np.full(len(row), 1 / max(len(row), 1)) for row in rows])
 

@@ -8,6 +8,7 @@ of ranks or workers changes a single pixel.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ def flip(images: torch.Tensor, seed: int, positions: npt.NDArray[np.int64]) -> t
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
-def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 N x C x H x W to float32, scaled to [0, 1], less `mean`, over `std` (one each channel)."""
     channels = images.shape[1]
     centre = torch.tensor(mean[:channels]).view(1, -1, 1, 1)
@@ -66,7 +67,8 @@ def crop_boxes(seed: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.fl
 
 
 def crop_box(width: int, height: int, numbers: npt.NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """A random crop of 8 to 100 % of the area, sides 3:4 to 4:3 (Szegedy et al. 2015), as Pillow's box."""
+    """A random crop of 8 to 100 % of the area, sides 3:4 to 4:3 (Szegedy et al. 2015): left, top, right,
+    bottom."""
     area = width * height * (0.08 + 0.92 * float(numbers[0]))
     ratio = math.exp((2 * float(numbers[1]) - 1) * math.log(4 / 3))
     crop_width = min(math.sqrt(area * ratio), width)

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsl.report import plots
-from wsl.report.plots import GREY, PALETTE
+from wsl.report.plots import DASHES, GREY, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), "-.")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "++")
 INK = "#1d2733"
 GEOMETRIC = 10.0
@@ -103,7 +102,7 @@ def _draw(chart: Chart) -> Figure:
     axes.set_xlabel(plots.plain(chart.xlabel))
     axes.set_ylabel(plots.plain(chart.ylabel))
     if chart.percent:
-        axes.yaxis.set_major_formatter(_percent(*axes.get_ylim()))
+        axes.yaxis.set_major_formatter(_percent())
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         widest = max(map(len, labels))
@@ -137,7 +136,7 @@ def _highest(chart: Chart) -> float:
 
 def _lines(axes: Axes, chart: Chart) -> None:
     places = sorted({float(point.x) for points in chart.lines.values() for point in points})
-    logarithmic = _numbers(axes, places)
+    logarithmic = _numbers(axes, places, room=44 if chart.reference else 70)
     span = places[-1] - places[0] or 1.0
     for number, (name, points) in enumerate(chart.lines.items()):
         # Lines side by side by a hair, or their whiskers hide each other.
@@ -170,7 +169,7 @@ def _whiskers(axes: Axes, xs: Sequence[float], points: Sequence[Point], colour: 
         axes.plot(seeds, point.values, "o", mfc="none", mec=colour, mew=0.8, markersize=3.6, alpha=0.75)
 
 
-def _numbers(axes: Axes, places: Sequence[float], room: int = 64) -> bool:
+def _numbers(axes: Axes, places: Sequence[float], room: int) -> bool:
     """Sets up an axis of numbers with the places themselves as ticks; True where it is logarithmic.
 
     `room` is how many letters fit along the axis.
@@ -254,7 +253,7 @@ def _reference(axes: Axes, chart: Chart) -> None:
     values = [value for _, value in chart.reference]
     if all(isinstance(x, (int, float)) for x, _ in chart.reference):
         points = sorted((float(x), value) for x, value in chart.reference)
-        _numbers(axes, [x for x, _ in points], room=36)
+        _numbers(axes, [x for x, _ in points], room=22)
         xs, ys = [x for x, _ in points], [value for _, value in points]
         axes.plot(xs, ys, color=INK, marker="s", markersize=5, linestyle=(0, (2, 2)), linewidth=1.2)
     else:
@@ -264,12 +263,20 @@ def _reference(axes: Axes, chart: Chart) -> None:
         axes.set_xlim(-0.6, len(values) - 0.4)
     axes.set_xlabel(plots.plain(chart.xlabel))
     if chart.percent:
-        axes.yaxis.set_major_formatter(_percent(*axes.get_ylim()))
+        axes.yaxis.set_major_formatter(_percent())
 
 
-def _percent(low: float, high: float) -> Any:
-    """Percentages with as many decimals as the span needs."""
-    from matplotlib.ticker import FuncFormatter
+def _percent() -> Any:
+    """Percentages with as many decimals as the ticks need to differ."""
+    from matplotlib.ticker import Formatter
 
-    decimals = 0 if high - low > 0.04 else 1 if high - low > 0.004 else 2
-    return FuncFormatter(lambda value, _: f"{100 * value:.{decimals}f} %")
+    class Percent(Formatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return self.format_ticks([x])[0]
+
+        def format_ticks(self, values: Any) -> list[str]:
+            shares = [100 * float(value) for value in values]
+            decimals = next((d for d in range(3) if all(abs(s - round(s, d)) < 1e-6 for s in shares)), 3)
+            return [f"{share:.{decimals}f} %" for share in shares]
+
+    return Percent()

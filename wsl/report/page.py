@@ -38,16 +38,16 @@ section{background:var(--card);border:1px solid var(--line);border-radius:12px;p
 h2{font-size:1.28rem;margin:0 0 12px;letter-spacing:-.01em}
 section p{max-width:46em;margin:0 0 16px}
 figure{margin:0 0 20px}
-figure>.plot{background:#fff;border-radius:8px;overflow-x:auto}
+figure>.plot{background:#fff;border-radius:8px;overflow-x:auto;padding:6px 10px}
 figure svg{display:block;width:100%;height:auto}
 figcaption,.caption{color:var(--soft);font-size:.86rem;margin-top:6px}
 .scroll{overflow-x:auto;margin:0 0 20px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.94rem}
 th{color:var(--soft);font-weight:600;font-size:.78rem;text-align:left;border-bottom:2px solid var(--line);padding:6px 14px 6px 0}
 td{border-bottom:1px solid var(--line);padding:8px 14px 8px 0;vertical-align:top}
-.number{text-align:right;white-space:nowrap}
+td.number,th.number{text-align:right;white-space:nowrap;padding-right:24px}
 tbody tr:last-child td{border-bottom:0}
-td small{display:block;color:var(--soft);font-size:.8rem;line-height:1.4;margin-top:3px}
+td small{display:block;color:var(--soft);font-size:.86em;line-height:1.4;margin-top:3px}
 h3{font-size:1rem;margin:24px 0 8px}
 a{color:var(--link)}
 .badge{display:inline-block;border:1.5px solid currentColor;border-radius:12px;padding:0 10px;font-size:.8rem;font-weight:600;line-height:1.6;color:var(--soft)}
@@ -63,12 +63,12 @@ table.slim{width:auto;min-width:min(22em,100%)}
 .pictures img{display:block;width:72px;height:72px;object-fit:contain;border-radius:6px;background:#fff;border:1px solid var(--line);image-rendering:pixelated;margin-bottom:3px}
 .nothing{color:var(--soft);font-style:italic;padding:12px}
 @media(max-width:640px){.frame{padding:28px 12px 64px;gap:24px}section{padding:20px 16px;border-radius:8px}h1{font-size:1.7rem;overflow-wrap:anywhere}
-.subtitle{overflow-wrap:anywhere}figure>.plot>svg{min-width:560px}
+.subtitle{overflow-wrap:anywhere}figure>.plot{padding:4px}
 .stack thead{display:none}.stack tr{display:block;border-bottom:1px solid var(--line);padding:10px 0}.stack td{display:block;border:0;padding:2px 0;text-align:left}
 .stack td[data-name]:not([data-name=""])::before{content:attr(data-name) ": ";color:var(--soft);font-size:.8rem}}
 @page{margin:16mm 14mm}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--ground:#fff;--card:#fff;--link:#000;--good:#000;--open:#000;--bad:#000}
-body{font-size:10.5pt;line-height:1.45}.frame{display:block;max-width:none;padding:0}nav{display:none}section{border:0;padding:0;margin:0 0 20pt}
+body{font-size:10.5pt;line-height:1.45}.frame{display:block;max-width:none;padding:0}header{margin-bottom:18pt}nav{display:none}section{border:0;padding:0;margin:0 0 20pt}
 h2,h3,h4{break-after:avoid}figure,tr,.pictures div{break-inside:avoid}figure svg{max-height:110mm}.scroll,figure>.plot{overflow:visible}
 table{font-size:8.5pt}td,th{padding:3pt 6pt 3pt 0}.pictures{grid-template-columns:repeat(auto-fill,62px)}.pictures img{width:56px;height:56px}}
 """  # noqa: E501
@@ -242,8 +242,16 @@ def _block(block: Block) -> str:
     if isinstance(block, TableBlock):
         return _table(block)
     if isinstance(block, SvgBlock):
-        return f'<figure><div class="plot">{block.svg}</div>{_caption(block.caption, "figcaption")}</figure>'
+        return _plot(block)
     return _gallery(block)
+
+
+def _plot(block: SvgBlock) -> str:
+    """A card as wide as its plot."""
+    width = re.match(r"<svg[^>]*max-width:(\d+)px", block.svg)
+    style = f' style="max-width:{int(width[1]) + 20}px"' if width else ""
+    caption = _caption(block.caption, "figcaption")
+    return f'<figure><div class="plot"{style}>{block.svg}</div>{caption}</figure>'
 
 
 def _caption(text: str, tag: str) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#5f6b7a"
 PALETTE = (BLUE, RED, GREEN, ORANGE, PURPLE, GREY)
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)), "-.")
 MAX_BARS = 40
 STYLE = {
     "font.family": "sans-serif",
@@ -158,6 +159,13 @@ def selection_balance(names: Sequence[str], before: Sequence[int], after: Sequen
     return svg(figure, "Selected images by class")
 
 
+def selection(classes: Sequence[Mapping[str, Any]], images: Mapping[str, int]) -> str:
+    """What `save_selection` writes, for a page."""
+    with style():
+        figure = _selection_figure(classes, images)
+    return svg(figure, "Selection by class")
+
+
 def save_selection(path: Path, classes: Sequence[Mapping[str, Any]], images: Mapping[str, int]) -> None:
     """A selection as a file: images of each class, score at its cut, images by their number of classes.
 
@@ -203,7 +211,8 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str, t
     figure, axes = new_figure(7.2, 3.8)
     for number, (name, points) in enumerate(drawn.items()):
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=PALETTE[number % len(PALETTE)], linewidth=1.6, label=plain(name))
+        colour, dash = PALETTE[number % len(PALETTE)], DASHES[number % len(DASHES)]
+        axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.6, label=plain(name))
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
     axes.set_ylim(bottom=0)

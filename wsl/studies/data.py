@@ -21,7 +21,7 @@ import polars as pl
 
 from wsl import carried
 from wsl._core import UsageError
-from wsl.config import IndexConfig
+from wsl.config import IndexConfig, change, check
 from wsl.index import Index
 from wsl.indexing import build_one_index, index_jobs
 from wsl.publish import publish_text
@@ -82,17 +82,22 @@ class StudyData:
         return path
 
     def _settings(self, plan: IndexPlan, places: Mapping[str, Place]) -> IndexConfig:
-        tree = plan.settings.model_dump(exclude={"draw", "vocabulary_of"}, exclude_unset=True)
+        tree: dict[str, Any] = {}
+        if plan.settings.like is not None:
+            tree = self.workspace.index(plan.settings.like).model_dump(exclude_unset=True)
+        own = {"like", "set", "draw", "vocabulary_of"}
+        tree |= plan.settings.model_dump(exclude=own, exclude_unset=True)
+        for key, value in plan.settings.set.items():
+            change(tree, key, value)
         for key in ("shards", "records", "class_names"):
             given = tree.get(key)
             if given is not None:
-                tree[key] = (
-                    [self.path(str(g)) for g in given] if isinstance(given, list) else self.path(str(given))
-                )
+                paths = [self.path(str(path)) for path in (given if isinstance(given, list) else [given])]
+                tree[key] = paths if isinstance(given, list) else paths[0]
         if plan.settings.vocabulary_of is not None:
             other = self.index(plan.settings.vocabulary_of, places)
             tree["vocabulary"] = {"file": other / "vocabulary.parquet"}
-        return IndexConfig.model_validate(tree)
+        return check(IndexConfig, tree, f"indexes.{plan.place}")
 
     def _draw(self, draw: Draw, places: Mapping[str, Place], where: str) -> list[str]:
         if draw.truth is not None:

@@ -133,7 +133,7 @@ def chart_of(data: FigureData) -> Chart:
         figure.title,
         lines,
         bands,
-        xlabel=figure.x,
+        xlabel=figure.x_label or figure.x,
         ylabel=metric_name(figure.metric),
         percent=data.is_share,
         reference=figure.reference_points,
@@ -166,7 +166,7 @@ def interval_text(metric: str, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "-"
     if is_share(metric):
-        return f"{100 * low:.2f} to {100 * high:.2f} %"
+        return f"{100 * low:.2f}\u00a0to\u00a0{100 * high:.2f}\u00a0%"
     return f"{value_text(metric, low)} to {value_text(metric, high)}"
 
 
@@ -174,7 +174,10 @@ def value_text(metric: str, value: float) -> str:
     """A value of a metric as it is shown: shares as percentages."""
     if is_share(metric):
         return f"{100 * value:.2f} %"
-    return f"{value:,.0f}" if abs(value) >= 1000 else number_text(value)
+    if metric == "seconds":
+        return f"{value:,.1f}"
+    is_count = metric.startswith("num_") or metric == "images_per_second"
+    return f"{value:,.0f}" if is_count or abs(value) >= 1000 else number_text(value)
 
 
 def difference_text(metric: str, value: float) -> str:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import polars as pl
 
 from wsl._core import UsageError, WslError
+from wsl.report.charts import number_text
 from wsl.studies.rows import BEST, LOWER_IS_BETTER, Rows
 from wsl.studies.spec import Finding, Peak, Side, StudyConfig
 from wsl.studies.statistics import Estimate, differences
@@ -195,7 +196,9 @@ def judge_peak(peak: Peak, rows: Rows, seeds: Sequence[int]) -> PeakResult:
         for end in ends
         if at is not None and end != at
     ]
-    notes = [f"{place}: {text}" for place, estimate in values for text in _missing(estimate, seeds)]
+    notes = [
+        f"{_place_text(place)}: {text}" for place, estimate in values for text in _missing(estimate, seeds)
+    ]
     inside = at is not None and len(over_ends) == 2
     verdict: Verdict = "not measured" if at is None else "not shown"
     if inside:
@@ -213,6 +216,11 @@ def axis_values(rows: Rows, axis: str, frame: pl.DataFrame) -> list[Any]:
         return []
     values = frame[axis].drop_nulls().unique(maintain_order=True)
     return list(values.sort() if values.dtype.is_numeric() else values)
+
+
+def _place_text(place: Any) -> str:
+    is_number = isinstance(place, (int, float)) and not isinstance(place, bool)
+    return number_text(place) if is_number else str(place)
 
 
 def without_best(where: dict[str, Any]) -> dict[str, Any]:

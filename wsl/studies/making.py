@@ -43,16 +43,9 @@ def _select(step: Selecting) -> None:
         # The state of the largest K serves every smaller one, so it has to be the first.
         largest = scoring.folder / f"largest-{scoring.largest_k}.parquet"
         _request(scoring, largest, k=scoring.largest_k, p=1)
-    _request(
-        scoring,
-        step.pseudolabels,
-        k=int(step.asked.k),
-        p=int(step.asked.p),
-        order=step.asked.order,
-        overwrite=True,
-    )
-    if step.asked.limit is not None:
-        keep_best(step, int(step.asked.limit))
+    _request(scoring, step.pseudolabels, k=step.k, p=step.p, order=step.asked.order, overwrite=True)
+    if step.limit is not None:
+        keep_best(step.pseudolabels, step.limit)
 
 
 def _request(scoring: Scoring, out: Path, **options: Any) -> None:
@@ -68,12 +61,11 @@ def _request(scoring: Scoring, out: Path, **options: Any) -> None:
     )
 
 
-def keep_best(step: Selecting, limit: int) -> None:
+def keep_best(file: Path, limit: int) -> None:
     """Leaves the `limit` best pairs of all classes together in D-hat.
 
     Ties go to the smaller sample, then to the smaller class, as in the selection itself.
     """
-    file = step.pseudolabels
     about = json.loads(pl.read_parquet_metadata(file)["wsl"]) | {"limit": limit}
     table = pl.read_parquet(file)
     best = table.sort("score", "sample", "class", descending=[True, False, False]).head(limit)

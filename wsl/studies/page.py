@@ -226,7 +226,7 @@ def _step_table(rows: Rows, frame: pl.DataFrame) -> TableBlock:
 
 def _column(metric: str) -> str:
     """A metric as the head of a column."""
-    return metric.replace("_", " ")
+    return {"top1": "top-1", "top5": "top-5"}.get(metric, metric.replace("_", " "))
 
 
 def _metric_cell(metric: str, value: object) -> str:
@@ -240,13 +240,16 @@ def limits_section(study: Study) -> Section:
     """What the results do not say: the study's own words, and what holds of every study."""
     num = len(study.config.seeds)
     general = (
-        f"An interval speaks of {num} seed{'s' if num > 1 else ''}: of other initial weights, orders of "
-        "images and whatever else the study draws by seed. All are measured on the same held-out images, so "
-        "it does not speak of other images, data or sizes. Where a best setting was chosen, it was chosen on "
-        "the images that it is measured on, which flatters it."
+        f"The intervals speak of {num} seeds: of other initial weights, orders of images and whatever else "
+        "the study draws by seed."
+        if num > 1
+        else "With one seed there is no interval at all."
     )
-    if num == 1:
-        general += " With one seed there is no interval at all."
+    general += (
+        " All are measured on the same held-out images, so nothing here speaks of other images, data or "
+        "sizes. Where a best setting was chosen, it was chosen on the images that it is measured on, which "
+        "flatters it."
+    )
     blocks: list[page.Block] = [TextBlock(general)]
     if study.config.limits.strip():
         blocks.insert(0, TextBlock(study.config.limits.strip()))
@@ -272,9 +275,10 @@ def _finding_row(finding: FindingResult) -> list[Any]:
         )
         if name in finding.bounds
     ]
+    unit = " points" if figures.is_share(metric) else ""
     small = [
         f"{figures.metric_name(metric)}: {_side_text(finding.of)}, less {_side_text(finding.less)}",
-        *([f"claimed: {', '.join(asked)}"] if asked else []),
+        *([f"claimed: {', '.join(asked)}{unit}"] if asked else []),
         *finding.notes,
     ]
     return [

@@ -93,7 +93,7 @@ def plan_steps(study: StudyConfig, axes: Mapping[str, list[Scalar]]) -> Plan:
     """The selections and runs."""
     templates = _Templates(study)
     steps: dict[Place, StepPlan] = {}
-    for name in _sorted([*study.selections, *study.runs], lambda name: templates.inputs(name).values()):
+    for name in _sorted([*study.selections, *study.runs], templates.predecessors):
         chosen: SelectionStep | RunStep = study.selections.get(name) or study.runs[name]
         for values in _combinations(axes, templates.axes_of(name)):
             settings = substitute(chosen, study, values, f"{templates.kind(name)}.{name}")
@@ -112,8 +112,9 @@ def plan_steps(study: StudyConfig, axes: Mapping[str, list[Scalar]]) -> Plan:
 
 def substitute(settings: C, study: StudyConfig, values: Values, where: str) -> C:
     """`settings` with every ``$axis`` and ``$axis.key`` replaced, checked once more."""
-    tree = _replace(settings.model_dump(), study, values, where)
+    tree = _replace(settings.model_dump(exclude_unset=True), study, values, where)
     if isinstance(settings, RunStep):
+        tree.setdefault("set", {})
         for axis in settings.vary:
             variants = study.axes[axis]
             if not isinstance(variants, dict):
@@ -141,6 +142,11 @@ class _Templates:
         run = self.study.runs[name]
         fields = {"init": run.init, "pseudolabels": run.pseudolabels}
         return {field: other for field, other in fields.items() if other is not None}
+
+    def predecessors(self, name: str) -> list[str]:
+        """The steps that must be known before a step: its inputs, and those whose length it has."""
+        run = self.study.runs.get(name)
+        return [*self.inputs(name).values(), *(run.steps_of if run else [])]
 
     def indexes(self, name: str) -> set[str]:
         """The study's own indexes that a step reads."""

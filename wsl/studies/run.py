@@ -16,6 +16,7 @@ import yaml
 from wsl import carried
 from wsl._core import UsageError, WslError
 from wsl.config import check, load
+from wsl.data.dataset import sharing_decoded
 from wsl.index import Index
 from wsl.progress import silent
 from wsl.studies.data import StudyData, lay_out
@@ -121,7 +122,7 @@ class _Made:
     def make_missing(self) -> None:
         """Makes the rest, each after what it needs; the results are written whatever happens."""
         try:
-            with self.progress.shown():
+            with self.progress.shown(), sharing_decoded():
                 for place, step in self.steps.found.items():
                     if place in self.measures:
                         continue

@@ -77,6 +77,10 @@ class Draw(Config):
 class StudyIndex(IndexConfig):
     """An index of a study: that of a workspace, and which of its images it takes."""
 
+    like: str | None = None
+    """The workspace's index whose settings it has, where it says nothing else."""
+    set: dict[str, Any] = {}
+    """Settings changed, such as {vocabulary.max_labels: $labels}."""
     draw: Draw | None = None
     vocabulary_of: str | None = None
     """The index of this study whose vocabulary it has."""
@@ -89,6 +93,7 @@ class SelectionStep(Config):
     """The run that scores."""
     index: str
     k: int | str
+    """Images of each class; ``all`` takes every image, with P = 1 by its best class."""
     p: int | str = 10
     order: str = "class-first"
     limit: int | str | None = None
@@ -112,10 +117,15 @@ class RunStep(Config):
     """A stage of training; what it leaves out comes from the workspace's `wsl.yaml`."""
 
     stage: Stage
+    like: Stage | None = None
+    """The workspace's stage whose config and indexes it has; absent, its own."""
     config: str | None = None
     """The stage's YAML, seen from the workspace, else from the configs of the package."""
+    steps_of: list[str] = []
+    """Runs whose steps together it takes, so that they are compared after as many."""
     index: str | None = None
     evaluate: str | None = None
+    """The held-out index; ``none`` where the labels of the workspace's are others."""
     init: str | None = None
     """The run whose weights it starts from."""
     pseudolabels: str | None = None
@@ -137,12 +147,14 @@ class Figure(Config):
     metric: str = "top1"
     x: str
     """The axis: numbers make a line, names bars."""
+    x_label: str = ""
+    """What the axis is called; its name where empty."""
     steps: dict[str, str]
     """Steps that depend on the axis, and how they are called."""
     by: str | None = None
     """Another axis: a line or a group of bars for each of its values."""
     where: dict[str, Scalar] = {}
-    """Values of further axes; rows of others are left out."""
+    """Values of further axes, or ``best``; rows of others are left out."""
     across: dict[str, str] = {}
     """Steps that do not depend on the axis, drawn as bands; of several variants the best mean."""
     reference: str | None = None
@@ -161,7 +173,7 @@ class Side(Config):
 
 
 class Finding(Config):
-    """A claim about a difference, tested seed by seed."""
+    """A claim about a difference, tested seed by seed; without a bound, that it is above 0."""
 
     claim: str
     of: Side
@@ -244,6 +256,7 @@ class StudyConfig(Config):
                 where = f"runs.{name}.pseudolabels"
                 faults.append(_unknown(where, run.pseudolabels, self.selections))
             faults += [_unknown(f"runs.{name}.vary", axis, self.axes) for axis in run.vary]
+            faults += [_unknown(f"runs.{name}.steps_of", other, self.runs) for other in run.steps_of]
         for number, figure in enumerate(self.figures):
             used = [figure.x, *figure.where, *([figure.by] if figure.by else [])]
             faults += [_unknown(f"figures.{number}", axis, axes) for axis in used]

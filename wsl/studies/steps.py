@@ -32,6 +32,8 @@ from wsl.workspace import StageInputs
 
 DONE = "step.json"
 PSEUDOLABELS = "pseudolabels.parquet"
+NOT_EVALUATED = "none"
+EVERY_IMAGE = "all"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ class Selecting(Step):
     """A selection of pseudo-labels."""
 
     asked: SelectionStep
+    k: int
+    p: int
+    limit: int | None
     scoring: Scoring
 
     @property
@@ -125,45 +130,74 @@ class Steps:
     def _selecting(self, plan: StepPlan, asked: SelectionStep) -> Selecting:
         teacher = self.found[plan.inputs["teacher"]]
         index = self.data.index(asked.index, plan.indexes)
-        pass_mark = _fingerprint([teacher.fingerprint, Index.open(index).fingerprint, asked.flip])
+        opened = Index.open(index)
+        k = len(opened) if asked.k == EVERY_IMAGE else _number(asked.k, f"{plan.place}: k")
+        p = _number(asked.p, f"{plan.place}: p")
+        limit = None if asked.limit is None else _number(asked.limit, f"{plan.place}: limit")
+        pass_mark = _fingerprint([teacher.fingerprint, opened.fingerprint, asked.flip])
         scores = self.folder / f"scores-{pass_mark[:16]}"
         scoring = self._scoring.setdefault(scores, Scoring(teacher.folder, index, scores, asked.flip))
-        scoring.largest_k = max(scoring.largest_k, int(asked.k))
+        scoring.largest_k = max(scoring.largest_k, k)
         scoring.whole |= asked.order != "class-first"
-        chosen = {key: getattr(asked, key) for key in ("k", "p", "order", "limit", "flip")}
+        chosen = {"k": k, "p": p, "order": asked.order, "limit": limit, "flip": asked.flip}
         mark = _fingerprint([pass_mark, chosen])
         folder = self.folder / f"selection-{mark[:16]}"
-        return Selecting(plan, mark, folder, chosen, asked=asked, scoring=scoring)
+        return Selecting(plan, mark, folder, chosen, asked=asked, k=k, p=p, limit=limit, scoring=scoring)
 
     def _training(self, plan: StepPlan, asked: RunStep) -> Training:
-        source = self.data.workspace.config.stages.get(asked.stage)
+        source = self.data.workspace.config.stages.get(asked.like or asked.stage)
         file = self._config_file(plan, asked, source)
-        changes = [f"{key}={json.dumps(value)}" for key, value in asked.set.items()]
-        config = load(StageConfig, file, [*changes, *self.overrides])
+        config = load(StageConfig, file, [*self._changes(plan, asked), *self.overrides])
         if config.stage != asked.stage:
             raise UsageError(
                 f"{plan.place}: {file} configures the stage {config.stage!r}, not {asked.stage!r}"
             )
-        index = asked.index or (source.index if source else None)
-        if index is None:
+        weights = {asked.index: 1.0} if asked.index else source.weights if source else {}
+        if not weights:
             raise UsageError(f"{plan.place}: the study names no index, and neither does the workspace")
+        trained_on = [
+            (self.data.index(name, plan.indexes).resolve(), weight) for name, weight in weights.items()
+        ]
         evaluate = asked.evaluate or (source.evaluate if source else None)
-        held_out = None if evaluate is None else self.data.index(evaluate, plan.indexes)
-        trained_on = self.data.index(index, plan.indexes)
+        held_out = None if evaluate in (None, NOT_EVALUATED) else self.data.index(evaluate, plan.indexes)
         chosen = flat(config.model_dump(mode="json", exclude={"deepspeed"}))
         chosen = {key: value for key, value in chosen.items() if key not in FREE_TO_CHANGE}
         content = {
             "config": chosen,
             "deepspeed": read_settings(config.deepspeed, file),
-            "index": Index.open(trained_on).fingerprint,
+            "index": [(Index.open(path).fingerprint, weight) for path, weight in trained_on],
             "evaluate": None if held_out is None else Index.open(held_out).fingerprint,
             "inputs": {key: self.found[place].fingerprint for key, place in plan.inputs.items()},
         }
         mark = _fingerprint(content)
         folder = self.folder / f"{asked.stage}-{mark[:16]}"
-        inputs = StageInputs(file, trained_on.resolve(), folder.resolve(), held_out)
+        inputs = StageInputs(
+            config=file,
+            index=trained_on[0][0],
+            out=folder.resolve(),
+            evaluate=held_out,
+            mixed=tuple(trained_on) if len(trained_on) > 1 else (),
+        )
         inputs = self._with_files(plan, config, inputs)
         return Training(plan, mark, folder, chosen, asked=asked, config=config, inputs=inputs)
+
+    def _changes(self, plan: StepPlan, asked: RunStep) -> list[str]:
+        """What a run has otherwise than its config, as KEY=VALUE."""
+        changes: dict[str, Any] = {}
+        if asked.like is not None:
+            changes["stage"] = asked.stage
+        if asked.steps_of:
+            changes["num_steps"] = sum(self._length(plan, name) for name in asked.steps_of)
+        return [f"{key}={json.dumps(value)}" for key, value in (changes | asked.set).items()]
+
+    def _length(self, plan: StepPlan, name: str) -> int:
+        """The steps of training of a run, which must be one number whatever its axes."""
+        found = {step.num_steps for place, step in self.found.items() if place.name == name}
+        if len(found) != 1:
+            raise UsageError(
+                f"{plan.place}: steps_of names {name}, whose runs are of different lengths; set num_steps"
+            )
+        return found.pop()
 
     def _with_files(self, plan: StepPlan, config: StageConfig, inputs: StageInputs) -> StageInputs:
         """`inputs` with the files of the steps that a run needs."""
@@ -183,9 +217,10 @@ class Steps:
         """The stage's YAML: of the workspace, else of the package."""
         if asked.config is None:
             if source is None:
+                stage = asked.like or asked.stage
                 raise UsageError(
                     f"{plan.place}: the study names no config, and {self.data.workspace.file} has no stage "
-                    f"{asked.stage!r}; add 'stages.{asked.stage}: {{config: ..., index: ...}}' to it"
+                    f"{stage!r}; add 'stages.{stage}: {{config: ..., index: ...}}' to it"
                 )
             return self.data.workspace.path(source.config)
         places = [Path(self.data.path(asked.config)), carried.configs_folder().parent / asked.config]
@@ -201,6 +236,13 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         level |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return level
+
+
+def _number(value: int | str, where: str) -> int:
+    """A number from 1, which was one or took the place of an axis."""
+    if isinstance(value, int) and value >= 1:
+        return value
+    raise UsageError(f"{where}: expected a whole number from 1, got {value!r}")
 
 
 def _fingerprint(content: Any) -> str:

@@ -15,9 +15,9 @@ import wsl
 from wsl._core import DataError, UsageError
 from wsl.data import transforms
 from wsl.data.dataset import ImageIndex, Images, pad
+from wsl.data.loader import CorruptCount
 from wsl.training import deepspeed
 from wsl.training.export import load_run
-from wsl.training.loop import CorruptCount
 from wsl.training.metrics import Accuracy, Evaluation
 
 
@@ -39,7 +39,7 @@ def evaluate_model(
     end with no image that counts. `beat` is called before each of them.
     """
     accuracy = Accuracy(num_labels)
-    data = images.data
+    options = images.options
     weight = next(model.parameters())
     training = model.training
     model.eval()
@@ -52,12 +52,12 @@ def evaluate_model(
             empty = not len(ordinals)
             ordinals = ordinals if not empty else np.zeros(1, dtype=np.int64)
             pixels = images.load(ordinals)
-            shown = transforms.normalise(pixels.images, data.mean, data.std)
+            shown = transforms.normalise(pixels.images, options.mean, options.std)
             logits = model(shown.to(device or weight.device, weight.dtype)).float().cpu()
             if not empty:
                 labels, weights = _labels(index, ordinals, num_labels)
                 accuracy.update(logits, labels, weights * pixels.valid[:, None])
-                accuracy.sums[3] += int((~pixels.valid).sum())
+                accuracy.sums[3] += int(pixels.corrupt.sum())
     if world_size > 1:
         for sums in (accuracy.sums, accuracy.of_class, accuracy.confusion):
             deepspeed.add_over_ranks(sums)
@@ -84,7 +84,7 @@ def evaluate_run(run: Path, index: Path | ImageIndex, *, batch_size: int = 256) 
             f"{run} was trained on vocabulary {made}, the index has {found}; use an index of the same"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = Images(opened, loaded.config.model, loaded.config.data)
+    images = Images.of(opened, loaded.config.model, loaded.config.data)
     model = loaded.model.to(device)
     result = evaluate_model(
         model, images, opened, loaded.info["num_labels"], batch_size=batch_size, device=device

@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,7 +20,7 @@ from torch import nn
 from wsl._core import DataError, UsageError
 from wsl.config import DataConfig, ModelConfig, StageConfig, check, load
 from wsl.data import transforms
-from wsl.data.dataset import decode
+from wsl.data.augment import ImageOptions, cut, decode_image
 from wsl.models import build_model, torchvision_name
 from wsl.publish import publish_text, publishing
 from wsl.training.card import LoadedModel, model_card, preprocessing
@@ -135,14 +134,13 @@ def export_run(run: Path, out: Path, *, best: bool = False, overwrite: bool = Fa
 def predict(model_path: Path, images: list[Path], *, num_best: int = 5) -> list[list[tuple[str, float]]]:
     """For each image its best classes with their probabilities; `model_path` is a run or an export."""
     model, model_config, data, names = _open(model_path)
+    options = ImageOptions.of(model_config, data)
     results: list[list[tuple[str, float]]] = []
     for file in images:
-        pixels = decode(file.read_bytes(), model_config, data)
+        pixels = decode_image(file.read_bytes(), options.max_pixels, options.num_channels)
         if pixels is None:
-            raise DataError(
-                f"{file}: expected an image of at most {data.max_pixels} pixels that Pillow reads"
-            )
-        batch = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
+            raise DataError(f"{file}: expected an image of at most {data.max_pixels} pixels")
+        batch = cut(pixels, options)[None]
         with torch.inference_mode():
             logits = model(transforms.normalise(batch, data.mean, data.std)).float()
         best = torch.softmax(logits, 1)[0].topk(min(num_best, logits.shape[1]))

@@ -12,22 +12,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from wsl._core import DataError
 from wsl.config import StageConfig
-from wsl.data import transforms
-from wsl.data.dataset import Examples, Images
+from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
 from wsl.training.distillation import TeacherScores
 from wsl.training.mixing import mix
-
-MIN_SEEN = 1000
-"""Images seen before the share of corrupt ones may fail a run that is under way."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +35,7 @@ class Batch:
     weights: torch.Tensor
     """float32 N x L; all 0 for an image that does not count."""
     num_corrupt: int
+    """Samples that could not be decoded and were replaced."""
     ordinals: npt.NDArray[np.int64]
     """The samples of the index that the images are, N."""
     teacher: torch.Tensor | None = None
@@ -51,52 +46,27 @@ class Batches:
     """The batches of one rank, any step at once; the next is made while the current one trains."""
 
     def __init__(
-        self,
-        config: StageConfig,
-        images: Images,
-        examples: Examples,
-        order: Any,
-        sampler: Sampler,
-        teacher: TeacherScores | None = None,
+        self, config: StageConfig, loader: Loader, sampler: Sampler, teacher: TeacherScores | None = None
     ) -> None:
-        self.config, self.images, self.examples = config, images, examples
-        self.order, self.sampler, self.teacher = order, sampler, teacher
+        self.config, self.loader, self.sampler, self.teacher = config, loader, sampler, teacher
         self._pin = torch.cuda.is_available()
 
     def get(self, step: int) -> Batch:
         """The batch of `step`."""
         positions = self.sampler.positions(step)
-        chosen = np.asarray(self.order[int(positions[0]) : int(positions[-1]) + 1], dtype=np.int64)
-        data, seed = self.config.data, self.config.seed
-        crops = transforms.crop_boxes(seed, positions) if data.crop else None
-        ordinals = self.examples.ordinals(chosen)
-        pixels = self.images.load(ordinals, crops)
-        targets = self.examples.targets(chosen)
-        shown = pixels.images
-        if not data.crop:
-            shown = transforms.shift(shown, seed, positions, data.shift)
-        if data.flip:
-            shown = transforms.flip(shown, seed, positions)
-        images = transforms.normalise(shown, data.mean, data.std)
-        labels, weights = targets.labels, targets.weights * pixels.valid[:, None]
-        if self.config.regularization.mixup > 0 or self.config.regularization.cutmix > 0:
-            images, labels, weights = mix(
-                images, labels, weights, positions, self.config.regularization, seed
-            )
+        loaded = self.loader.at(positions)
+        images, labels, weights = loaded.images, loaded.targets.labels, loaded.targets.weights
+        mixing = self.config.regularization
+        if mixing.mixup > 0 or mixing.cutmix > 0:
+            images, labels, weights = mix(images, labels, weights, positions, mixing, self.config.seed)
         return Batch(
             images.pin_memory() if self._pin else images,
             labels,
             weights,
-            int((~pixels.valid).sum()),
-            ordinals,
-            self.teacher.of(ordinals) if self.teacher else None,
+            int(loaded.num_corrupt.sum()),
+            loaded.samples,
+            self.teacher.of(loaded.samples) if self.teacher else None,
         )
-
-    def samples(self, step: int) -> npt.NDArray[np.int64]:
-        """The samples of the whole global batch of `step`, those of rank 0 first."""
-        size = self.config.batch_size
-        chosen = np.asarray(self.order[step * size : (step + 1) * size], dtype=np.int64)
-        return self.examples.ordinals(chosen)
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop`."""
@@ -110,30 +80,6 @@ class Batches:
                 batch = pending.result()
                 pending = ahead.submit(self.get, step + 1) if step + 1 < stop else None
                 yield batch
-
-
-class CorruptCount:
-    """Keeps the share of images that cannot be decoded below its limit."""
-
-    def __init__(self, limit: float, what: str) -> None:
-        self.limit, self.what = limit, what
-        self.num_seen = self.num_corrupt = 0
-
-    def add(self, num_seen: int, num_corrupt: int) -> None:
-        """Counts; DataError once enough were seen and too many are corrupt."""
-        self.num_seen += num_seen
-        self.num_corrupt += num_corrupt
-        if self.num_seen >= MIN_SEEN:
-            self.check()
-
-    def check(self) -> None:
-        """DataError where the share is above the limit."""
-        if self.num_corrupt > self.limit * self.num_seen:
-            raise DataError(
-                f"{self.num_corrupt:,} of {self.num_seen:,} images of {self.what} could not be decoded, more "
-                f"than data.max_corrupt_share {self.limit} allows; check the shards with 'wsl index verify', "
-                "or raise the share"
-            )
 
 
 class Clock:

@@ -1,8 +1,18 @@
 """A checkpoint of one number of ranks for another: whole weights and whole momentum.
 
-DeepSpeed's universal checkpoints know Adam's state alone (its converter asks for `exp_avg`), and these
-stages train with SGD. But DeepSpeed's own consolidation of the float32 weights of a ZeRO checkpoint
-(`zero_to_fp32`) puts together whatever stands in the place of the weights: run once on the weights
+Why not DeepSpeed's universal checkpoints (0.19.8, tried on checkpoints of these stages): its converter
+`ds_to_universal` reads Adam's states by name and ends with KeyError 'exp_avg' for SGD under ZeRO 1 to 3,
+with `--inject_missing_state` too (without it ZeRO 1 and 2 want `universal_checkpoint_info` before that;
+ZeRO 0 has no files of optimizer states, and needs no conversion). It does convert copies in which the
+momentum is called `exp_avg` beside an `exp_avg_sq` of zeros and a `step`, but the loader for ZeRO 3, by
+its source, asks for these same names and writes them into the optimizer, so the names must be put back
+after loading, in the optimizer's own flat tensors: a second pair of hands on DeepSpeed's files and states,
+half as much again on disk, three files a weight and two pools of processes, for no less code than stands
+below. The fault is known (DeepSpeed's issue 8608, pull request 8609): where the converter follows the
+optimizer's own names, it can take the place of this module.
+
+What is done here: DeepSpeed's own consolidation of the float32 weights of a ZeRO checkpoint
+(`zero_to_fp32`) puts together whatever stands in the place of the weights. Run once on the weights
 and once on a copy of the files in which the momentum stands there, it gives both whole. The new
 ranks then cut their parts out, for every ZeRO stage, as DeepSpeed's own maps of its partitions say.
 """

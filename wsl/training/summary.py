@@ -43,5 +43,5 @@ def summary_rows(config: StageConfig, summary: RunSummary) -> list[Row]:
         if key in evaluation:
             rows.append((name, share(evaluation[key], evaluation.get(f"{key}_interval"))))
     if summary.num_corrupt:
-        rows.append(("corrupt images skipped", f"{summary.num_corrupt:,}"))
+        rows.append(("corrupt images replaced", f"{summary.num_corrupt:,}"))
     return rows

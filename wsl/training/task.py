@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from wsl.data.dataset import (
     PseudolabelledExamples,
     read_pseudolabels,
 )
+from wsl.data.sampler import Order
 from wsl.models import build_model, last_layer
 from wsl.training.distillation import prediction_files
 from wsl.training.export import WEIGHTS, apply_weights, load_run, load_weights, read_weights
@@ -45,6 +46,8 @@ class Task:
     """The samples of D-hat, where the student needs the teacher's scores of them."""
     teacher: str | None = None
     """Fingerprint of the teacher that selected D-hat."""
+    weights: list[float] | None = None
+    """Of the indexes that `index`, a joined one, mixes."""
 
 
 def prepare_task(config: StageConfig, inputs: StageInputs, settings: dict[str, Any]) -> Task:
@@ -53,8 +56,13 @@ def prepare_task(config: StageConfig, inputs: StageInputs, settings: dict[str, A
     UsageError where the pieces do not belong together, DataError where one is damaged. Both are found
     here, before a step is taken, those of the held-out index too.
     """
+    weights = [weight for _, weight in inputs.mixed] or None
     index: ImageIndex = wsl.Index.open(inputs.index)
+    if weights is not None:
+        index = wsl.JoinedIndex([wsl.Index.open(path) for path, _ in inputs.mixed])
     facts: dict[str, Any] = {"index_fingerprint": index.fingerprint, "deepspeed": settings}
+    if weights is not None:
+        facts["index_weights"] = weights
     if inputs.init is not None:
         if not inputs.init.exists():
             raise UsageError(f"--init {inputs.init} is not there: expected a run, or a file of weights")
@@ -64,15 +72,15 @@ def prepare_task(config: StageConfig, inputs: StageInputs, settings: dict[str, A
     else:
         if index.num_labels < 1:
             raise UsageError(
-                f"the stage {config.stage!r} needs labels, and the index {inputs.index} has none; "
+                f"the stage {config.stage!r} needs labels, and the index {inputs.named} has none; "
                 "build it with --label-kind class or hashtag"
             )
-        examples = LabelledExamples(index, config.data, config.seed)
+        examples = LabelledExamples(index, label_noise=config.data.label_noise, seed=config.seed)
         names, vocabulary = getattr(index, "class_names", None), index.vocabulary_fingerprint
-        task = Task(index, examples, index.num_labels, names, vocabulary, facts)
-        task.warnings += _missing(_label_counts(index), names, f"no image in {inputs.index}")
+        task = Task(index, examples, index.num_labels, names, vocabulary, facts, weights=weights)
+        task.warnings += _missing(_label_counts(index), names, f"no image in {inputs.named}")
     if task.examples.num_examples < 1:
-        raise UsageError(f"{inputs.index} holds no image to train on")
+        raise UsageError(f"{inputs.named} holds no image to train on")
     if inputs.evaluate is not None:
         _check_held_out(task, inputs)
     return task
@@ -108,6 +116,27 @@ def _student_task(config: StageConfig, inputs: StageInputs, index: ImageIndex, f
         task.samples = np.unique(table["sample"].to_numpy().astype(np.int64))
         task.teacher = metadata.get("teacher_fingerprint")
     return task
+
+
+def make_order(config: StageConfig, task: Task) -> Order:
+    """The stream of the task's examples: each index in its own order, as `data.sampling` weighs its samples,
+    and several mixed by their weights."""
+
+    def own(index: ImageIndex, num_examples: int, seed: int) -> wsl.EpochOrder:
+        factors, data = None, config.data
+        if data.sampling != "natural":
+            opened = cast("wsl.Index", index)
+            factors = wsl.repeat_factors(opened, scheme=data.sampling, threshold=data.threshold)
+        if data.window is not None:
+            return wsl.EpochOrder(cast("wsl.Index", index), factors, seed=seed, window=data.window)
+        return wsl.EpochOrder(num_examples, factors, seed=seed)
+
+    if task.weights is None:
+        return own(task.index, task.examples.num_examples, config.seed)
+    parts = cast("wsl.JoinedIndex", task.index).indexes
+    # Indexes of one length must not run through the same permutation side by side.
+    orders = [own(part, len(part), (config.seed + number) % 2**63) for number, part in enumerate(parts)]
+    return wsl.MixedOrder(orders, task.weights, seed=config.seed)
 
 
 def _label_counts(index: ImageIndex) -> npt.NDArray[np.uint64] | None:

@@ -7,8 +7,9 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 import wsl
 from wsl.config import StageConfig
 from wsl.data.dataset import ImageIndex, Images
+from wsl.data.loader import CorruptCount, Loader
 from wsl.data.sampler import Sampler
 from wsl.publish import publish_text, publishing
 from wsl.training import checkpoint, deepspeed
@@ -24,12 +26,12 @@ from wsl.training.distillation import TeacherScores
 from wsl.training.ema import Ema
 from wsl.training.evaluation import evaluate_model
 from wsl.training.export import BEST
-from wsl.training.loop import Batch, Batches, Clock, CorruptCount, memory_bytes, peak_memory_bytes
+from wsl.training.loop import Batch, Batches, Clock, memory_bytes, peak_memory_bytes
 from wsl.training.metrics import Evaluation, MetricsLog
 from wsl.training.schedule import learning_rate
 from wsl.training.step import NotFiniteError, Stepper, StepResult
 from wsl.training.stop import Stopped, StopRequest
-from wsl.training.task import Task
+from wsl.training.task import Task, make_order
 from wsl.training.watch import DATA, Watch
 from wsl.workspace import StageInputs
 
@@ -53,16 +55,14 @@ class Trainer:
         self.config, self.inputs, self.task, self.engine = config, inputs, task, engine
         self.sampler, self.device, self.console, self.watch = sampler, device, console, watch
         self.ema = Ema(engine.module, config.ema_decay) if config.ema_decay is not None else None
-        factors = None
-        if config.data.sampling != "natural":
-            factors = wsl.repeat_factors(
-                cast("wsl.Index", task.index), scheme=config.data.sampling, threshold=config.data.threshold
-            )
-        order = wsl.EpochOrder(task.examples.num_examples, factors, seed=config.seed)
-        images = Images(task.index, config.model, config.data)
+        images = Images.of(task.index, config.model, config.data)
         teacher = None if task.samples is None else TeacherScores(inputs.out, task.samples)
-        self.batches = Batches(config, images, task.examples, order, sampler, teacher)
-        self.corrupt = CorruptCount(config.data.max_corrupt_share, str(inputs.index))
+        loader = Loader(images, task.examples, make_order(config, task), config.seed)
+        self.batches = Batches(config, loader, sampler, teacher)
+        self.corrupt = CorruptCount(
+            config.data.max_corrupt_share,
+            inputs.named,
+        )
         self.clock = Clock()
         self.loss: float | None = None
         self.best: float | None = None
@@ -125,9 +125,9 @@ class Trainer:
     def _write_not_finite(self, stepper: Stepper, batch: Batch, step: int, error: NotFiniteError) -> None:
         """Writes down the samples of the batch, and adds to the error where."""
         own = [sample for samples in deepspeed.gather(stepper.not_finite(batch)) for sample in samples]
+        samples = np.concatenate(deepspeed.gather(batch.ordinals))
         file = self.inputs.out / NOT_FINITE
         if self.sampler.rank == 0:
-            samples = self.batches.samples(step)
             keys = getattr(self.task.index, "keys", None)
             content = {
                 "step": step,
@@ -218,7 +218,7 @@ class Trainer:
         if self._held_out is None:
             assert self.inputs.evaluate is not None
             opened = wsl.Index.open(self.inputs.evaluate)
-            self._held_out = Images(opened, self.config.model, self.config.data), opened
+            self._held_out = Images.of(opened, self.config.model, self.config.data), opened
         images, index = self._held_out
         with self.published_weights():
             result = evaluate_model(
