@@ -11,6 +11,11 @@
 //! takes the name of one that a manifest names: the old index stays whole until the new manifest is
 //! there.
 
+mod finish;
+mod late;
+mod limits;
+mod lists;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -19,26 +24,23 @@ use arrow_schema::ArrowError;
 use hashbrown::HashSet;
 use rayon::prelude::*;
 
-use super::dropped::{Dropped, next_name};
+pub use self::limits::LIMITS;
+use self::limits::check_limits;
+use self::lists::Lists;
+use super::dropped::Dropped;
 use super::encode::BatchEncoder;
-use super::format::{
-    FORMAT, FORMAT_VERSION, FileEntry, KeyScope, LabelKind, MANIFEST, Manifest, NO_SHARD,
-    PART_ROWS, entry_of, part_schema, shards_schema, write_table,
-};
-use super::join::Probes;
-use super::journal::{Head, JOURNAL, Journal, Kind, Step};
-use super::keys::{self, AllParts};
+use super::format::{FileEntry, KeyScope, Manifest, NO_SHARD, PART_ROWS, part_schema, write_table};
+use super::journal::{Head, Journal, Kind, Step};
 use super::part::Part;
 use super::read::{Index, Shard};
 use super::records::{Columns, Keys, Records, join_key, shard_stem};
-use super::rows::{Rows, shards_batch};
+use super::rows::Rows;
 use super::scan::{Scan, scan_shard};
-use super::takedown::{self, split_scoped};
 use crate::count::CountOptions;
 use crate::job::Job;
 use crate::spill::Memory;
 use crate::vocabulary::Vocabulary;
-use crate::{Error, Result, publish};
+use crate::{Error, Result};
 
 /// Where the labels of samples come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,15 +52,6 @@ pub enum LabelSource {
     /// The records given by [`Builder::add_records`].
     Records,
 }
-
-/// Shares above which a build is refused, by the name of the count, and of which count they are.
-pub const LIMITS: [(&str, &str, f64); 5] = [
-    ("keys_doubled", "samples", 0.0),
-    ("samples_split", "samples", 0.0),
-    ("samples_without_record", "samples", 0.99),
-    ("records_without_sample", "records", 0.99),
-    ("records_doubled", "records", 1.0),
-];
 
 /// How an index is built.
 #[derive(Debug, Clone)]
@@ -84,44 +77,6 @@ pub struct BuildOptions {
     pub resume_key: Option<String>,
     /// Whether the new shards follow those of the index that is there.
     pub append: bool,
-}
-
-/// Lists of keys to take and to leave out.
-#[derive(Debug)]
-struct Lists {
-    include: Option<HashSet<Vec<u8>>>,
-    exclude: HashSet<Vec<u8>>,
-}
-
-impl Lists {
-    fn new(options: &BuildOptions) -> Result<Self> {
-        let line = |line: &String| match options.key_scope {
-            KeyScope::Global => Ok(line.clone().into_bytes()),
-            KeyScope::Shard => {
-                let (shard, key) = split_scoped(line)?;
-                Ok(join_key(shard, key, &mut Vec::new()).to_vec())
-            }
-        };
-        let set = |lines: &Vec<String>| lines.iter().map(line).collect::<Result<HashSet<_>>>();
-        let include = options.include.as_ref().map(set).transpose()?;
-        Ok(Self { include, exclude: set(&options.exclude)? })
-    }
-
-    fn cause(&self, key: &[u8]) -> Option<&'static str> {
-        if self.exclude.contains(key) {
-            return Some("excluded");
-        }
-        self.include.as_ref().filter(|include| !include.contains(key)).map(|_| "not_included")
-    }
-
-    /// Whether a sample is left out, which is counted.
-    fn leaves_out(&self, key: impl AsRef<[u8]>, counts: &mut BTreeMap<String, u64>) -> bool {
-        let cause = self.cause(key.as_ref());
-        if let Some(cause) = cause {
-            *counts.entry(format!("samples_{cause}")).or_insert(0) += 1;
-        }
-        cause.is_some()
-    }
 }
 
 /// An index being built; visible only after [`publish`](Self::publish).
@@ -206,25 +161,31 @@ impl Builder {
             old,
             options,
         };
-        if let Some(base) = builder.old.as_ref().filter(|_| builder.options.append) {
-            if base.key_scope != builder.options.key_scope {
-                return Err(Error::usage(format!(
-                    "{}: the index has keys of another scope; build it anew",
-                    builder.folder.display()
-                )));
-            }
-            builder.parts.clone_from(&base.parts);
-            builder.counts.clone_from(&base.counts);
-            builder.num_samples = base.num_samples;
-            builder.shards = old_shards;
-        }
-        builder.num_shards_kept = builder.shards.len();
-        builder.num_shards_noted = builder.shards.len();
+        builder.begin_with_base(old_shards)?;
         for step in steps {
             builder.redo(step);
         }
         builder.num_parts_kept = builder.parts.len();
         Ok(builder)
+    }
+
+    /// Begins with the content of the index that is appended to.
+    fn begin_with_base(&mut self, old_shards: Vec<Shard>) -> Result<()> {
+        if let Some(base) = self.old.as_ref().filter(|_| self.options.append) {
+            if base.key_scope != self.options.key_scope {
+                return Err(Error::usage(format!(
+                    "{}: the index has keys of another scope; build it anew",
+                    self.folder.display()
+                )));
+            }
+            self.parts.clone_from(&base.parts);
+            self.counts.clone_from(&base.counts);
+            self.num_samples = base.num_samples;
+            self.shards = old_shards;
+        }
+        self.num_shards_kept = self.shards.len();
+        self.num_shards_noted = self.shards.len();
+        Ok(())
     }
 
     /// Takes over what a killed build had finished.
@@ -493,62 +454,6 @@ impl Builder {
         Ok(file)
     }
 
-    /// Gives the rows that wait for them their labels; returns a key of records that no sample has.
-    fn label_scans(&mut self, job: &Job) -> Result<Option<String>> {
-        if !self.records.is_spilled() {
-            return Ok(None);
-        }
-        let (shards, scope) = (std::mem::take(&mut self.shards), self.options.key_scope);
-        let names = |shard| scoped_name(&shards, scope, shard);
-        let mut probes = Probes::new(&self.options.memory, &names)?;
-        for entry in &self.parts[..self.num_parts_kept] {
-            probes.mark(&Part::open(&self.folder, entry)?, job)?;
-        }
-        for entry in &self.scans[self.num_labelled..] {
-            probes.ask(&Part::open(&self.folder, entry)?, job)?;
-        }
-        let records = std::mem::take(&mut self.records).into_partitions()?;
-        let labels = probes.join(&records, &self.options.memory, job)?;
-        drop(records);
-        self.shards = shards;
-        *self.count("records_doubled") += labels.num_doubled;
-        *self.count("records_without_sample") += labels.num_unused;
-        let waiting = self.scans[self.num_labelled..].to_vec();
-        for (file, entry) in waiting.iter().enumerate() {
-            job.check()?;
-            let scan = Part::open(&self.folder, entry)?;
-            let found = labels.of_file(file, scan.num_rows())?;
-            let (mut num_without, mut num_empty) = (0, 0);
-            for row in 0..scan.num_rows() {
-                let place = scan.row(row)?;
-                let of_row = found.get(row);
-                num_without += u64::from(of_row.is_none());
-                let of_row = of_row.unwrap_or_default();
-                num_empty += u64::from(of_row.is_empty());
-                self.rows.push(place.key, (place.shard, place.offset, place.size), of_row);
-            }
-            for (name, number) in
-                [("samples_without_record", num_without), ("samples_without_labels", num_empty)]
-            {
-                if number > 0 {
-                    *self.count(name) += number;
-                }
-            }
-            let file = self.write_file(Kind::Labelled)?;
-            self.num_labelled += 1;
-            // The counts of the join are made again by whoever goes on.
-            let mut counts = self.counts.clone();
-            counts.insert("records_doubled".to_owned(), 0);
-            counts.insert("records_without_sample".to_owned(), 0);
-            let (shards, num_done, first_sample) = (Vec::new(), 0, 0);
-            let highest_class = self.highest_class;
-            let kind = Kind::Labelled;
-            let step = Step { kind, file, shards, num_done, first_sample, counts, highest_class };
-            self.journal.note(&step)?;
-        }
-        Ok(labels.unused_key)
-    }
-
     /// The highest class number seen, from which the number of classes follows where nobody names them.
     pub fn highest_class(&self) -> Option<u32> {
         self.highest_class
@@ -557,175 +462,6 @@ impl Builder {
     /// Samples so far.
     pub fn num_samples(&self) -> u64 {
         self.num_samples
-    }
-
-    /// Writes what is left, and the manifest last of all: from then on the index is there.
-    ///
-    /// `vocabulary` is absent for an index without labels; its file is `vocabulary_file`, a name in the
-    /// folder that becomes `vocabulary.parquet`. `shard_root` is what the names of shards start from,
-    /// `provenance` what the manifest keeps of the inputs.
-    pub fn publish(
-        mut self,
-        vocabulary: Option<(&Vocabulary, &str)>,
-        label_kind: Option<LabelKind>,
-        shard_root: &str,
-        provenance: serde_json::Value,
-        job: &Job,
-    ) -> Result<Manifest> {
-        let num_labels = vocabulary.map_or(0, |(vocabulary, _)| vocabulary.len()) as u64;
-        self.check_content(num_labels)?;
-        if self.rows.len() > 0 {
-            self.write_rows(0, 0)?;
-        }
-        let mut unused_key = None;
-        if self.options.labels == LabelSource::Records && !self.records.is_spilled() {
-            let unused = self.records.table.num_unused();
-            unused_key = self.records.table.unused_key();
-            // Appending only records of new shards, those of older ones were counted before.
-            *self.count("records_without_sample") += unused;
-            self.records = Records::default();
-        }
-        let unused_key = self.label_scans(job)?.or(unused_key);
-        let old = self.old.clone();
-        let name = next_name("shards", "arrow", old.as_ref().map(|old| &old.shards));
-        let batch = shards_batch(&self.shards);
-        let shards = write_table(&self.folder, &name, &shards_schema(), [batch])?;
-        let keys = self.write_keys(old.as_ref(), job)?;
-        self.refuse_shares(unused_key.as_deref())?;
-        let vocabulary_file = vocabulary.map(|(labels, file)| {
-            let name = super::format::VOCABULARY;
-            entry_of(&self.folder, file, name, labels.len() as u64)
-        });
-        let mut manifest = Manifest {
-            format: FORMAT.to_owned(),
-            format_version: FORMAT_VERSION,
-            fingerprint: String::new(),
-            num_samples: self.num_samples,
-            num_labels,
-            label_kind,
-            vocabulary_fingerprint: vocabulary.map(|(vocabulary, _)| vocabulary.fingerprint()),
-            key_scope: self.options.key_scope,
-            shard_root: shard_root.to_owned(),
-            parts: std::mem::take(&mut self.parts),
-            shards,
-            keys,
-            vocabulary: vocabulary_file.transpose()?,
-            dropped: old
-                .as_ref()
-                .filter(|_| self.options.append)
-                .and_then(|old| old.dropped.clone()),
-            counts: std::mem::take(&mut self.counts),
-            provenance,
-        };
-        manifest.fingerprint = manifest.computed_fingerprint();
-        if !self.options.append && !self.old_dropped.is_empty() {
-            let fresh = Index::of_manifest(&self.folder, manifest.clone(), None)?;
-            manifest.dropped = takedown::carry_over(&self.folder, &self.old_dropped, &fresh)?;
-            if let Some(entry) = &manifest.dropped {
-                manifest.counts.insert("samples_dropped".to_owned(), entry.num_rows);
-            }
-        }
-        self.make_visible(&manifest, vocabulary.map(|(_, file)| file))?;
-        Ok(manifest)
-    }
-
-    fn check_content(&self, num_labels: u64) -> Result<()> {
-        if let Some(class) = self.highest_class.filter(|&class| u64::from(class) >= num_labels) {
-            return Err(Error::data(format!(
-                "{}: there are samples of class {class}, but only {num_labels} classes have a name; \
-                 list all of them in the file of class names",
-                self.folder.display()
-            )));
-        }
-        if self.num_samples == 0 {
-            return Err(Error::data(format!(
-                "{}: the shards hold no image, or the records no row, or the lists leave none, so there \
-                 is nothing to index; members are called KEY.jpg, KEY.png and the like",
-                self.folder.display()
-            )));
-        }
-        Ok(())
-    }
-
-    /// Both renames come after every byte is written.
-    fn make_visible(&self, manifest: &Manifest, vocabulary: Option<&str>) -> Result<()> {
-        use std::io::Write;
-
-        let target = self.folder.join(MANIFEST);
-        let mut file = publish::Unpublished::create(&target)?;
-        file.write_all(&manifest.to_text()?).map_err(|error| Error::io(&target, error))?;
-        file.sync()?;
-        if let Some(name) = vocabulary.filter(|&name| name != super::format::VOCABULARY) {
-            let (from, to) = (self.folder.join(name), self.folder.join(super::format::VOCABULARY));
-            std::fs::rename(from, &to).map_err(|error| Error::io(&to, error))?;
-        }
-        file.publish()?;
-        remove_leftovers(&self.folder, manifest);
-        Ok(())
-    }
-
-    fn write_keys(&mut self, old: Option<&Manifest>, job: &Job) -> Result<FileEntry> {
-        let name = next_name("keys", "idx", old.map(|old| &old.keys));
-        let distinct = self.options.key_scope == KeyScope::Global;
-        let all = AllParts::new(&self.folder, &self.parts);
-        let memory = &self.options.memory;
-        let written = keys::write(&self.folder, &name, &all, distinct, memory, job)?;
-        if distinct && written.num_doubled > 0 {
-            self.counts.insert("keys_doubled".to_owned(), written.num_doubled);
-            self.check_share("keys_doubled", written.doubled.as_deref())?;
-        } else if distinct {
-            self.counts.remove("keys_doubled");
-        }
-        Ok(written.entry)
-    }
-
-    fn refuse_shares(&self, unused_key: Option<&str>) -> Result<()> {
-        for (name, _, _) in LIMITS {
-            let key = if name == "records_without_sample" { unused_key } else { None };
-            self.check_share(name, key)?;
-        }
-        Ok(())
-    }
-
-    /// An error where the share of what `name` counts is above its limit.
-    fn check_share(&self, name: &str, example: Option<&str>) -> Result<()> {
-        let Some(&(_, of, default)) = LIMITS.iter().find(|limit| limit.0 == name) else {
-            return Ok(());
-        };
-        let number = self.counts.get(name).copied().unwrap_or(0);
-        let total = match of {
-            "samples" => self.num_samples,
-            other => self.counts.get(other).copied().unwrap_or(0),
-        };
-        let limit = self.options.limits.get(name).copied().unwrap_or(default);
-        if number as f64 <= limit * total as f64 {
-            return Ok(());
-        }
-        let what = match name {
-            "keys_doubled" => {
-                "samples have a key that another sample has; keys must be distinct, so \
-                               rename the members, index the shards apart, or say --key-scope shard"
-            }
-            "samples_split" => {
-                "samples have members that do not stand together; readers of shards would \
-                                take them for two, so pack the shards again"
-            }
-            "samples_without_record" => {
-                "samples have no record of their key; are keys written the same \
-                                         way in the records and in the shards?"
-            }
-            "records_without_sample" => {
-                "records have a key that no sample has; are keys written the same \
-                                         way in the records and in the shards?"
-            }
-            _ => "records have a key that an earlier record has",
-        };
-        let example = example.map_or(String::new(), |key| format!(" (such as {key:?})"));
-        Err(Error::data(format!(
-            "{}: {number} of {total} {what}{example} A share up to {limit} is allowed; raise it with \
-             --limit {name}=SHARE",
-            self.folder.display()
-        )))
     }
 }
 
@@ -737,24 +473,6 @@ fn scoped_name(shards: &[Shard], scope: KeyScope, shard: u32) -> String {
     }
 }
 
-fn check_limits(limits: &BTreeMap<String, f64>) -> Result<()> {
-    for (name, share) in limits {
-        if !LIMITS.iter().any(|limit| limit.0 == name) {
-            let known: Vec<_> = LIMITS.iter().map(|limit| limit.0).collect();
-            return Err(Error::usage(format!(
-                "there is no limit {name:?}; those there are: {}",
-                known.join(", ")
-            )));
-        }
-        if !(0.0..=1.0).contains(share) {
-            return Err(Error::usage(format!(
-                "the limit {name}={share}: expected a share from 0 to 1"
-            )));
-        }
-    }
-    Ok(())
-}
-
 fn number_of(file: &FileEntry) -> u64 {
     let digits = file.file.split(['-', '.']).nth(1);
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
@@ -762,24 +480,4 @@ fn number_of(file: &FileEntry) -> u64 {
 
 fn first_free_number(manifest: &Manifest) -> u64 {
     manifest.parts.iter().map(number_of).max().map_or(0, |highest| highest + 1)
-}
-
-/// Removes what belongs to older states of the index, and what killed builds left.
-fn remove_leftovers(folder: &Path, manifest: &Manifest) {
-    let kept: HashSet<&str> = manifest.files().map(|entry| entry.file.as_str()).collect();
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    let _ = std::fs::remove_file(folder.join(JOURNAL));
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        // A temporary file is called after its target: .tmp-PROCESS-TARGET.
-        let target =
-            name.strip_prefix(publish::TEMPORARY_PREFIX).and_then(|rest| rest.split_once('-'));
-        let target = target.map_or(name, |(_, target)| target);
-        let ours = ["part-", "scan-", "shards", "keys", "dropped", "building", MANIFEST];
-        let is_ours = ours.iter().any(|prefix| target.starts_with(prefix));
-        if is_ours && !kept.contains(name) && name != MANIFEST {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
 }
