@@ -166,6 +166,11 @@ def test_a_fault_is_told_before_anything_is_made(world: Path) -> None:
     assert not (world / "studies" / "wrong").exists()
 
 
+def test_without_a_workspace_studies_that_need_none_are_named(tmp_path: Path) -> None:
+    with pytest.raises(wsl.UsageError, match=r"no workspace.*brings its data along: fashion-mnist-k,"):
+        run_study(StudyRequest("k", workspace=tmp_path))
+
+
 def test_a_step_that_fails_is_named_and_the_others_stay(world: Path, tmp_path: Path) -> None:
     runs = STUDY["runs"] | {"bad": {"stage": "finetune", "init": "teacher", "set": {"model.widths": [8]}}}  # type: ignore[operator]
     wrong = write_yaml(world / "fails.yaml", runs=runs, seeds=[0])

@@ -457,6 +457,27 @@ def test_a_network_of_torchvision_is_exported_under_its_names(stages: StageMaker
     assert 'get_model("squeezenet1_1", num_classes=4)' in (tmp_path / "model" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+def test_a_teacher_starts_from_the_weights_that_torchvision_publishes(
+    stages: StageMaker, tmp_path: Path, name: str
+) -> None:
+    """All but the last layer, whose thousand classes are others."""
+    import torchvision
+
+    published = torchvision.models.get_model(name, num_classes=1000).state_dict()
+    torch.save(published, tmp_path / "published.pth")
+    options: dict[str, Any] = {"model": {"name": name, "num_channels": 3, "image_size": 32}}
+    options |= {"num_steps": 1, "data": {"mean": [0.3] * 3, "std": [0.3] * 3}, "optimizer": {"lr": 1e-12}}
+    inputs = stages.inputs(init=tmp_path / "published.pth", evaluate=None)
+    found = load_file(run_stage(stages.config(**options), inputs).run / "model.safetensors")
+    assert found.keys() == published.keys()
+    last = [key for key in found if found[key].shape != published[key].shape]
+    assert [found[key].shape[0] for key in last] == [4, 4]
+    for key, _ in torchvision.models.get_model(name, num_classes=4).named_parameters():
+        if key not in last:
+            torch.testing.assert_close(found[key], published[key])
+
+
 def test_runs_are_compared_side_by_side(stages: StageMaker, capsys: pytest.CaptureFixture[str]) -> None:
     one = run_stage(stages.config(), stages.inputs("one")).run
     stopped(stages, 4, "two", optimizer={"lr": 0.02})

@@ -156,7 +156,12 @@ def _root(request: StudyRequest, study: StudyConfig) -> Path:
         return request.out.resolve()
     if study.workspace is not None:
         return Path(FOLDER).resolve()
-    return Workspace.find(request.workspace).root / FOLDER
+    try:
+        return Workspace.find(request.workspace).root / FOLDER
+    except UsageError as error:
+        brought = [path.stem for path in (carried.configs_folder() / "studies").glob("*-*.yaml")]
+        names = ", ".join(sorted(brought))
+        raise UsageError(f"{error} Or take a study that brings its data along: {names}") from None
 
 
 def _build_indexes(study: StudyConfig, data: StudyData, note: Note) -> dict[str, list[Scalar]]:
