@@ -65,7 +65,11 @@ class Truth:
                 raise UsageError(f"{file} names samples by key; say with --index which samples they are")
             table = table.with_columns(find(table["key"].cast(pl.String))).drop_nulls("sample")
         if table.schema[column] == pl.String:
-            numbers = {text: number for number, text in enumerate(names or [])}
+            # Tables of text have numbers as text, too; a class called by a number goes by its name.
+            digits = [text for text in table[column].unique().drop_nulls() if text.isdecimal()]
+            most = 1 << 32 if names is None else len(names)
+            numbers = {text: int(text) for text in digits if int(text) < most}
+            numbers |= {text: number for number, text in enumerate(names or [])}
             unknown = [text for text in table[column].unique().to_list() if text not in numbers]
             if unknown:
                 raise DataError(f"{file}: {column} holds {unknown[0]!r}, which names no class")

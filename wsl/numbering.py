@@ -199,10 +199,5 @@ def samples_of(index: Index, keys: pl.Series) -> pl.Series:
             )
         found.append(ordinals[0] if ordinals else None)
     named = pl.DataFrame([distinct.alias("key"), pl.Series("sample", found, dtype=pl.UInt64)])
-    return look_up(named, keys)
-
-
-def look_up(named: pl.DataFrame, keys: pl.Series) -> pl.Series:
-    """The samples of keys, null where they have none; `named` has the columns key, distinct, and sample."""
     joined = keys.alias("key").to_frame().join(named, on="key", how="left", maintain_order="left")
     return joined["sample"]

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import polars as pl
+
 from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.index import Index
@@ -141,7 +143,7 @@ class _Source:
     files: list[Path]
     paths: ScoringPaths | None = None
     num_images: int | None = None
-    """Images in the files, where that is told without reading them."""
+    """Images in the files, where no index says how many there are and K may be too large for them."""
 
 
 def _check(request: SelectionRequest) -> None:
@@ -158,7 +160,7 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
     if request.predictions is not None:
         files = find_predictions(request.predictions)
         made_by = metadata_of(files, None if request.index is None else Index.open(request.index))
-        return _Source(made_by, request.index, files, num_images=_num_images(files, made_by.get("keep")))
+        return _Source(made_by, request.index, files, num_images=_num_images(request, files, made_by))
     wanted = None
     if request.checkpoint is not None and request.index is not None:
         wanted = request.scores or out.parent / f"{out.stem}-scores"
@@ -175,12 +177,22 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
     return _Source(made_by | {"keep": keep}, paths.index, files, left)
 
 
-def _num_images(files: list[Path], keep: int | None) -> int | None:
+def _num_images(request: SelectionRequest, files: list[Path], made_by: dict[str, Any]) -> int | None:
+    """Images in the files, exactly or by a sketch of their names; None where K is small for them anyhow."""
     names = [str(file) for file in files]
+    frame = scan(names)
+    schema = frame.collect_schema()
     rows = expected_rows(names)
-    if rows is None or "score" not in scan(names).collect_schema():
+    if rows is None or "score" not in schema:
         return rows
-    return rows // keep if keep else None
+    if made_by.get("keep"):
+        return rows // int(made_by["keep"])
+    num_classes = int(made_by["num_classes"])
+    # An image has one row for each class at most.
+    if request.k * num_classes * num_classes <= rows:
+        return None
+    name = "sample" if "sample" in schema else "key"
+    return int(frame.select(pl.col(name).approx_n_unique()).collect(engine="streaming").item())
 
 
 def _take(

@@ -213,8 +213,9 @@ class StateJob:
         )
 
     def marks(self) -> list[dict[str, Any]]:
-        """What the workers say is done."""
-        return [json.loads(file.read_text()) for file in sorted(self.folder.glob("done-*.json"))]
+        """What the workers say is done, and of which parts of an index."""
+        found = [json.loads(file.read_text()) for file in sorted(self.folder.glob("done-*.json"))]
+        return [mark for mark in found if "parts" in mark]
 
     def done(self) -> list[Span]:
         """The ranges that are done."""
@@ -222,7 +223,7 @@ class StateJob:
 
     def is_valid_for(self, index: Index) -> bool:
         """Whether all that is done was done of samples that the index has, unchanged."""
-        return all(mark.get("parts") == scored_parts(index, mark["ranges"]) for mark in self.marks())
+        return all(mark["parts"] == scored_parts(index, mark["ranges"]) for mark in self.marks())
 
     def forget(self) -> None:
         """Removes all that is done."""

@@ -197,10 +197,19 @@ class Workspace:
 
 
 def match_files(root: Path, patterns: str | list[str]) -> list[Path]:
-    """The files of one or several globs seen from `root`, in the byte order of their paths."""
+    """The files of one or several globs seen from `root`, in the byte order of their paths.
+
+    A glob may be written as ``file://`` URI; UsageError for another kind, and where nothing matches.
+    """
     found: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matches = glob.glob(str(root / pattern), recursive=True)
+        local = pattern.removeprefix("file://")
+        if "://" in local:
+            raise UsageError(
+                f"{pattern} lies in a store of kind {local.partition('://')[0]!r}, which is not read yet; "
+                "copy the shards to a local folder"
+            )
+        matches = glob.glob(str(root / local), recursive=True)
         if not matches:
             raise UsageError(f"no file matches {pattern!r} under {root}")
         found.update(Path(match) for match in matches)

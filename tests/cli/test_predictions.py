@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,41 @@ def test_a_key_that_names_no_one_sample_is_refused(
         pl.DataFrame([(key, 0, 1.0)], schema=schema, orient="row").write_parquet(file)
         code, text = refused(capsys, *given, "--index", index.path)
         assert (code, words in text) == (3, True), text
+
+
+@pytest.mark.parametrize("name", ["sample", "key"])
+def test_images_of_pairs_from_elsewhere_are_counted_for_the_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    pairs = pl.DataFrame(
+        {
+            name: [str(n // 4) if name == "key" else n // 4 for n in range(400)],
+            "class": [n % 4 for n in range(400)],
+            "score": pl.Series(range(400), dtype=pl.Float32),
+        }
+    )
+    pairs.write_parquet(tmp_path / "p.parquet")
+    options = ["pseudolabel", "--predictions", tmp_path / "p.parquet", "--p", 1, "--json"]
+    report = wsl_json(capsys, *options, "--k", 60, "--out", tmp_path / "a.parquet")
+    (found,) = re.findall(r"K = 60 times 4 classes is beyond the (\d+) images", report["warnings"][0])
+    assert 95 <= int(found) <= 105
+    report = wsl_json(capsys, *options, "--k", 20, "--out", tmp_path / "b.parquet")
+    assert not [text for text in report["warnings"] if "beyond" in text]
+
+
+def test_true_classes_may_be_text_with_numbers_or_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "p.parquet"
+    options = ["pseudolabel", "--predictions", file, "--k", 9, "--p", 1, "--json", "--overwrite"]
+    options += ["--out", tmp_path / "o.parquet", "--truth", tmp_path / "t.csv"]
+    precisions = []
+    for names, labels in ((None, "012"), (["2", "0", "1"], "201"), (["a", "b", "c"], "abc")):
+        write(file, range(16), class_names=names)
+        rows = [{"sample": n, "label": labels[n % 3]} for n in range(16)]
+        pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
+        precisions.append(wsl_json(capsys, *options)["precision"])
+    assert precisions[0] == precisions[1] == precisions[2] > 0
+    pl.DataFrame({"sample": [0], "label": ["3"]}).write_csv(tmp_path / "t.csv")
+    code, text = refused(capsys, *options)
+    assert (code, "label holds '3', which names no class" in text) == (3, True), text

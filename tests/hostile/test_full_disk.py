@@ -175,6 +175,30 @@ def test_the_folder_of_a_killed_selection_goes_with_the_next_one(
     assert left_in(tmp_path) == {"o.parquet"}
 
 
+def test_a_selection_that_is_killed_at_any_time_leaves_whole_files_or_none(
+    predictions: Path, expected: bytes, tmp_path: Path
+) -> None:
+    state = tmp_path / "s.state"
+    command = arguments(predictions, tmp_path, *spilling(tmp_path), "--state", state)
+    begun = time.monotonic()
+    check_works(command, tmp_path, expected)
+    took, whole = time.monotonic() - begun, state.read_bytes()
+    for share in (0.4, 0.6, 0.7, 0.8, 0.9, 1.0):
+        (tmp_path / "o.parquet").unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
+        child = start(0, command)
+        try:
+            child.communicate(timeout=took * share)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+        assert not state.exists() or state.read_bytes() == whole
+        assert not (tmp_path / "o.parquet").exists() or (tmp_path / "o.parquet").read_bytes() == expected
+    check_works(command, tmp_path, expected)
+    assert state.read_bytes() == whole
+    assert os.listdir(tmp_path / "spill") == []
+
+
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], str]:
     """A command that builds an index of 20,000 samples and joins it on disk, and what it comes to."""
