@@ -9,6 +9,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,9 @@ def test_reading_goes_on_in_a_child_forked_while_other_threads_read(index: wsl.I
             assert here.poll(30)
             assert here.recv() == len(index)
             child.join()
+            child.close()
+            here.close()
+            there.close()
     finally:
         stop.set()
         for thread in threads:
@@ -250,6 +255,14 @@ def test_images_are_decoded_as_pillow_does_and_cut_to_size() -> None:
     assert out.shape == (3, 8, 8)
     expected_row = [(0.2 - m) / s for m, s in zip(ImageOptions.mean, ImageOptions.std, strict=True)]
     assert torch.allclose(out[:, 0, 0], torch.tensor(expected_row), atol=1e-6)
+
+
+def test_decoding_in_threads_leaves_the_filters_of_warnings_as_they_were() -> None:
+    content, before = encoded(1), list(warnings.filters)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: decode_image(content, 10**6), range(2000)))
+    assert all(image is not None for image in found)
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("name", [*OPERATIONS])

@@ -25,12 +25,9 @@ class FileIndex:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        file = np.load(path / "index.npz")
-        self._images, self._labels, self._corrupt = (
-            file["images"],
-            file["labels"],
-            set(file["corrupt"].tolist()),
-        )
+        with np.load(path / "index.npz") as file:
+            self._images, self._labels = file["images"], file["labels"]
+            self._corrupt = set(file["corrupt"].tolist())
         self.num_labels = 4
         self.fingerprint = f"{self._images.sum()}"
 

@@ -9,7 +9,6 @@ import math
 import pickle
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -385,7 +384,7 @@ def test_a_file_that_cannot_be_read_ends_the_run_with_its_name(
 def test_a_loader_that_starves_is_said(
     stages: StageMaker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The thread ends the process; here it raises in the main thread in its place."""
+    """The thread ends the process; here it only says so, and the batch comes then."""
     plain = Batches.get
     ended: list[int] = []
 
@@ -396,17 +395,13 @@ def test_a_loader_that_starves_is_said(
             time.sleep(0.05)
         return plain(self, step)
 
-    def end(code: int) -> None:
-        ended.append(code)
-        sys.exit()
-
     monkeypatch.setattr(Batches, "get", get)
-    monkeypatch.setattr(watch.os, "_exit", end)
+    monkeypatch.setattr(watch.os, "_exit", ended.append)
     for workers in (0, 2):
         ended.clear()
         options = {"loader_timeout_s": 2.0, "data": {"num_workers": workers}}
         run_stage(stages.config(**options), stages.inputs(f"{workers}"))
-        assert ended == [1]
+        assert set(ended) == {1}
         said = capfd.readouterr().err
         assert "no batch of images came for" in said
         assert "before step 4: the loader starves" in said

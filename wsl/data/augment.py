@@ -26,6 +26,10 @@ from wsl.data.transforms import centre_box, crop_box, crop_boxes, flip, normalis
 if TYPE_CHECKING:
     from wsl.config import DataConfig, ModelConfig
 
+# What Pillow warns of (odd metadata, large images) is no news in a million images. The filter is set once:
+# `warnings.catch_warnings` around each image would race between the threads that decode.
+warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+
 DRAW_AUGMENT = 16
 """The first of the draws of RandAugment: operation and sign of each layer."""
 NUM_LEVELS = 31
@@ -80,21 +84,19 @@ def decode_image(content: bytes, max_pixels: int, num_channels: int = 3) -> torc
     """
     mode, jpeg_mode = ("L", ImageReadMode.GRAY) if num_channels == 1 else ("RGB", ImageReadMode.RGB)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as opened:
-                image: Image.Image = opened
-                if image.width * image.height > max_pixels:
-                    return None
-                if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-                    pixels: torch.Tensor = decode_jpeg(encoded, mode=jpeg_mode)
-                    return pixels
-                if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-                    shown = image.convert("RGBA")
-                    white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
-                    image = Image.alpha_composite(white, shown)
-                flat = np.array(image.convert(mode), dtype=np.uint8)
+        with Image.open(io.BytesIO(content)) as opened:
+            image: Image.Image = opened
+            if image.width * image.height > max_pixels:
+                return None
+            if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+                pixels: torch.Tensor = decode_jpeg(encoded, mode=jpeg_mode)
+                return pixels
+            if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+                shown = image.convert("RGBA")
+                white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
+                image = Image.alpha_composite(white, shown)
+            flat = np.array(image.convert(mode), dtype=np.uint8)
     except Exception:  # decoders of hostile bytes raise nearly everything
         return None
     return torch.from_numpy(flat).view(*flat.shape[:2], num_channels).permute(2, 0, 1)

@@ -120,11 +120,12 @@ class MetricsLog:
         if start and file.is_file():
             with file.open(encoding="utf-8", newline="") as lines:
                 old = [row for row in csv.DictReader(lines) if _whole(row) and int(row["step"]) <= start]
+        # Before the file is opened, which nobody would close if this failed.
+        self._events = SummaryWriter(str(run / "events"), purge_step=start or None)
         self._file = file.open("w", encoding="utf-8", newline="")
         self._table = csv.DictWriter(self._file, COLUMNS)
         self._table.writeheader()
         self._table.writerows(old)
-        self._events = SummaryWriter(str(run / "events"), purge_step=start or None)
 
     def write(self, step: int, **values: float) -> None:
         """One row."""
