@@ -159,6 +159,7 @@ def _per_class(ordered: pl.DataFrame, draw: Draw) -> pl.DataFrame:
     default = None if draw.per_class is None else float(draw.per_class)
     sizes = dict(ordered.group_by("class").len().iter_rows())
     wanted = {}
+    assert not isinstance(draw.classes, str), "references are replaced before"
     for label, size in sizes.items():
         asked = float(draw.classes[label]) if label in draw.classes else default
         wanted[label] = size if asked is None else round(asked * size) if asked < 1 else int(asked)

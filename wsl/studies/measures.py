@@ -50,6 +50,7 @@ def _of_run(step: Training, data: StudyData) -> dict[str, float | None]:
 def classes_of(group: Group, step: Step, data: StudyData) -> list[int]:
     """The labels of a group."""
     if group.index is None:
+        assert not isinstance(group.classes, str), "references are replaced before"
         return group.classes
     counts = np.asarray(Index.open(data.index(group.index, step.plan.indexes)).label_counts())
     highest = group.max_images if group.max_images is not None else int(counts.max(initial=0))

@@ -22,6 +22,8 @@ from wsl.config import Config, IndexConfig, Positive, Stage
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 Scalar = str | int | float | bool
+Reference = Annotated[str, Field(pattern=r"^\$")]
+"""``$axis.key``, which stands for a value."""
 SEED = "seed"
 """The axis that every run has."""
 
@@ -57,7 +59,7 @@ class Draw(Config):
     """The share of the images in all."""
     per_class: float | str | None = None
     """Images of each class, or below 1 their share, where `classes` says nothing else."""
-    classes: dict[int, float | str] = {}
+    classes: dict[int, float | str] | Reference = {}
     """The same of single classes."""
     rest: bool = False
     """Take what the draw would leave."""
@@ -107,7 +109,7 @@ class SelectionStep(Config):
 class Group(Config):
     """Classes whose recall is averaged: named by number, or by how many images an index has of them."""
 
-    classes: list[int] = []
+    classes: list[int] | Reference = []
     index: str | None = None
     min_images: int = 0
     max_images: int | None = None
