@@ -96,13 +96,13 @@ def test_the_table_under_a_figure_has_every_seed() -> None:
     columns, table = table_of(figure_data(figure(), rows_of(sweep(), rows)))
     assert columns == ["line", "k", "mean", "95 % interval", "by seed"]
     assert table[0][:2] == ["student", "100"]
-    assert table[0][2] == "79.60 %"
+    assert table[0][2] == "79.60\u00a0%"
     assert table[3] == [
         "teacher",
         "any",
-        "82.50 %",
+        "82.50\u00a0%",
         "76.15\u00a0to\u00a088.85\u00a0%",
-        "0: 82.00 %, 2: 83.00 %",
+        "0: 82.00\u00a0%, 2: 83.00\u00a0%",
     ]
 
 
@@ -227,7 +227,7 @@ def test_every_row_stands_on_the_page_and_steps_that_were_not_made_are_named() -
 
 
 def test_numbers_are_shown_as_their_metric_asks() -> None:
-    assert figures.value_text("top1", 0.8235) == "82.35 %"
+    assert figures.value_text("top1", 0.8235) == "82.35\u00a0%"
     assert figures.value_text("num_pairs", 20000.0) == "20,000"
     assert figures.difference_text("recall_rare", -0.015) == "-1.50"
     assert figures.difference_text("loss", 0.25) == "+0.25"

@@ -173,7 +173,7 @@ def interval_text(metric: str, low: float | None, high: float | None) -> str:
 def value_text(metric: str, value: float) -> str:
     """A value of a metric as it is shown: shares as percentages."""
     if is_share(metric):
-        return f"{100 * value:.2f} %"
+        return f"{100 * value:.2f}\u00a0%"
     if metric == "seconds":
         return f"{value:,.1f}"
     is_count = metric.startswith("num_") or metric == "images_per_second"
