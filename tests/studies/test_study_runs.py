@@ -223,6 +223,7 @@ def test_a_dry_run_says_what_remains(world: Path, tmp_path: Path, capsys: pytest
     assert run(arguments) == 0
     assert "14 of 14 steps remain" in capsys.readouterr().err
     assert not list(out.glob("steps/*"))
+    assert not (out / "tiny").exists()
 
 
 @pytest.mark.parametrize(

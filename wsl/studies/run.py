@@ -25,7 +25,7 @@ from wsl.studies.measures import measure
 from wsl.studies.plan import IndexPlan, Place, axis_values, plan_indexes, plan_steps
 from wsl.studies.progress import Progress
 from wsl.studies.results import results_table, write_results
-from wsl.studies.spec import Scalar, StudyConfig
+from wsl.studies.spec import SEED, Scalar, StudyConfig
 from wsl.studies.steps import Steps
 from wsl.workspace import Workspace
 
@@ -96,9 +96,8 @@ def run_study(request: StudyRequest, *, note: Note = silent) -> StudyResult:
         progress.console.print(progress.table())
     else:
         made.make_missing()
-    return StudyResult(
-        file.stem, folder, study, made.write(), made.num_new, len(plan.steps) - len(made.measures)
-    )
+    num_missing = len(plan.steps) - len(made.measures)
+    return StudyResult(file.stem, folder, study, made.table(), made.num_new, num_missing)
 
 
 class _Made:
@@ -116,8 +115,7 @@ class _Made:
         """Counts in what is made already."""
         for place, step in self.steps.found.items():
             if step.is_made:
-                self._measure(place)
-                self.progress.end(place, float(step.told()["seconds"]))
+                self.progress.end(place, self._measure(place)["seconds"])
 
     def make_missing(self) -> None:
         """Makes the rest, each after what it needs; the results are written whatever happens."""
@@ -135,20 +133,17 @@ class _Made:
                             raise
                         self.num_new += 1
                     measures = self._measure(place)
-                    self.progress.end(place, float(step.told()["seconds"]), measures)
+                    self.progress.end(place, measures["seconds"], measures)
         finally:
-            self.write()
+            write_results(self.table(), self.study, self.folder)
 
     def _measure(self, place: Place) -> dict[str, float]:
         self.measures[place] = measure(self.steps.found[place], self.data)
         return self.measures[place]
 
-    def write(self) -> pl.DataFrame:
-        """Publishes the results so far."""
-        axes = self.steps.plan.axes
-        table = results_table(axes, self.steps.found, self.measures, self.data.root)
-        write_results(table, self.study, self.folder)
-        return table
+    def table(self) -> pl.DataFrame:
+        """The results so far."""
+        return results_table(self.steps.plan.axes, self.steps.found, self.measures, self.data.root)
 
 
 def _root(request: StudyRequest, study: StudyConfig) -> Path:
@@ -206,7 +201,7 @@ def with_axes(study: StudyConfig, changes: Sequence[str]) -> StudyConfig:
             raise UsageError(f"--axis {change}: expected AXIS=VALUE,VALUE with an axis of {known}")
         values = [yaml.safe_load(value) for value in text.split(",")]
         variants = study.axes.get(axis)
-        if axis == "seed":
+        if axis == SEED:
             tree["seeds"] = values
         elif isinstance(variants, dict):
             unknown = [value for value in values if value not in variants]
