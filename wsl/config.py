@@ -380,6 +380,14 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings as one level of ``a.b`` keys."""
+    level: dict[str, Any] = {}
+    for key, value in tree.items():
+        level |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return level
+
+
 def change(tree: dict[str, Any], key: str, value: Any) -> None:
     """Sets ``a.b`` within a parsed tree; UsageError where ``a`` is no group of settings."""
     *parents, last = key.split(".")

@@ -199,5 +199,9 @@ def samples_of(index: Index, keys: pl.Series) -> pl.Series:
             )
         found.append(ordinals[0] if ordinals else None)
     named = pl.DataFrame([distinct.alias("key"), pl.Series("sample", found, dtype=pl.UInt64)])
-    joined = keys.alias("key").to_frame().join(named, on="key", how="left", maintain_order="left")
-    return joined["sample"]
+    return look_up(named, keys)
+
+
+def look_up(named: pl.DataFrame, keys: pl.Series) -> pl.Series:
+    """The samples of keys by a table of ``key`` and ``sample`` with each key once; null for others."""
+    return keys.to_frame("key").join(named, on="key", how="left", maintain_order="left")["sample"]

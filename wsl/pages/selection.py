@@ -7,6 +7,7 @@ or where another class selected the same image with a higher score.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import polars as pl
 
 from wsl import dhat
 from wsl._core import DataError, UsageError
+from wsl.numbering import look_up
 from wsl.pages.shares import measured
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
@@ -90,7 +92,9 @@ def _truth(
         raise FileNotFoundError(2, "no such table of true classes", str(given))
     if not file.is_file():
         return None
-    find = _numbers(pairs) if "key" in pairs.columns else None
+    find = None
+    if "key" in pairs.columns:
+        find = functools.partial(look_up, pairs.select("key", "sample").unique("sample"))
     try:
         columns = scan(file).collect_schema().names()
         column = next((name for name in TRUTH_COLUMNS if name in columns), TRUTH_COLUMNS[0])
@@ -102,16 +106,6 @@ def _truth(
             return None
         raise
     return found.table.unique("sample", keep="any")
-
-
-def _numbers(pairs: pl.DataFrame) -> dhat.Find:
-    """Finds the samples of D-hat by their keys."""
-    known = pairs.select("key", "sample").unique("sample")
-
-    def find(keys: pl.Series) -> pl.Series:
-        return keys.to_frame("key").join(known, on="key", how="left", maintain_order="left")["sample"]
-
-    return find
 
 
 def selection_sections(selected: Selected | None, prefix: str = "") -> list[Section]:

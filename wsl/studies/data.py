@@ -22,7 +22,7 @@ import polars as pl
 from wsl import carried
 from wsl._core import UsageError
 from wsl.config import IndexConfig, change, check
-from wsl.index import Index
+from wsl.index import VOCABULARY, Index
 from wsl.indexing import build_one_index, index_jobs
 from wsl.publish import publish_text
 from wsl.source import scan
@@ -96,7 +96,7 @@ class StudyData:
                 tree[key] = paths if isinstance(given, list) else paths[0]
         if plan.settings.vocabulary_of is not None:
             other = self.index(plan.settings.vocabulary_of, places)
-            tree["vocabulary"] = {"file": other / "vocabulary.parquet"}
+            tree["vocabulary"] = {"file": other / VOCABULARY}
         return check(IndexConfig, tree, f"indexes.{plan.place}")
 
     def _draw(self, draw: Draw, places: Mapping[str, Place], where: str) -> list[str]:
@@ -146,8 +146,8 @@ def drawn(table: pl.DataFrame, draw: Draw) -> list[str]:
     hashes = [hashlib.blake2b(key.encode(), key=seed, digest_size=8).digest() for key in table["key"]]
     ordered = table.with_columns(pl.Series("hash", hashes, dtype=pl.Binary)).sort("hash", "key")
     if draw.share is not None or draw.num_images is not None:
-        number = int(draw.num_images) if draw.num_images is not None else None
-        take = number if number is not None else round(float(draw.share or 0) * len(ordered))
+        share = float(draw.share or 0)
+        take = round(share * len(ordered)) if draw.num_images is None else int(draw.num_images)
         taken = ordered.with_row_index("place").with_columns(taken=pl.col("place") < take)
     else:
         taken = _per_class(ordered, draw)

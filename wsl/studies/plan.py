@@ -174,7 +174,7 @@ class _Templates:
             axes = set(_named(chosen.model_dump(), f"{self.kind(name)}.{name}", self.study))
             if isinstance(chosen, RunStep):
                 axes |= set(chosen.vary)
-                if "seed" not in chosen.set:
+                if SEED not in chosen.set:
                     axes.add(SEED)
             axes = axes.union(*(self.axes_of(other) for other in self.inputs(name).values()))
             self._axes[name] = axes.union(*(self.axes_of_index(other) for other in self.indexes(name)))

@@ -21,7 +21,7 @@ from typing import Any
 
 from wsl import carried
 from wsl._core import UsageError
-from wsl.config import StageConfig, StageSource, load
+from wsl.config import StageConfig, StageSource, flat, load
 from wsl.index import Index
 from wsl.studies.data import StudyData
 from wsl.studies.plan import Place, Plan, StepPlan
@@ -228,14 +228,6 @@ class Steps:
         if found is None:
             raise UsageError(f"{plan.place}: the config is not there: {places[0]}")
         return found.resolve()
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings as one level of ``a.b`` keys."""
-    level: dict[str, Any] = {}
-    for key, value in tree.items():
-        level |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return level
 
 
 def _number(value: int | str, where: str) -> int:

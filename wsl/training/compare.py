@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import UsageError
+from wsl.config import flat
 from wsl.workspace import read_run
 
 
@@ -68,7 +69,7 @@ def compare_runs(runs: list[Path]) -> list[dict[str, Any]]:
                 "peak_memory_bytes": max(summary.get("peak_memory_bytes") or [0]) or None,
                 **{key: summary.get(key) for key in kept},
                 **{key: evaluation.get(key) for key in measured},
-                "config": _flat(info.get("config") or {}),
+                "config": flat(info.get("config") or {}),
             }
         )
     return found
@@ -123,10 +124,3 @@ def _last_step(run: Path) -> int | None:
     with file.open(encoding="utf-8", newline="") as lines:
         steps = [row["step"] for row in csv.DictReader(lines)]
     return int(steps[-1]) if steps and steps[-1].isdigit() else None
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

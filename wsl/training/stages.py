@@ -27,7 +27,7 @@ from rich.console import Console
 
 import wsl
 from wsl._core import UsageError
-from wsl.config import StageConfig, check, dump
+from wsl.config import StageConfig, check, dump, flat
 from wsl.data.sampler import Sampler
 from wsl.models import num_parameters
 from wsl.publish import publish_text
@@ -243,18 +243,11 @@ def _look(config: StageConfig, inputs: StageInputs, task: Task, overwrite: bool)
 
 def _differences(config: StageConfig, task: Task, info: dict[str, Any]) -> list[str]:
     """Keys of config and inputs that are not as the run has them."""
-    old = _flat(check(StageConfig, info["config"], "run.json").model_dump(mode="json"))
-    new = _flat(config.model_dump(mode="json"))
+    old = flat(check(StageConfig, info["config"], "run.json").model_dump(mode="json"))
+    new = flat(config.model_dump(mode="json"))
     keys = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE]
     before = info.get("inputs", {})
     return keys + [key for key in sorted(before | task.inputs) if before.get(key) != task.inputs.get(key)]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _find_checkpoint(
