@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from wsl import storage
 from wsl._core import DataError, UsageError
-from wsl.publish import publishing
 from wsl.selection import Selection
 from wsl.source import scan
 
@@ -96,14 +96,17 @@ class _Precision:
 
 def write(
     selection: Selection,
-    out: Path,
+    out: Path | str,
     provenance: dict[str, Any],
     *,
     keys: Keys | None = None,
     truth: Truth | None = None,
     agreement: float | None = None,
 ) -> dict[str, Any]:
-    """Writes D-hat batch by batch, whole or not at all, and returns the report, which stands in it too."""
+    """Writes D-hat batch by batch, whole or not at all, and returns the report, which stands in it too.
+
+    `out` is a path, or the URI of an object.
+    """
     precision = None if truth is None else _Precision(truth, len(selection.before))
     raised: list[Exception] = []
     finished = False
@@ -131,8 +134,7 @@ def write(
     schema: dict[str, Any] = dict(SCHEMA)
     if keys is not None:
         schema = {"sample": schema.pop("sample"), "key": pl.String, **schema}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with publishing(out) as temporary:
+    with storage.publishing(out) as temporary:
         try:
             _stream(frames, schema).sink_parquet(temporary, metadata=metadata)
         except pl.exceptions.PolarsError:
