@@ -63,7 +63,7 @@ def test_scoring_into_a_state_goes_on_after_a_kill_at_any_write(
     paths = ["--checkpoint", workspace / "runs" / "teacher", "--index", workspace / "index" / "unlabelled"]
     options = ["--k", 20, "--p", 2, "--no-flip", "--out", folder / "d.parquet", "--state", folder / "s.state"]
     found = kill_at_writes(
-        shim, folder, ["pseudolabel", *paths, *options], ["d.parquet", "s.state"], scores=300
+        shim, folder, ["pseudolabel", *paths, *options], ["d.parquet", "s.state"], scores=450
     )
     assert found["kills"] > 30
 
@@ -75,7 +75,7 @@ def test_scoring_into_files_goes_on_after_a_kill_at_any_write(
     folder = tmp_path / "f"
     paths = ["--checkpoint", workspace / "runs" / "teacher", "--index", workspace / "index" / "unlabelled"]
     options = ["--keep", 3, "--no-flip", "--out", folder / "p"]
-    found = kill_at_writes(shim, folder, ["score", *paths, *options], ["p/scores-*.parquet"], scores=300)
+    found = kill_at_writes(shim, folder, ["score", *paths, *options], ["p/scores-*.parquet"], scores=450)
     assert found["kills"] > 10
 
 
