@@ -20,6 +20,7 @@ import polars as pl
 from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.index import Index
+from wsl.locking import locked
 from wsl.numbering import KeyedPredictions, samples_of
 from wsl.prediction_files import (
     SCORED_BY,
@@ -30,6 +31,7 @@ from wsl.prediction_files import (
     read_metadata,
 )
 from wsl.predictions import (
+    SCORING,
     ScoringOptions,
     ScoringPaths,
     job_of,
@@ -248,11 +250,18 @@ def _score_into_states(request: SelectionRequest, source: _Source, num_classes: 
     if request.compare_orders and request.p < num_classes:
         orders.append("image-first" if request.order == "class-first" else "class-first")
     job = _state_job(request, source, orders, index)
-    if not job.is_complete(len(index)):
+    if job.is_complete(len(index)) and job.is_valid_for(index):
+        return {order: job.merged(order) for order in orders}
+    with locked(job.folder, SCORING):
+        if not job.is_valid_for(index):
+            job.forget()
+        job.tidy()
+        about = {"num_classes": job.num_classes, "k": job.k, "p": job.p, "orders": job.orders}
+        publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
         given_states = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(job).items()}
         states = job_of(source.paths, request.scoring) | {"states": given_states}
         score_on_ranks(states, request.scoring, job.folder)
-    return {order: job.merged(order) for order in orders}
+        return {order: job.merged(order) for order in orders}
 
 
 def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], index: Index) -> StateJob:
@@ -280,13 +289,7 @@ def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], 
         return best
     num_classes = int(source.made_by["num_classes"])
     name = f"{'-and-'.join(orders)}-k{request.k}-p{request.p}-{_short(source.made_by)}"
-    job = StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    if not job.is_valid_for(index):
-        job.forget()
-    about = {"num_classes": num_classes, "k": request.k, "p": request.p, "orders": orders}
-    publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
-    return job
+    return StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
 
 
 def _serves(known: dict[str, Any], request: SelectionRequest, source: _Source, orders: list[Order]) -> bool:
