@@ -18,6 +18,7 @@ from wsl.cli.options import (
     RecordsOption,
     SeparatorOption,
     SpillDirOption,
+    StorageOption,
     SynsetsOption,
     ThreadsOption,
     WordNetOption,
@@ -62,6 +63,7 @@ def stats(
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count hashtags: how many, how Zipf-like, what the head holds."""
@@ -143,6 +145,7 @@ def build_counts(
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags of records, or of one part of the files, into a file."""
@@ -208,6 +211,7 @@ def build_vocabulary(
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a vocabulary of records or counts, and say what it covers."""
