@@ -172,15 +172,28 @@ def scan(
     return pl.scan_csv(files, separator=separator, infer_schema=False, **options)
 
 
+def _are_beside_shards(files: list[str]) -> bool:
+    return all("://" not in file and Path(file).with_suffix(".tar").is_file() for file in files)
+
+
 def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
     """img2dataset's tables say of every row whether its image is in the tar beside."""
-    if not all("://" not in file and Path(file).with_suffix(".tar").is_file() for file in files):
+    if not _are_beside_shards(files):
         return frame
     try:
         has_status = "status" in frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(files, error) from None
     return frame.filter(pl.col("status") == "success") if has_status else frame
+
+
+def plain_parquet(source: object) -> list[str]:
+    """The files of `source` where it names local Parquet files and every row of them counts, else none."""
+    if not isinstance(source, (str, os.PathLike, list, tuple)):
+        return []
+    files = find_files(source)
+    has_url = any("://" in file for file in files)
+    return [] if has_url or kind_of(files) != "parquet" or _are_beside_shards(files) else files
 
 
 def expected_rows(source: object) -> int | None:

@@ -57,9 +57,21 @@ impl Key {
         (mixed.wrapping_mul(SEEDS[0]) >> (64 - bits)) as usize
     }
 
+    /// The same for 16 bytes of any meaning.
+    #[inline(always)]
+    pub(super) fn place_of(bits: u128, place_bits: u32) -> usize {
+        Self { low: bits as u64, high: (bits >> 64) as u64 }.place(place_bits)
+    }
+
     #[inline]
     pub(crate) fn is_long(self) -> bool {
         self.high >= LONG
+    }
+
+    /// Bytes of a long tag.
+    #[inline]
+    pub(crate) fn long_len(self) -> usize {
+        usize::from((self.high >> 48) as u8)
     }
 
     /// Whether the keys are the same, found without a branch.
@@ -79,8 +91,7 @@ impl Key {
 
     fn long_bytes(self, arena: &[u8]) -> &[u8] {
         let start = self.low as usize;
-        let length = (self.high >> 48) as u8;
-        arena.get(start..start + usize::from(length)).unwrap_or_default()
+        arena.get(start..start + self.long_len()).unwrap_or_default()
     }
 
     /// The order of the tags' bytes; long tags lie in `arena`.
@@ -231,6 +242,19 @@ impl<'a> Tag<'a> {
     #[inline]
     pub(crate) fn is_view(&self, view: u128) -> bool {
         view as u32 as usize <= VIEW_INLINE && self.key.equals(Key::of_view(view))
+    }
+
+    /// The tag as it was before it was stored: the key of a long one says nothing of where it lies.
+    #[inline]
+    pub(crate) fn unstored(self) -> Self {
+        let low = if self.is_long() { 0 } else { self.key.low };
+        Self { key: Key { low, ..self.key }, ..self }
+    }
+
+    /// Its key; that of a long tag says where its bytes lie only once it is stored.
+    #[inline]
+    pub(crate) fn key(&self) -> Key {
+        self.key
     }
 
     /// Its hash.

@@ -11,6 +11,7 @@ mod factors;
 mod fetch;
 mod files;
 pub mod format;
+mod group;
 mod join;
 mod journal;
 mod keys;
