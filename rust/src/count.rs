@@ -96,8 +96,8 @@ impl Workers {
         let local = |_| Local::new(options.separator.as_deref(), local_memory);
         let locals = (0..num_threads).map(local).collect::<Result<_>>()?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-        let pool = pool
-            .map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
+        let pool =
+            pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
         Ok(Self { pool, locals, table_memory })
     }
 }

@@ -145,11 +145,7 @@ pub struct ParquetRecords {
 
 impl ParquetRecords {
     /// The columns in these files; `None` as for [`ParquetTags::open`].
-    pub fn open<P: AsRef<Path>>(
-        files: &[P],
-        tags_column: &str,
-        key_column: &str,
-    ) -> Option<Self> {
+    pub fn open<P: AsRef<Path>>(files: &[P], tags_column: &str, key_column: &str) -> Option<Self> {
         let tags = ParquetTags::open(files, tags_column)?;
         let keys = ParquetTags::of_shape(files, key_column, Shape::Text)?;
         let pairs = || tags.chunks.iter().zip(&keys.chunks);

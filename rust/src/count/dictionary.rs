@@ -111,8 +111,12 @@ impl Dictionary {
             if waiting.is_full() {
                 return false;
             }
-            if cell.count > 0 {
-                waiting.push_counted(&key.hashed_tag(hash, &self.bytes), cell.count);
+            let tag = key.hashed_tag(hash, &self.bytes);
+            match cell.count {
+                0 => {}
+                1 if tag.is_long() => waiting.push_long(&tag),
+                1 => waiting.push(hash, key),
+                count => waiting.push_counted(&tag, count),
             }
             self.num_handed_over += 1;
         }

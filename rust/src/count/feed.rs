@@ -51,7 +51,9 @@ impl<'a> Feed<'a> {
     fn advance(&mut self, local: &mut Local, job: &Job) -> Result<bool> {
         if let Some(reader) = &mut self.reader {
             match reader.next_piece()? {
-                Some(Piece::Dictionary(entries)) => self.dictionary = Some(local.dictionary(&entries)),
+                Some(Piece::Dictionary(entries)) => {
+                    self.dictionary = Some(local.dictionary(&entries))
+                }
                 Some(Piece::Texts(column)) => {
                     local.take(0..column.len());
                     self.column = Some(column);

@@ -5,7 +5,7 @@
 //! [`HotLongTags`] lie its bytes.
 
 use super::local::BLOCK_ROWS;
-use crate::hashtag::{Key, Other, Tag, VIEW_INLINE};
+use crate::hashtag::{Key, Other, Tag, TagColumn, VIEW_INLINE};
 
 /// Hot tags of a thread; with 32 bytes each they fit a processor's second-level cache.
 const HOT_SLOTS: usize = 16384;
@@ -57,14 +57,29 @@ impl Hot {
     }
 }
 
+/// Rows counted by their views since the rows of the slots were reset.
+#[derive(Debug, Default)]
+struct Rows(u32);
+
+impl Rows {
+    /// The number of the first row of the next block; `reset` is called where numbers begin anew.
+    fn begin(&mut self, reset: impl FnOnce()) -> u32 {
+        if self.0 > u32::MAX - BLOCK_ROWS as u32 {
+            reset();
+            self.0 = 0;
+        }
+        self.0 += BLOCK_ROWS as u32;
+        self.0 + 1 - BLOCK_ROWS as u32
+    }
+}
+
 /// The tags that a thread keeps close: each in the one place that its key gives it. No long tag is
 /// among them.
 #[derive(Debug)]
 pub(super) struct HotTags {
     slots: Vec<Hot>,
     bits: u32,
-    /// Rows counted by [`count_views`](Self::count_views) since the slots' rows were reset.
-    num_rows: u32,
+    rows: Rows,
     /// Tags that were not hot since the last one that challenged.
     num_others: usize,
 }
@@ -72,7 +87,12 @@ pub(super) struct HotTags {
 impl HotTags {
     pub(super) fn new(memory: usize) -> Self {
         let bits = (memory / size_of::<Hot>()).clamp(64, HOT_SLOTS).ilog2();
-        Self { slots: vec![Hot::new(Key::NONE, 0); 1 << bits], bits, num_rows: 0, num_others: 0 }
+        Self {
+            slots: vec![Hot::new(Key::NONE, 0); 1 << bits],
+            bits,
+            rows: Rows::default(),
+            num_others: 0,
+        }
     }
 
     /// Counts those texts of a block that are hot tags in normal form, each once in its record, and
@@ -88,13 +108,8 @@ impl HotTags {
         num_kept: &mut [u8; BLOCK_ROWS],
         others: &mut [Other],
     ) -> (usize, usize) {
-        if self.num_rows > u32::MAX - BLOCK_ROWS as u32 {
-            self.slots.iter_mut().for_each(|slot| slot.row = 0);
-            self.num_rows = 0;
-        }
-        let first_row = self.num_rows + 1;
-        self.num_rows += BLOCK_ROWS as u32;
-        let Self { slots, bits, .. } = self;
+        let Self { slots, bits, rows, .. } = self;
+        let first_row = rows.begin(|| slots.iter_mut().for_each(|slot| slot.row = 0));
         let (mut row, mut num_others, mut num_duplicates) = (0, 0, 0);
         for (place, (&view, &begins)) in views.iter().zip(begins).enumerate() {
             row += usize::from(begins);
@@ -167,6 +182,7 @@ struct HotLong {
 #[derive(Debug)]
 pub(super) struct HotLongTags {
     slots: Vec<HotLong>,
+    rows: Rows,
     num_others: usize,
 }
 
@@ -174,7 +190,40 @@ impl HotLongTags {
     pub(super) fn new(memory: usize) -> Self {
         let size = 1 << (memory / size_of::<HotLong>()).clamp(16, LONG_SLOTS).ilog2();
         let none = HotLong { hot: Hot::new(Key::NONE, 0), bytes: [0; MOST_LONG] };
-        Self { slots: vec![none; size], num_others: 0 }
+        Self { slots: vec![none; size], rows: Rows::default(), num_others: 0 }
+    }
+
+    /// Counts those of the `others` in a block that are hot tags in normal form, each once in its record, and
+    /// leaves the rest; returns how many these are, and the number of duplicates.
+    pub(super) fn count_views(
+        &mut self,
+        column: &TagColumn,
+        views: &[u128],
+        num_kept: &mut [u8; BLOCK_ROWS],
+        others: &mut [Other],
+    ) -> (usize, usize) {
+        let Self { slots, rows, .. } = self;
+        let first_row = rows.begin(|| slots.iter_mut().for_each(|slot| slot.hot.row = 0));
+        let (mut num_others, mut num_duplicates) = (0, 0);
+        for number in 0..others.len() {
+            let other = others[number];
+            if let Some(text) = column.long_text(views[other.place()]) {
+                let place = place_of(text) & (slots.len() - 1);
+                let slot = &mut slots[place];
+                if slot.is(text) {
+                    let stamp = first_row + other.row() as u32;
+                    let is_new = slot.hot.row != stamp;
+                    slot.hot.row = stamp;
+                    slot.hot.count += u32::from(is_new);
+                    num_kept[other.row() % BLOCK_ROWS] += u8::from(is_new);
+                    num_duplicates += usize::from(!is_new);
+                    continue;
+                }
+            }
+            others[num_others] = other;
+            num_others += 1;
+        }
+        (num_others, num_duplicates)
     }
 
     /// Counts a long tag where it is hot; one that gives way to it is told to `gone`.
@@ -184,10 +233,9 @@ impl HotLongTags {
         if text.len() > MOST_LONG {
             return false;
         }
-        // The top bits tell the partition, and the key has the lower half.
-        let place = (tag.hash() >> 32) as usize & (self.slots.len() - 1);
+        let place = place_of(text) & (self.slots.len() - 1);
         let slot = &mut self.slots[place];
-        if slot.hot.key.equals(tag.key()) && slot.bytes[..text.len()] == *text {
+        if slot.is(text) {
             slot.hot.count += 1;
             return true;
         }
@@ -214,7 +262,34 @@ impl HotLongTags {
     }
 }
 
+/// A number for a text of 16 bytes or more, from its ends and its length.
+#[inline(always)]
+fn place_of(text: &[u8]) -> usize {
+    let ends = text.first_chunk::<16>().zip(text.last_chunk::<16>());
+    ends.map_or(0, |(first, last)| {
+        let bits = u128::from_le_bytes(*first) ^ u128::from_le_bytes(*last).rotate_left(59);
+        Key::place_of(bits ^ text.len() as u128, 24)
+    })
+}
+
+/// Whether two texts of one length are the same: most are looked at in two overlapping pieces.
+#[inline(always)]
+fn same(one: &[u8], other: &[u8]) -> bool {
+    match (one.first_chunk::<16>(), one.last_chunk::<16>()) {
+        (Some(first), Some(last)) if one.len() <= 32 => {
+            other.first_chunk() == Some(first) && other.last_chunk() == Some(last)
+        }
+        _ => one == other,
+    }
+}
+
 impl HotLong {
+    #[inline(always)]
+    fn is(&self, text: &[u8]) -> bool {
+        let length = self.hot.key.long_len();
+        length == text.len() && self.bytes.get(..length).is_some_and(|bytes| same(bytes, text))
+    }
+
     fn tell(&self, gone: &mut impl FnMut(&Tag<'_>, u32)) {
         if self.hot.count > 0 {
             gone(&Tag::of_bytes(&self.bytes[..self.hot.key.long_len()]), self.hot.count);

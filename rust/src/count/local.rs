@@ -7,9 +7,7 @@
 //! processor's first-level cache.
 
 use crate::Result;
-use crate::hashtag::{
-    Block, FEW, Gathered, Key, Other, RecordReader, Rejection, TagColumn, Tally,
-};
+use crate::hashtag::{Block, FEW, Gathered, Key, Other, RecordReader, Rejection, TagColumn, Tally};
 use crate::job::Job;
 use crate::parquet::Numbers;
 
@@ -156,7 +154,10 @@ impl Local {
         };
         bench.lay_out(rows.len(), views.len());
         let Bench { starts, num_kept, begins, others, .. } = &mut **bench;
-        let (num_others, num_duplicates) = cache.hot.count_views(views, begins, num_kept, others);
+        let (num_others, short) = cache.hot.count_views(views, begins, num_kept, others);
+        let (num_others, long) =
+            cache.hot_long.count_views(column, views, num_kept, &mut others[..num_others]);
+        let num_duplicates = short + long;
         tally.num_duplicates += num_duplicates as u64;
         let block = Block { views, starts: &starts[..rows.len()] };
         reader.note(&block, views.len() - num_others - num_duplicates, tally);

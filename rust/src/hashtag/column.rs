@@ -285,8 +285,7 @@ impl TagColumn {
     pub(crate) fn of_one_record(bytes: Vec<u8>, ends: Vec<i64>) -> Self {
         let rows = Rows::Fixed(ends.len());
         let offsets: Vec<i64> = std::iter::once(0).chain(ends).collect();
-        let texts =
-            Offsets { offsets: offsets.into(), data: Buffer::from_vec(bytes), nulls: None };
+        let texts = Offsets { offsets: offsets.into(), data: Buffer::from_vec(bytes), nulls: None };
         Self { rows, nulls: None, texts: Texts::Large(texts), len: 1 }
     }
 
@@ -354,6 +353,15 @@ impl TagColumn {
             Raw::Null => None,
             Raw::Short(bits, length) => Tag::plain(bits, length),
             Raw::Long(text) => Tag::plain_long(text),
+        }
+    }
+
+    /// A text that is a view, where it is too long for a key.
+    #[inline(always)]
+    pub(crate) fn long_text(&self, view: u128) -> Option<&[u8]> {
+        match &self.texts {
+            Texts::View(texts) if view as u32 as usize > INLINE => texts.outside(view),
+            _ => None,
         }
     }
 

@@ -59,7 +59,7 @@ impl Key {
 
     /// The same for 16 bytes of any meaning.
     #[inline(always)]
-    pub(super) fn place_of(bits: u128, place_bits: u32) -> usize {
+    pub(crate) fn place_of(bits: u128, place_bits: u32) -> usize {
         Self { low: bits as u64, high: (bits >> 64) as u64 }.place(place_bits)
     }
 
@@ -98,7 +98,8 @@ impl Key {
     #[inline]
     pub(crate) fn compare(self, other: Self, arena: &[u8]) -> std::cmp::Ordering {
         if self.is_long() || other.is_long() {
-            let (a, b) = (self.tag(arena), other.tag(arena));
+            // Their hashes do not matter.
+            let (a, b) = (self.hashed_tag(0, arena), other.hashed_tag(0, arena));
             return a.bytes(&mut [0; 16]).cmp(b.bytes(&mut [0; 16]));
         }
         // No tag holds a zero byte, so the padding sorts a tag before those that begin with it.

@@ -164,12 +164,12 @@ impl Other {
     }
 
     #[inline(always)]
-    fn row(self) -> usize {
+    pub(crate) fn row(self) -> usize {
         (self.0 & 0xff) as usize
     }
 
     #[inline(always)]
-    fn place(self) -> usize {
+    pub(crate) fn place(self) -> usize {
         (self.0 >> 8) as usize
     }
 }
@@ -255,8 +255,8 @@ impl RecordReader {
             let mut buffer = [0; 16];
             let view = block.views[other.place()];
             match tag_of(column.view(view), forms, scratch, &mut buffer) {
-                Ok(tag) if tag.is_long() || tag.is_view(view) => keep(record, &tag, tally),
-                Ok(tag) => keep_unless_among(record, block.views_of(row), &tag, tally),
+                Ok(tag) if is_text(column, view, &tag) => keep(record, &tag, tally),
+                Ok(tag) => keep_unless_among(record, column, block.views_of(row), &tag, tally),
                 Err(cause) => tally.reject(cause),
             }
             num_kept[row] += (record.tags.len() - before) as u8;
@@ -369,9 +369,28 @@ fn keep(record: &mut Record, tag: &Tag<'_>, tally: &mut Tally) {
     }
 }
 
+/// Whether a text is the tag in normal form.
+#[inline(always)]
+fn is_text(column: &TagColumn, view: u128, tag: &Tag<'_>) -> bool {
+    if tag.is_long() {
+        // Mostly the very same bytes.
+        column
+            .long_text(view)
+            .is_some_and(|text| std::ptr::eq(text, tag.long()) || text == tag.long())
+    } else {
+        tag.is_view(view)
+    }
+}
+
 /// Keeps a tag, unless a text of its record is the tag in normal form.
-fn keep_unless_among(record: &mut Record, views: &[u128], tag: &Tag<'_>, tally: &mut Tally) {
-    if views.iter().any(|&view| tag.is_view(view)) {
+fn keep_unless_among(
+    record: &mut Record,
+    column: &TagColumn,
+    views: &[u128],
+    tag: &Tag<'_>,
+    tally: &mut Tally,
+) {
+    if views.iter().any(|&view| is_text(column, view, tag)) {
         tally.num_duplicates += 1;
     } else {
         keep(record, tag, tally);

@@ -295,9 +295,8 @@ fn look_up_some(
 
 /// Reads the keys of a row group.
 fn read_keys(records: &ParquetRecords, number: usize, group: &mut Group, job: &Job) -> Result<()> {
-    let missing = || {
-        Error::data(format!("a record without a key (column {:?} is null)", records.key_column))
-    };
+    let missing =
+        || Error::data(format!("a record without a key (column {:?} is null)", records.key_column));
     let mut reader = records.keys.read(number)?;
     let mut entries = None;
     while let Some(piece) = reader.next_piece()? {

@@ -161,7 +161,11 @@ pub(super) fn write(
         })?;
         let entries = sorted(entries);
         if distinct {
-            writer.find_doubled(&entries, |entry| entry >> bits, |entry| entry & ((1 << bits) - 1))?;
+            writer.find_doubled(
+                &entries,
+                |entry| entry >> bits,
+                |entry| entry & ((1 << bits) - 1),
+            )?;
         }
         writer.put_entries(&entries)?;
     } else if in_memory {

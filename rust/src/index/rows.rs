@@ -96,11 +96,7 @@ impl Rows {
 }
 
 /// Arrow's offsets of the rows from `start` to `end`, and the values they span.
-fn spans(
-    ends: &[usize],
-    start: usize,
-    end: usize,
-) -> Result<(OffsetBuffer<i32>, Range<usize>)> {
+fn spans(ends: &[usize], start: usize, end: usize) -> Result<(OffsetBuffer<i32>, Range<usize>)> {
     let base = if start == 0 { 0 } else { ends[start - 1] };
     let offset = |end: usize| {
         i32::try_from(end - base).map_err(|_| {

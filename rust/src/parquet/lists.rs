@@ -265,7 +265,8 @@ impl<'a> ListReader<'a> {
             }
         };
         let bytes = Buffer::from_vec(page.bytes);
-        self.rest = Some(Rest { at: page.at, bytes, size, repetition, definition, num_values, texts });
+        self.rest =
+            Some(Rest { at: page.at, bytes, size, repetition, definition, num_values, texts });
         Ok(None)
     }
 

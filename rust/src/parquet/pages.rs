@@ -163,7 +163,9 @@ impl<'a> Pages<'a> {
         self.ahead.resize(there + more, 0);
         let read = self.file.read_exact_at(&mut self.ahead[there..], self.next);
         read.map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => damaged(self.path, self.next, "the file ends there"),
+            std::io::ErrorKind::UnexpectedEof => {
+                damaged(self.path, self.next, "the file ends there")
+            }
             _ => Error::io(self.path, error),
         })?;
         self.next += more as u64;
@@ -171,7 +173,12 @@ impl<'a> Pages<'a> {
     }
 
     /// Unpacks the content of a page from `ahead`.
-    fn unpack(&mut self, body: std::ops::Range<usize>, is_plain: bool, page: &mut Page) -> Parsed<()> {
+    fn unpack(
+        &mut self,
+        body: std::ops::Range<usize>,
+        is_plain: bool,
+        page: &mut Page,
+    ) -> Parsed<()> {
         let packed = &self.ahead[body];
         let levels = match page.content {
             Content::DataV2(repetition, definition) => repetition + definition,
@@ -232,7 +239,9 @@ impl Header {
                 // Of data, of a dictionary, and of data of the second version.
                 (5 | 7 | 8, kind::STRUCT) => {
                     let second = number == 8;
-                    from.fields(|from, number, kind| header.read_field(from, second, number, kind))?;
+                    from.fields(|from, number, kind| {
+                        header.read_field(from, second, number, kind)
+                    })?;
                 }
                 _ => return Ok(false),
             }

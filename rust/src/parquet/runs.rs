@@ -81,7 +81,8 @@ impl Runs {
     fn begin(&mut self, bytes: &[u8]) -> Parsed<()> {
         let mut head = 0_u64;
         for shift in (0..).step_by(7) {
-            let byte = *bytes.get(..self.end).and_then(|all| all.get(self.at)).ok_or(Fault::Short)?;
+            let byte =
+                *bytes.get(..self.end).and_then(|all| all.get(self.at)).ok_or(Fault::Short)?;
             self.at += 1;
             // 32 bits are all that the format has; more would overflow below.
             if shift > 28 {
@@ -138,7 +139,7 @@ mod tests {
     /// The plain twin of the reader: writes numbers in runs of given lengths.
     fn write(pieces: &[(bool, Vec<u32>)], width: u32) -> (Vec<u8>, Vec<u32>) {
         let (mut bytes, mut numbers) = (Vec::new(), Vec::new());
-        let mut head = |bytes: &mut Vec<u8>, mut value: u64| {
+        let head = |bytes: &mut Vec<u8>, mut value: u64| {
             while value >= 0x80 {
                 bytes.push(value as u8 | 0x80);
                 value >>= 7;

@@ -172,7 +172,8 @@ mod tests {
     fn fields_are_read_or_passed_over_and_nothing_is_read_beyond_the_end() {
         // 1: i32 -3; 2: list of two bytes texts; 4: true; 20: i64 300; end.
         let bytes = [
-            0x15, 0x05, 0x19, 0x28, 0x01, b'a', 0x02, b'b', b'c', 0x21, 0x06, 0x28, 0xd8, 0x04, 0x00,
+            0x15, 0x05, 0x19, 0x28, 0x01, b'a', 0x02, b'b', b'c', 0x21, 0x06, 0x28, 0xd8, 0x04,
+            0x00,
         ];
         let mut seen = Vec::new();
         let mut compact = Compact::new(&bytes);
