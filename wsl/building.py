@@ -7,26 +7,26 @@ whole until the new manifest takes its place.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from wsl import _core, storage
 from wsl._core import UsageError
 from wsl.hashtags import count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index
-from wsl.source import find_files, open_records
+from wsl.locking import locked
+from wsl.source import find_files, open_records, plain_parquet
 from wsl.vocabulary import Vocabulary
 
 STAGED = "building.parquet"
-LOCK = ".lock"
+BUILDING = "building this index"
+"""What a process that holds the folder is doing."""
 SHARD = "__shard"
 """The column of shard names that is made where the records have none."""
 
@@ -120,7 +120,7 @@ def build_index(
         records = [_place(shard, folder)[0] for shard in shards]
     columns = RecordOptions(key_column, hashtags_column, separator, shard_column, key_format)
     lists = Lists(include, exclude, dict(limits or {}))
-    with locked(folder):
+    with locked(folder, BUILDING):
         if (folder / MANIFEST).exists() and append is None and not overwrite:
             raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
         known = Index.open(folder) if append is not None else None
@@ -145,6 +145,8 @@ def build_index(
             storage=storage.core(),
         )
 
+        # What is counted here is written at once, so that a killed build need not count again.
+        is_written = label_kind == "hashtag" and not isinstance(vocabulary, Vocabulary)
         if label_kind == "hashtag":
             limits_of_counting = _Limits(memory_bytes, spill_dir, num_threads)
             count = functools.partial(_count, records, columns, min_count, max_labels, limits_of_counting)
@@ -157,25 +159,10 @@ def build_index(
             highest = builder.highest_class or 0
             vocabulary = Vocabulary.of_classes(class_names or [str(n) for n in range(highest + 1)])
         assert vocabulary is None or isinstance(vocabulary, Vocabulary)
+        if label_kind is not None and vocabulary is not None and known is None and not is_written:
+            vocabulary.write(folder / STAGED)
         _publish(builder, folder, known, label_kind, vocabulary, root, provenance)
         return Index.open(folder)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder of an index against other builders; UsageError where one is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{folder}: another process is building this index; wait until it has ended, or end it"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int, int, list[str]]:
@@ -188,7 +175,7 @@ def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
         Index.open(folder)
-    with locked(folder):
+    with locked(folder, BUILDING):
         return _core.drop_keys(folder, list(keys))
 
 
@@ -266,8 +253,6 @@ def _publish(
     """Makes the index visible; one that is added to keeps its vocabulary's file."""
     if label_kind is None:
         vocabulary = None
-    if vocabulary is not None and known is None:
-        vocabulary.write(folder / STAGED)
     builder.publish(
         None if vocabulary is None else vocabulary.core,
         vocabulary_file=STAGED if known is None else VOCABULARY,
@@ -306,6 +291,16 @@ def _add_records(
     joined: bool,
     progress: Callable[[int], object] | None,
 ) -> None:
+    others = joined or columns.separator is not None or columns.key_format is not None
+    files = [] if others else plain_parquet(records)
+    if files and builder.index_parquet(
+        cast("list[str | os.PathLike[str]]", files),
+        key_column=columns.key_column,
+        hashtags_column=columns.hashtags_column,
+        vocabulary=vocabulary.core,
+        progress=progress,
+    ):
+        return
     shard_column = None
     if key_scope == "shard":
         shard_column = columns.shard_column or SHARD

@@ -1,20 +1,25 @@
 //! Reading images: many at once, neighbours together, from a bounded number of open files, or from stores.
 //!
-//! The samples asked for are sorted by place; those that lie close together come with one read. Files
-//! are read with `pread` and never mapped: a shard that is cut short while it is read is an error and
-//! not the end of the process. Nothing here keeps a thread, and no lock is waited for, so an index
-//! works in a process that was forked at any moment.
+//! The samples asked for are sorted by place; those that lie close together come with one read. They
+//! come in chunks of a few mebibytes, each read into the same memory, for the caller to copy from.
+//!
+//! What the page cache holds is copied at once. Of the rest the kernel is first told everything that a
+//! chunk lacks, so that the disk works on all of it, and only then is it waited for; once something had
+//! to be waited for, the chunk after is announced as well.
 //!
 //! Shards in stores are asked for by ranges, many at once; there a request costs more than a gap of a
-//! mebibyte, so more is read together, and the images are copied out of the answers. Where whole shards
-//! are kept in a local folder ([`Storage::cached`](crate::store::Storage::cached)), they are fetched into
-//! it and read as files.
+//! mebibyte, so more is read together. Where whole shards are kept in a local folder
+//! ([`Storage::cached`](crate::store::Storage::cached)), they are fetched into it and read as files.
+//!
+//! Files are read with `pread` and never mapped: a shard that is cut short while it is read is an error
+//! and not the end of the process. Nothing here keeps a thread, and no lock is waited for, so an index
+//! works in a process that was forked at any moment.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::disk;
 use super::format::NO_SHARD;
 use super::read::Index;
 use crate::job::Job;
@@ -26,26 +31,25 @@ use crate::{Error, Result};
 const MAX_GAP: u64 = 4096;
 /// Reads of several samples are at most this long.
 const MAX_RUN: u64 = 1 << 20;
-
-/// The images of some samples, in the order that they were asked for.
-#[derive(Debug)]
-pub struct Fetched {
-    bytes: Vec<u8>,
-    spans: Vec<(usize, usize)>,
-}
-
-impl Fetched {
-    /// The encoded images; empty for a sample that was taken down.
-    pub fn images(&self) -> impl ExactSizeIterator<Item = &[u8]> + '_ {
-        self.spans.iter().map(|&(start, end)| &self.bytes[start..end])
-    }
-}
+/// Bytes of a chunk for each thread, unless one sample is longer.
+const CHUNK: usize = 4 << 20;
+/// Threads that add to the bytes of a chunk.
+const MAX_CHUNKS: usize = 4;
+/// Bytes of a chunk from stores, unless one request is longer.
+const STORED_CHUNK: usize = 64 << 20;
+/// Memory that an index keeps between calls.
+pub(super) const MAX_KEPT: usize = MAX_CHUNKS * CHUNK;
+/// Where one run in so many has to be waited for, the next chunk is announced.
+const RARE: usize = 16;
+/// Samples whose rows are fetched from memory ahead.
+const LOOKED_UP: usize = 64;
 
 /// One sample that is wanted: its header and image.
+#[derive(Debug)]
 struct Wanted<'a> {
     shard: u32,
-    start: u64,
     size: u32,
+    start: u64,
     place: usize,
     ordinal: u64,
     key: &'a str,
@@ -57,122 +61,104 @@ impl Wanted<'_> {
     }
 }
 
-/// Samples read together.
-struct Run<'a, 'b> {
+/// Samples that are read together, by number among those wanted.
+#[derive(Debug)]
+struct Run {
+    wanted: Range<usize>,
+    length: usize,
+}
+
+/// A run and the memory it is read into.
+struct Reading<'a, 'b> {
     wanted: &'a [Wanted<'a>],
     bytes: &'b mut [u8],
 }
 
+/// Something for a thread to do.
+enum Task<'a, 'b> {
+    /// Reads what is there already; asks for the rest.
+    Try(Reading<'a, 'b>),
+    /// Asks for a run that is to be read later.
+    Announce(&'a [Wanted<'a>], usize),
+    /// Reads, however long it takes.
+    Wait(Reading<'a, 'b>),
+}
+
+/// Images being read, chunk by chunk.
+#[derive(Debug)]
+pub struct Fetch<'a> {
+    index: &'a Index,
+    wanted: Vec<Wanted<'a>>,
+    runs: Vec<Run>,
+    /// The first run from a store; those from files come before.
+    first_stored: usize,
+    num_threads: usize,
+    /// Runs that are done.
+    done: usize,
+    /// Whether more than a few runs of a chunk had to be waited for.
+    is_cold: bool,
+    bytes: Vec<u8>,
+}
+
+/// Images of a chunk.
+#[derive(Debug)]
+pub struct Chunk<'b> {
+    wanted: &'b [Wanted<'b>],
+    runs: &'b [Run],
+    bytes: &'b [u8],
+}
+
+impl Chunk<'_> {
+    /// The encoded images, each with its place among the ordinals asked for.
+    pub fn images(&self) -> impl Iterator<Item = (usize, &[u8])> + '_ {
+        let mut begin = 0;
+        self.runs.iter().flat_map(move |run| {
+            let (wanted, from) = (&self.wanted[run.wanted.clone()], begin);
+            begin += run.length;
+            wanted.iter().map(move |one| {
+                let start = from + (one.start - wanted[0].start) as usize + BLOCK;
+                (one.place, &self.bytes[start..start + one.size as usize])
+            })
+        })
+    }
+}
+
 impl Index {
-    /// The encoded images of some samples, read by `num_threads` threads; `job` advances by samples.
-    pub fn fetch(&self, ordinals: &[u64], num_threads: usize, job: &Job) -> Result<Fetched> {
+    /// Reads the encoded images of some samples by `num_threads` threads; see [`Fetch::next_chunk`].
+    /// Those that were taken down are passed over.
+    pub fn fetch(&self, ordinals: &[u64], num_threads: usize) -> Result<Fetch<'_>> {
         if num_threads == 0 {
             return Err(Error::usage("num_threads must be at least 1"));
         }
         let mut wanted = Vec::with_capacity(ordinals.len());
-        for (place, &ordinal) in ordinals.iter().enumerate() {
-            if !self.is_dropped(ordinal) {
-                wanted.push(self.want(place, ordinal)?);
+        for (number, some) in ordinals.chunks(LOOKED_UP).enumerate() {
+            self.prefetch_rows(some);
+            for (place, &ordinal) in (number * LOOKED_UP..).zip(some) {
+                if !self.is_dropped(ordinal) {
+                    wanted.push(self.want(place, ordinal)?);
+                }
             }
         }
-        wanted.sort_unstable_by_key(|one| (one.shard, one.start));
-        let (stored, wanted): (Vec<Wanted<'_>>, Vec<Wanted<'_>>) = if self.storage.has_cache() {
-            (Vec::new(), wanted)
-        } else {
-            wanted.into_iter().partition(|one| self.is_in_store(one.shard))
-        };
-        let mut spans = vec![(0, 0); ordinals.len()];
-        let mut lengths = Vec::new();
-        let mut total = 0;
-        for some in wanted.chunk_by(together(MAX_GAP, MAX_RUN)) {
-            let start = some[0].start;
-            let end = some.iter().map(Wanted::end).max().unwrap_or(start);
-            for one in some {
-                let image = total + (one.start - start) as usize + BLOCK;
-                spans[one.place] = (image, image + one.size as usize);
-            }
-            lengths.push((some.len(), (end - start) as usize));
-            total += (end - start) as usize;
-        }
-        let mut bytes = vec![0; total];
-        let (mut rest, mut left) = (&mut bytes[..], &wanted[..]);
-        let mut runs = Vec::with_capacity(lengths.len());
-        for (number, length) in lengths {
-            let (bytes, after) = rest.split_at_mut(length);
-            let (some, others) = left.split_at(number);
-            runs.push(Run { wanted: some, bytes });
-            (rest, left) = (after, others);
-        }
-        self.read_runs(runs, num_threads, job)?;
-        self.read_stored(&stored, &mut bytes, &mut spans, job)?;
-        Ok(Fetched { bytes, spans })
-    }
-
-    /// Reads images of shards in stores; they follow `bytes`, and `spans` says where.
-    fn read_stored(
-        &self,
-        stored: &[Wanted<'_>],
-        bytes: &mut Vec<u8>,
-        spans: &mut [(usize, usize)],
-        job: &Job,
-    ) -> Result<()> {
+        let by_ranges = |one: &Wanted<'_>| self.is_in_store(one.shard) && !self.storage.has_cache();
+        wanted.sort_unstable_by_key(|one| (by_ranges(one), one.shard, one.start));
+        let (local, stored) = wanted.split_at(wanted.partition_point(|one| !by_ranges(one)));
+        let mut runs = Vec::with_capacity(wanted.len());
+        add_runs(&mut runs, local, 0, together(MAX_GAP, MAX_RUN));
+        let first_stored = runs.len();
         let limits = self.storage.limits();
-        let mut end = bytes.len();
-        for one in stored {
-            spans[one.place] = (end, end + one.size as usize);
-            end += one.size as usize;
-        }
-        self.storage.tally().want((end - bytes.len()) as u64);
-        bytes.resize(end, 0);
-        let groups: Vec<&[Wanted<'_>]> =
-            stored.chunk_by(together(limits.gap_bytes, limits.request_bytes)).collect();
-        let mut requests: Vec<Span> = Vec::with_capacity(groups.len());
-        let mut last = None;
-        for group in &groups {
-            let first = &group[0];
-            if last.as_ref().is_none_or(|(shard, _)| *shard != first.shard) {
-                last = Some((first.shard, self.stored(first.shard)?));
-            }
-            let Some((_, (uri, _, etag))) = &last else { continue };
-            let end = group.iter().map(Wanted::end).max().unwrap_or(first.start);
-            requests.push(Span { uri: uri.clone(), range: first.start..end, etag: etag.clone() });
-        }
-        self.storage.read_spans(requests, job, |number, answer| {
-            let group = groups[number];
-            for one in group {
-                let at = (one.start - group[0].start) as usize;
-                self.check_header(one, &answer[at..at + BLOCK])?;
-                let (start, end) = spans[one.place];
-                let image = at + BLOCK;
-                bytes[start..end].copy_from_slice(&answer[image..image + one.size as usize]);
-            }
-            job.advance(group.len() as u64);
-            Ok(())
+        let near = together(limits.gap_bytes, limits.request_bytes);
+        add_runs(&mut runs, stored, local.len(), near);
+        self.storage.tally().want(stored.iter().map(|one| u64::from(one.size)).sum());
+        Ok(Fetch {
+            index: self,
+            wanted,
+            runs,
+            first_stored,
+            num_threads,
+            done: 0,
+            is_cold: false,
+            bytes: self.scratch.take(),
         })
-    }
-
-    fn check_header(&self, one: &Wanted<'_>, header: &[u8]) -> Result<()> {
-        if shard::header_matches(header, one.key, one.size) {
-            Ok(())
-        } else {
-            Err(self.changed(one, "another member stands there"))
-        }
-    }
-
-    /// The file of a shard, or of the copy that is kept of one in a store; none where there is no room
-    /// for a copy.
-    fn file_of(&self, shard: u32, path: &Path, job: &Job) -> Result<Option<Arc<File>>> {
-        if !self.is_in_store(shard) {
-            return self.open.get(shard, path).map(Some);
-        }
-        let (uri, size, etag) = self.stored(shard)?;
-        let object = match etag {
-            Some(etag) => {
-                Object { uri: uri.to_string(), size, etag: etag.to_string(), modified_ms: 0 }
-            }
-            None => self.storage.seen(&uri, job)?,
-        };
-        Ok(self.storage.cached(&object, job)?.map(Arc::new))
     }
 
     fn want(&self, place: usize, ordinal: u64) -> Result<Wanted<'_>> {
@@ -198,67 +184,242 @@ impl Index {
             ))),
         }
     }
+}
 
-    fn read_runs(&self, runs: Vec<Run<'_, '_>>, num_threads: usize, job: &Job) -> Result<()> {
-        if num_threads == 1 || runs.len() < 2 {
-            let mut file = None;
-            return runs.into_iter().try_for_each(|run| self.read_run(run, &mut file, job));
+impl Fetch<'_> {
+    /// Samples that were read so far.
+    pub fn num_read(&self) -> usize {
+        self.runs[..self.done].last().map_or(0, |run| run.wanted.end)
+    }
+
+    /// Reads the next chunk; `None` where nothing is left.
+    pub fn next_chunk(&mut self, job: &Job) -> Result<Option<Chunk<'_>>> {
+        let first = self.done;
+        let (next, length) = self.chunk_from(first);
+        if next == first {
+            return Ok(None);
         }
-        let runs = Mutex::new(runs.into_iter());
-        let work = || {
-            let mut file = None;
+        if self.bytes.len() < length {
+            self.bytes.resize(length, 0);
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let done = if first < self.first_stored {
+            self.read(first..next, &mut bytes[..length], job)
+        } else {
+            self.read_stored(first..next, &mut bytes[..length], job).map(|()| false)
+        };
+        self.bytes = bytes;
+        self.is_cold |= done?;
+        self.done = next;
+        let runs = &self.runs[first..next];
+        Ok(Some(Chunk { wanted: &self.wanted, runs, bytes: &self.bytes[..length] }))
+    }
+
+    /// The run after those that make a chunk with `first`, and their bytes.
+    fn chunk_from(&self, first: usize) -> (usize, usize) {
+        let (end, limit) = if first < self.first_stored {
+            (self.first_stored, CHUNK * self.num_threads.min(MAX_CHUNKS))
+        } else {
+            (self.runs.len(), STORED_CHUNK)
+        };
+        let (mut next, mut length) = (first, 0);
+        while let Some(run) = self.runs[..end].get(next)
+            && (next == first || length + run.length <= limit)
+        {
+            length += run.length;
+            next += 1;
+        }
+        (next, length)
+    }
+
+    /// Reads some runs one after another into `bytes`; says whether more than a few had to be waited for.
+    fn read(&self, runs: Range<usize>, mut bytes: &mut [u8], job: &Job) -> Result<bool> {
+        let mut tasks = Vec::with_capacity(runs.len());
+        for run in &self.runs[runs.clone()] {
+            let (own, rest) = bytes.split_at_mut(run.length);
+            tasks.push(Task::Try(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own }));
+            bytes = rest;
+        }
+        if self.is_cold {
+            let (after, _) = self.chunk_from(runs.end);
+            let later = &self.runs[runs.end..after];
+            tasks.extend(
+                later
+                    .iter()
+                    .map(|run| Task::Announce(&self.wanted[run.wanted.clone()], run.length)),
+            );
+        }
+        let late = self.on_threads(tasks, job)?;
+        let waited = late.len() * RARE > runs.len();
+        self.on_threads(late.into_iter().map(Task::Wait).collect(), job)?;
+        Ok(waited)
+    }
+
+    /// Reads some runs out of stores, many at once, one after another into `bytes`.
+    fn read_stored(&self, runs: Range<usize>, mut bytes: &mut [u8], job: &Job) -> Result<()> {
+        let mut requests: Vec<Span> = Vec::with_capacity(runs.len());
+        let mut readings = Vec::with_capacity(runs.len());
+        let mut last = None;
+        for run in &self.runs[runs] {
+            let (own, rest) = bytes.split_at_mut(run.length);
+            bytes = rest;
+            let wanted = &self.wanted[run.wanted.clone()];
+            let first = &wanted[0];
+            let (uri, _, etag) = match last.take() {
+                Some((shard, stored)) if shard == first.shard => stored,
+                _ => self.index.stored(first.shard)?,
+            };
+            let range = first.start..first.start + run.length as u64;
+            requests.push(Span { uri: uri.clone(), range, etag: etag.clone() });
+            readings.push(Reading { wanted, bytes: own });
+            last = Some((first.shard, (uri, 0, etag)));
+        }
+        self.index.storage.read_spans(requests, job, |number, answer| {
+            let reading = &mut readings[number];
+            reading.bytes.copy_from_slice(answer);
+            self.index.check_headers(reading)
+        })
+    }
+
+    /// Does some tasks on all threads; returns what is yet to be waited for.
+    fn on_threads<'a, 'b>(
+        &self,
+        tasks: Vec<Task<'a, 'b>>,
+        job: &Job,
+    ) -> Result<Vec<Reading<'a, 'b>>> {
+        let num_threads = self.num_threads.min(tasks.len());
+        if num_threads <= 1 {
+            let (mut late, mut last) = (Vec::new(), None);
+            for task in tasks {
+                late.extend(self.index.work(task, &mut last, job)?);
+            }
+            return Ok(late);
+        }
+        let tasks = Mutex::new(tasks.into_iter());
+        let work = || -> Result<Vec<Reading<'a, 'b>>> {
+            let (mut late, mut last) = (Vec::new(), None);
             loop {
-                let run = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
-                match run {
-                    Some(run) => self.read_run(run, &mut file, job)?,
-                    None => return Ok(()),
+                let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+                match task {
+                    Some(task) => late.extend(self.index.work(task, &mut last, job)?),
+                    None => return Ok(late),
                 }
             }
         };
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
-            let joined = threads.into_iter().map(|thread| {
-                thread.join().unwrap_or_else(|_| Err(Error::data("a reading thread failed")))
-            });
-            joined.fold(Ok(()), Result::and)
+            let mut all = Ok(Vec::new());
+            for thread in threads {
+                let found =
+                    thread.join().unwrap_or_else(|_| Err(Error::data("a reading thread failed")));
+                match (&mut all, found) {
+                    (Ok(all), Ok(late)) => all.extend(late),
+                    (Ok(_), Err(error)) => all = Err(error),
+                    (Err(_), _) => (),
+                }
+            }
+            all
+        })
+    }
+}
+
+impl Drop for Fetch<'_> {
+    fn drop(&mut self) {
+        self.index.scratch.keep(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// The shard that a thread read last, and its file: none of a shard in a store of which no copy is kept.
+type Last = Option<(u32, Option<Arc<File>>)>;
+
+impl Index {
+    /// Does a task; returns a run that the page cache lacks.
+    fn work<'a, 'b>(
+        &self,
+        task: Task<'a, 'b>,
+        last: &mut Last,
+        job: &Job,
+    ) -> Result<Option<Reading<'a, 'b>>> {
+        job.check()?;
+        match task {
+            Task::Announce(wanted, length) => {
+                if let Some(file) = self.file_of(&wanted[0], last, job)? {
+                    disk::announce(file, wanted[0].start, length);
+                }
+            }
+            Task::Try(reading) => {
+                let first = &reading.wanted[0];
+                let Some(file) = self.file_of(first, last, job)? else { return Ok(Some(reading)) };
+                if !disk::read_cached(file, reading.bytes, first.start) {
+                    disk::announce(file, first.start, reading.bytes.len());
+                    return Ok(Some(reading));
+                }
+                self.check_headers(&reading)?;
+            }
+            Task::Wait(reading) => {
+                match self.file_of(&reading.wanted[0], last, job)? {
+                    Some(file) => self.wait(file, reading.wanted, reading.bytes)?,
+                    None => {
+                        let first = &reading.wanted[0];
+                        let (uri, _, etag) = self.stored(first.shard)?;
+                        let range = first.start..first.start + reading.bytes.len() as u64;
+                        let answer = self.storage.read_span(Span { uri, range, etag }, job)?;
+                        reading.bytes.copy_from_slice(&answer);
+                    }
+                }
+                self.check_headers(&reading)?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn wait(&self, file: &File, wanted: &[Wanted<'_>], bytes: &mut [u8]) -> Result<()> {
+        let first = &wanted[0];
+        disk::read(file, bytes, first.start).map_err(|error| {
+            if error.kind() != std::io::ErrorKind::UnexpectedEof {
+                let path = self.shard_path(first.shard);
+                return path.map_or_else(|error| error, |path| Error::io(path, error));
+            }
+            let last = wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
+            self.changed(last, "the file ends before its end")
         })
     }
 
-    fn read_run(
+    /// The file of a shard, or of the copy that is kept of one in a store; none where there is no room
+    /// for a copy.
+    fn file_of<'l>(
         &self,
-        run: Run<'_, '_>,
-        last: &mut Option<(u32, PathBuf, Option<Arc<File>>)>,
+        one: &Wanted<'_>,
+        last: &'l mut Last,
         job: &Job,
-    ) -> Result<()> {
-        job.check()?;
-        let first = &run.wanted[0];
-        if last.as_ref().is_none_or(|(shard, _, _)| *shard != first.shard) {
-            let path = self.shard_path(first.shard)?;
-            let file = self.file_of(first.shard, &path, job)?;
-            *last = Some((first.shard, path, file));
-        }
-        match last {
-            Some((_, path, Some(file))) => {
-                file.read_exact_at(run.bytes, first.start).map_err(|error| match error.kind() {
-                    std::io::ErrorKind::UnexpectedEof => {
-                        let last = run.wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
-                        self.changed(last, "the file ends before its end")
-                    }
-                    _ => Error::io(&*path, error),
-                })?;
+    ) -> Result<Option<&'l File>> {
+        let file = match last.take() {
+            Some((shard, file)) if shard == one.shard => file,
+            _ if self.is_in_store(one.shard) => self.copy_of(one.shard, job)?,
+            _ => Some(self.open.get(one.shard, || self.shard_path(one.shard))?),
+        };
+        Ok(last.insert((one.shard, file)).1.as_deref())
+    }
+
+    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<File>>> {
+        let (uri, size, etag) = self.stored(shard)?;
+        let object = match etag {
+            Some(etag) => {
+                Object { uri: uri.to_string(), size, etag: etag.to_string(), modified_ms: 0 }
             }
-            _ => {
-                let (uri, _, etag) = self.stored(first.shard)?;
-                let range = first.start..first.start + run.bytes.len() as u64;
-                let answer = self.storage.read_span(Span { uri, range, etag }, job)?;
-                run.bytes.copy_from_slice(&answer);
+            None => self.storage.seen(&uri, job)?,
+        };
+        Ok(self.storage.cached(&object, job)?.map(Arc::new))
+    }
+
+    fn check_headers(&self, reading: &Reading<'_, '_>) -> Result<()> {
+        let from = reading.wanted[0].start;
+        for one in reading.wanted {
+            let at = (one.start - from) as usize;
+            if !shard::header_matches(&reading.bytes[at..at + BLOCK], one.key, one.size) {
+                return Err(self.changed(one, "another member stands there"));
             }
         }
-        for one in run.wanted {
-            let at = (one.start - first.start) as usize;
-            self.check_header(one, &run.bytes[at..at + BLOCK])?;
-        }
-        job.advance(run.wanted.len() as u64);
         Ok(())
     }
 
@@ -276,6 +437,21 @@ impl Index {
             one.start + BLOCK as u64,
             self.folder().display()
         ))
+    }
+}
+
+/// Adds the runs of some samples, the first of which is number `first` of all that are wanted.
+fn add_runs(
+    runs: &mut Vec<Run>,
+    wanted: &[Wanted<'_>],
+    mut first: usize,
+    together: impl FnMut(&Wanted<'_>, &Wanted<'_>) -> bool,
+) {
+    for some in wanted.chunk_by(together) {
+        let end = some.iter().map(Wanted::end).max().unwrap_or_default();
+        let length = (end - some[0].start) as usize;
+        runs.push(Run { wanted: first..first + some.len(), length });
+        first += some.len();
     }
 }
 

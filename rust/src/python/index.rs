@@ -19,6 +19,7 @@ use crate::count::CountOptions;
 use crate::index::format::{KeyScope, LabelKind};
 use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, LabelSource};
 use crate::job::Job;
+use crate::parquet::ParquetRecords;
 use crate::resample::Scheme;
 use crate::spill::Memory;
 
@@ -181,6 +182,27 @@ impl IndexBuilder {
         })
     }
 
+    /// The same with the records of Parquet files whose columns are laid out in a common way; False, and
+    /// nothing is read, where they are not.
+    #[pyo3(signature = (files, *, key_column, hashtags_column, vocabulary, progress=None))]
+    fn index_parquet(
+        &mut self,
+        py: Python<'_>,
+        files: Vec<PathBuf>,
+        key_column: &str,
+        hashtags_column: &str,
+        vocabulary: PyRef<'_, Vocabulary>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let (builder, labels) = (self.builder()?, &vocabulary.inner);
+        long_call(py, progress, |job| {
+            let records = ParquetRecords::open(&files, hashtags_column, key_column);
+            let Some(records) = records else { return Ok(false) };
+            builder.index_parquet(&records, labels, job)?;
+            Ok(true)
+        })
+    }
+
     /// Scans shards, pairs of where each lies and what the index calls it.
     #[pyo3(signature = (paths, *, progress=None))]
     fn add_shards(
@@ -321,14 +343,27 @@ impl Index {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let ordinals = buffer::ordinals(py, &ordinals)?;
+        let mut fetch = py.detach(|| self.inner.fetch(&ordinals, num_threads))?;
+        let empty = PyBytes::new(py, b"");
+        let mut images = vec![empty; ordinals.len()];
         // A batch takes well under a tenth of a second; a thread for it would cost more than the read.
-        let is_short = ordinals.len() <= 4096 && !self.inner.has_stored_shards();
-        let fetched = if progress.is_none() && is_short {
-            py.detach(|| self.inner.fetch(&ordinals, num_threads, &Job::new()))?
-        } else {
-            long_call(py, progress, |job| self.inner.fetch(&ordinals, num_threads, job))?
-        };
-        Ok(fetched.images().map(|image| PyBytes::new(py, image)).collect())
+        let is_quick =
+            progress.is_none() && ordinals.len() <= 4096 && !self.inner.has_stored_shards();
+        loop {
+            let chunk = if is_quick {
+                py.detach(|| fetch.next_chunk(&Job::new()))?
+            } else {
+                long_call(py, None, |job| fetch.next_chunk(job))?
+            };
+            let Some(chunk) = chunk else { return Ok(images) };
+            for (place, image) in chunk.images() {
+                images[place] = PyBytes::new(py, image);
+            }
+            if let Some(progress) = progress {
+                progress.call1((fetch.num_read(),))?;
+            }
+            py.check_signals()?;
+        }
     }
 
     /// The ordinal of the first sample with `key`, or None.
