@@ -7,26 +7,26 @@ whole until the new manifest takes its place.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from wsl import _core
+from wsl import _core, storage
 from wsl._core import UsageError
 from wsl.hashtags import count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index
-from wsl.source import find_files, open_records
+from wsl.locking import locked
+from wsl.source import find_files, open_records, plain_parquet
 from wsl.vocabulary import Vocabulary
 
 STAGED = "building.parquet"
-LOCK = ".lock"
+BUILDING = "building this index"
+"""What a process that holds the folder is doing."""
 SHARD = "__shard"
 """The column of shard names that is made where the records have none."""
 
@@ -93,11 +93,12 @@ def build_index(
 
     `key_scope` "shard" says that keys begin anew in every shard. `shard_column` then names the shard of
     a record (its file's name, with or without folder and ``.tar``); without it a table of records stands
-    beside its shard and has its name, as img2dataset writes them.
+    beside its shard and has its name, as img2dataset writes them. Shards and records may lie in object stores
+    (`wsl.storage`).
 
     The vocabulary is `vocabulary` (or what it returns when called), or made from the counts
     (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the order given; one given
-    as ``file://`` URI is recorded so, others by their paths from their common folder. `include`
+    as a URI is recorded so, others by their paths from their common folder. `include`
     lists the only keys to take, `exclude` keys to leave out (``SHARD:KEY`` in scope "shard"). `limits`
     are shares above which the build is refused: of ``keys_doubled`` (default 0), ``samples_split`` (0),
     ``samples_without_record`` (0.99), ``records_without_sample`` (0.99) and ``records_doubled`` (1).
@@ -116,10 +117,10 @@ def build_index(
     folder = Path(out)
     _check_options(folder, shards, records, label_kind, key_scope)
     if label_kind == "hashtag" and records is None:
-        records = [os.fspath(_local(shard)) for shard in shards]
+        records = [_place(shard, folder)[0] for shard in shards]
     columns = RecordOptions(key_column, hashtags_column, separator, shard_column, key_format)
     lists = Lists(include, exclude, dict(limits or {}))
-    with locked(folder):
+    with locked(folder, BUILDING):
         if (folder / MANIFEST).exists() and append is None and not overwrite:
             raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
         known = Index.open(folder) if append is not None else None
@@ -141,8 +142,11 @@ def build_index(
             part_rows=part_rows,
             resume_key=_resume_key(made_of, shards, records, lists),
             append=append is not None,
+            storage=storage.core(),
         )
 
+        # What is counted here is written at once, so that a killed build need not count again.
+        is_written = label_kind == "hashtag" and not isinstance(vocabulary, Vocabulary)
         if label_kind == "hashtag":
             limits_of_counting = _Limits(memory_bytes, spill_dir, num_threads)
             count = functools.partial(_count, records, columns, min_count, max_labels, limits_of_counting)
@@ -155,25 +159,10 @@ def build_index(
             highest = builder.highest_class or 0
             vocabulary = Vocabulary.of_classes(class_names or [str(n) for n in range(highest + 1)])
         assert vocabulary is None or isinstance(vocabulary, Vocabulary)
+        if label_kind is not None and vocabulary is not None and known is None and not is_written:
+            vocabulary.write(folder / STAGED)
         _publish(builder, folder, known, label_kind, vocabulary, root, provenance)
         return Index.open(folder)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder of an index against other builders; UsageError where one is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{folder}: another process is building this index; wait until it has ended, or end it"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int, int, list[str]]:
@@ -186,7 +175,7 @@ def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
         Index.open(folder)
-    with locked(folder):
+    with locked(folder, BUILDING):
         return _core.drop_keys(folder, list(keys))
 
 
@@ -204,18 +193,18 @@ def _check_options(
     if not shards and key_scope == "shard":
         raise UsageError(f"{folder}: records alone have no shards, so their keys cannot begin anew in each")
     for shard in shards:
-        _local(shard)
+        _place(shard, folder)
 
 
 def _local(shard: str | os.PathLike[str]) -> Path:
-    """Where a shard lies; UsageError for a URI of another kind than ``file://``."""
+    """Where a shard that is a file lies; UsageError for a URI of another kind than ``file://``."""
     scheme, mark, rest = os.fspath(shard).partition("://")
     if not mark:
         return Path(shard).resolve()
     if scheme != "file":
         raise UsageError(
-            f"the shard {os.fspath(shard)} lies in a store of kind {scheme!r}, which is not read yet; copy "
-            "the shards to a local folder"
+            f"the shard {os.fspath(shard)} lies in a store of kind {scheme!r}, which is not read; copy "
+            "the shards to a local folder or a store of kind s3, gs or az"
         )
     return Path(rest)
 
@@ -227,10 +216,13 @@ def _shard_root(folder: Path, shards: Sequence[str | os.PathLike[str]], known: I
     return Path(os.path.commonpath(folders)) if folders else folder.resolve()
 
 
-def _place(shard: str | os.PathLike[str], root: Path) -> tuple[Path, str]:
+def _place(shard: str | os.PathLike[str], root: Path) -> tuple[str, str]:
     """Where a shard lies, and what the index calls it: its URI, or its path from `root`."""
+    named = os.fspath(shard)
+    if storage.is_remote(named):
+        return named, named
     local = _local(shard)
-    return local, os.fspath(shard) if "://" in os.fspath(shard) else os.path.relpath(local, root)
+    return os.fspath(local), named if "://" in named else os.path.relpath(local, root)
 
 
 @dataclass(frozen=True)
@@ -261,8 +253,6 @@ def _publish(
     """Makes the index visible; one that is added to keeps its vocabulary's file."""
     if label_kind is None:
         vocabulary = None
-    if vocabulary is not None and known is None:
-        vocabulary.write(folder / STAGED)
     builder.publish(
         None if vocabulary is None else vocabulary.core,
         vocabulary_file=STAGED if known is None else VOCABULARY,
@@ -301,6 +291,16 @@ def _add_records(
     joined: bool,
     progress: Callable[[int], object] | None,
 ) -> None:
+    others = joined or columns.separator is not None or columns.key_format is not None
+    files = [] if others else plain_parquet(records)
+    if files and builder.index_parquet(
+        cast("list[str | os.PathLike[str]]", files),
+        key_column=columns.key_column,
+        hashtags_column=columns.hashtags_column,
+        vocabulary=vocabulary.core,
+        progress=progress,
+    ):
+        return
     shard_column = None
     if key_scope == "shard":
         shard_column = columns.shard_column or SHARD
@@ -345,15 +345,7 @@ def _resume_key(
         if not isinstance(records, (str, os.PathLike, list, tuple)):
             return None
         files = find_files(records)
-    stamps = {os.fspath(path): _stamp(os.fspath(path)) for path in [*shards, *files]}
+    stamps = {os.fspath(path): storage.stamp(path) for path in [*shards, *files]}
     order = [os.fspath(shard) for shard in shards]
     text = json.dumps([_core.__version__, made_of, stamps, order, lists.include, lists.exclude], default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _stamp(path: str) -> list[int]:
-    path = path.removeprefix("file://")
-    if "://" in path:
-        return []
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import UsageError
+from wsl.locking import locked
+from wsl.publish import remove_unfinished
 from wsl.workspace import Workspace, fingerprint
+
+SCORING = "scoring into this folder"
+"""What a process that holds the folder is doing."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,15 @@ def score(
     keep: int | None = None,
     options: ScoringOptions | None = None,
 ) -> dict[str, Any]:
-    """Scores every sample of an index into files; what is there already is left as it is."""
+    """Scores every sample of an index into files; what is there already is left as it is.
+
+    UsageError where another process does so.
+    """
     options = options or ScoringOptions()
-    paths.out.mkdir(parents=True, exist_ok=True)
-    job = job_of(paths, options) | {"out": str(paths.out), "keep": keep}
-    return score_on_ranks(job, options, paths.out)
+    with locked(paths.out, SCORING):
+        remove_unfinished(paths.out)
+        job = job_of(paths, options) | {"out": str(paths.out), "keep": keep}
+        return score_on_ranks(job, options, paths.out)
 
 
 def job_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from wsl import dhat
+from wsl import dhat, storage
 from wsl._core import DataError, UsageError
 from wsl.index import Index
+from wsl.locking import locked
 from wsl.numbering import KeyedPredictions, samples_of
 from wsl.prediction_files import (
     SCORED_BY,
+    File,
     common_keep,
     find_predictions,
     is_whole,
@@ -30,6 +32,7 @@ from wsl.prediction_files import (
     read_metadata,
 )
 from wsl.predictions import (
+    SCORING,
     ScoringOptions,
     ScoringPaths,
     job_of,
@@ -65,7 +68,8 @@ class SelectionRequest:
     predictions: str | None = None
     checkpoint: Path | None = None
     index: Path | None = None
-    out: Path | None = None
+    out: File | None = None
+    """A path, or the URI of an object; then scores and states lie in the current folder."""
     scores: Path | None = None
     """Where `checkpoint` scores `index`, and finds what it scored before; default: beside `out`."""
     state: Path | None = None
@@ -146,7 +150,7 @@ class _Source:
 
     made_by: dict[str, Any]
     index: Path | None
-    files: list[Path]
+    files: Sequence[File]
     paths: ScoringPaths | None = None
     num_images: int | None = None
     """Images in the files, where no index says how many there are and K may be too large for them."""
@@ -162,14 +166,15 @@ def _check(request: SelectionRequest) -> None:
         parse_keep(request.keep)
 
 
-def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Source:
+def _source(request: SelectionRequest, out: File, folder: Path | None) -> _Source:
     if request.predictions is not None:
         files = find_predictions(request.predictions)
         made_by = metadata_of(files, None if request.index is None else Index.open(request.index))
         return _Source(made_by, request.index, files, num_images=_num_images(request, files, made_by))
     wanted = None
     if request.checkpoint is not None and request.index is not None:
-        wanted = request.scores or out.parent / f"{out.stem}-scores"
+        beside = Path(Path(out).name) if isinstance(out, str) else out
+        wanted = request.scores or beside.parent / f"{beside.stem}-scores"
     paths = scoring_paths(request.checkpoint, request.index, wanted, folder)
     made_by = _teacher_of(paths, request.scoring)
     files = sorted(paths.out.glob("scores-*.parquet"))
@@ -183,7 +188,7 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
     return _Source(made_by | {"keep": keep}, paths.index, files, left)
 
 
-def _num_images(request: SelectionRequest, files: list[Path], made_by: dict[str, Any]) -> int | None:
+def _num_images(request: SelectionRequest, files: Sequence[File], made_by: dict[str, Any]) -> int | None:
     """Images in the files, exactly or by a sketch of their names; None where K is small for them anyhow."""
     names = [str(file) for file in files]
     frame = scan(names)
@@ -226,7 +231,7 @@ def _take(
     return tops
 
 
-def _orders(request: SelectionRequest, files: list[Path], num_classes: int) -> list[str]:
+def _orders(request: SelectionRequest, files: Sequence[File], num_classes: int) -> list[str]:
     other = "image-first" if request.order == "class-first" else "class-first"
     if request.p >= num_classes:
         return [request.order]
@@ -257,10 +262,24 @@ def _score_into_states(
     if request.compare_orders and request.p < num_classes:
         orders.append("image-first" if request.order == "class-first" else "class-first")
     job = _state_job(request, source, orders, index)
-    if not job.is_complete(len(index)):
+    if job.is_complete(len(index)) and job.is_valid_for(index):
+        return _without(dropped, job, orders, request)
+    with locked(job.folder, SCORING):
+        if not job.is_valid_for(index):
+            job.forget()
+        job.tidy()
+        about = {"num_classes": job.num_classes, "k": job.k, "p": job.p, "orders": job.orders}
+        publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
         given_states = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(job).items()}
         states = job_of(source.paths, request.scoring) | {"states": given_states}
         score_on_ranks(states, request.scoring, job.folder)
+        return _without(dropped, job, orders, request)
+
+
+def _without(
+    dropped: Dropped | None, job: StateJob, orders: list[Order], request: SelectionRequest
+) -> dict[str, TopK]:
+    """The states of `job` without the samples taken down."""
     tops: dict[str, TopK] = {order: job.merged(order) for order in orders}
     if dropped is None:
         return tops
@@ -294,13 +313,7 @@ def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], 
         return best
     num_classes = int(source.made_by["num_classes"])
     name = f"{'-and-'.join(orders)}-k{request.k}-p{request.p}-{_short(source.made_by)}"
-    job = StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    if not job.is_valid_for(index):
-        job.forget()
-    about = {"num_classes": num_classes, "k": request.k, "p": request.p, "orders": orders}
-    publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
-    return job
+    return StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
 
 
 def _serves(known: dict[str, Any], request: SelectionRequest, source: _Source, orders: list[Order]) -> bool:
@@ -319,7 +332,7 @@ def _short(made_by: dict[str, Any]) -> str:
 
 def merge_states(
     parts: list[Path],
-    out: Path,
+    out: File,
     index: Path | None,
     *,
     k: int | None,
@@ -365,7 +378,7 @@ def merge_states(
 
 
 def _keyed(
-    files: list[Path], index: Index | None, request: SelectionRequest, warn: Warn
+    files: Sequence[File], index: Index | None, request: SelectionRequest, warn: Warn
 ) -> AbstractContextManager[KeyedPredictions | None]:
     """The files, where they name samples by key."""
     schema = scan([str(file) for file in files]).collect_schema() if files else {}
@@ -430,7 +443,7 @@ def _late_warnings(report: dict[str, Any], selection: Selection, warn: Warn) -> 
     return [text]
 
 
-def _feed(top: TopK, files: list[Path], dropped: Dropped | None, progress: Progress, warn: Warn) -> None:
+def _feed(top: TopK, files: Sequence[File], dropped: Dropped | None, progress: Progress, warn: Warn) -> None:
     """Gives the files to a selection, one after another; scattered pairs together, where it matters."""
     schema = scan([str(file) for file in files]).collect_schema()
     columns = [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
@@ -455,7 +468,7 @@ def _feed(top: TopK, files: list[Path], dropped: Dropped | None, progress: Progr
 
 
 def _feed_keyed(
-    top: TopK, files: list[Path], keyed: KeyedPredictions, dropped: Dropped | None, progress: Progress
+    top: TopK, files: Sequence[File], keyed: KeyedPredictions, dropped: Dropped | None, progress: Progress
 ) -> None:
     """Gives the files to a selection piece by piece; in each the pairs of a sample are together."""
     done = 0
@@ -467,7 +480,7 @@ def _feed_keyed(
 
 
 @contextmanager
-def _naming(file: Path) -> Iterator[None]:
+def _naming(file: File) -> Iterator[None]:
     """Errors within say the file."""
     try:
         yield
@@ -499,8 +512,8 @@ def _check_truncated(selection: Selection, keep: int | None, request: SelectionR
         )
 
 
-def _up_to_date(out: Path, provenance: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    if overwrite or not out.exists():
+def _up_to_date(out: File, provenance: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    if overwrite or not storage.exists(out):
         return None
     known = read_metadata(out)
     changed = [key for key, value in provenance.items() if known.get(key) != value and key != "teacher"]

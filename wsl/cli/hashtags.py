@@ -18,6 +18,7 @@ from wsl.cli.options import (
     RecordsOption,
     SeparatorOption,
     SpillDirOption,
+    StorageOption,
     SynsetsOption,
     ThreadsOption,
     WordNetOption,
@@ -62,6 +63,7 @@ def stats(
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count hashtags: how many, how Zipf-like, what the head holds."""
@@ -143,6 +145,7 @@ def build_counts(
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags of records, or of one part of the files, into a file."""
@@ -208,6 +211,7 @@ def build_vocabulary(
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a vocabulary of records or counts, and say what it covers."""
@@ -219,12 +223,16 @@ def build_vocabulary(
     limits = _memory(memory, spill_dir)
     sources = [] if counts else counting.sources_of(_target(target, records), records or [])
     counted = _counted(target, sources or None, counts, hashtags_column, separator, limits, workers)
+    left_out = [] if exclude_tags is None else exclude_tags.read_text(encoding="utf-8").split("\n")
     made = Vocabulary.build(
-        counted, min_count=min_count, max_labels=max_labels, wordnet=wordnet, synsets=synsets
+        counted,
+        min_count=min_count,
+        max_labels=max_labels,
+        wordnet=wordnet,
+        synsets=synsets,
+        exclude=[tag for tag in left_out if tag.strip()],
     )
     coverage = made.coverage
-    if exclude_tags is not None:
-        made = made.without(exclude_tags.read_text(encoding="utf-8").split("\n"))
     if not len(made):
         raise UsageError(f"no hashtag is on --min-count {min_count} records; lower it")
     covered = None

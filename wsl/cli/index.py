@@ -17,6 +17,7 @@ from wsl.cli.options import (
     MinCountOption,
     OverwriteOption,
     SpillDirOption,
+    StorageOption,
     SynsetsOption,
     ThreadsOption,
     WordNetOption,
@@ -67,6 +68,7 @@ def build(
     ] = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,7 +120,9 @@ def build(
 
 @app.command("info")
 def info(
-    index: Annotated[Path, typer.Argument(help="Folder of an index.")], as_json: JsonOption = False
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is in an index."""
     from wsl.index import Index
@@ -132,7 +136,9 @@ def info(
 
 @app.command("verify")
 def verify(
-    index: Annotated[Path, typer.Argument(help="Folder of an index.")], as_json: JsonOption = False
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Read every byte of an index and hold it, and its shards, against the recorded checksums."""
     from wsl.index import Index
@@ -153,6 +159,7 @@ def get(
     by_key: Annotated[
         bool, typer.Option("--key", help="Read SAMPLE as a key even if it is a number.")
     ] = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print one sample, or write its image out."""
@@ -202,6 +209,7 @@ def export(
     index: Annotated[Path, typer.Argument(help="Folder of an index.")],
     out: Annotated[Path, typer.Option(help="Folder for the files (wids: the JSON file).")],
     format: Annotated[str, typer.Option("--format", help="wids, dali or energon.")],
+    storage_option: StorageOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

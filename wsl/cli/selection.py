@@ -14,6 +14,7 @@ from wsl.cli.options import (
     MemoryOption,
     OverwriteOption,
     SpillDirOption,
+    StorageOption,
     TemperatureOption,
     ThreadsOption,
     WorkspaceOption,
@@ -49,7 +50,7 @@ def pseudolabel(
     predictions: Annotated[str | None, typer.Option(help="Glob of predictions; scores nothing.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Teacher; default: the newest teacher.")] = None,
     index: Annotated[Path | None, typer.Option(help="Index to score; default: the unlabelled one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output; default: pseudolabels.parquet.")] = None,
+    out: Annotated[str | None, typer.Option(help="Output; default: pseudolabels.parquet.")] = None,
     state: Annotated[
         Path | None, typer.Option(help="Also save the selection's state, to merge parts.")
     ] = None,
@@ -77,6 +78,7 @@ def pseudolabel(
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,7 +102,7 @@ def pseudolabel(
         predictions=predictions,
         checkpoint=checkpoint,
         index=index,
-        out=out,
+        out=None if out is None else _place(out),
         state=state,
         keep=keep,
         scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators),
@@ -121,7 +123,7 @@ def pseudolabel(
 @app.command("merge")
 def merge(
     parts: Annotated[list[Path], typer.Argument(help="States saved with --state.")],
-    out: Annotated[Path, typer.Option(help="File of pseudo-labels to write.")],
+    out: Annotated[str, typer.Option(help="File of pseudo-labels to write.")],
     index: Annotated[Path | None, typer.Option(help="The index that was scored, for the keys.")] = None,
     k: KOption = None,
     p: POption = None,
@@ -129,6 +131,7 @@ def merge(
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Join the states of parts scored apart; the result is the same however the work was split."""
@@ -137,7 +140,7 @@ def merge(
     _check_plot(plot)
     report = pseudolabels.merge_states(
         parts,
-        out,
+        _place(out),
         index,
         k=k,
         p=p,
@@ -147,6 +150,13 @@ def merge(
         warn=_warn,
     )
     _show(report, as_json, plot)
+
+
+def _place(out: str) -> Path | str:
+    """A path, or the URI of an object."""
+    from wsl import storage
+
+    return out if storage.is_remote(out) else Path(out)
 
 
 def _check_plot(plot: Path | None) -> None:

@@ -12,6 +12,7 @@ from wsl.cli.options import (
     FlipOption,
     JsonOption,
     OverwriteOption,
+    StorageOption,
     TemperatureOption,
     WorkspaceOption,
 )
@@ -52,6 +53,7 @@ def train(
         bool, typer.Option("--print-config", help="Print the resolved config as YAML and stop.")
     ] = False,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
 ) -> int:
     """Train a stage: the same program as `deepspeed wsl/train.py`, started for you."""
@@ -87,6 +89,7 @@ def score(
     num_accelerators: Annotated[
         int | None, typer.Option(min=1, help="Ranks that score; default: one.")
     ] = None,
+    storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -107,6 +110,7 @@ def score(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     index: Annotated[Path, typer.Option(help="Held-out index with class labels.")],
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""

@@ -30,6 +30,7 @@ use self::lists::Lists;
 use super::dropped::Dropped;
 use super::encode::BatchEncoder;
 use super::format::{FileEntry, KeyScope, Manifest, NO_SHARD, PART_ROWS, part_schema, write_table};
+use super::group::Group;
 use super::journal::{Head, Journal, Kind, Step};
 use super::part::Part;
 use super::read::{Index, Shard};
@@ -39,8 +40,12 @@ use super::scan::{Scan, scan_shard};
 use crate::count::CountOptions;
 use crate::job::Job;
 use crate::spill::Memory;
+use crate::store::{Storage, is_remote};
 use crate::vocabulary::Vocabulary;
 use crate::{Error, Result};
+
+/// Shards in stores that are scanned at once; each holds a window of at most a request.
+const MAX_SCANS: usize = 16;
 
 /// Where the labels of samples come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +82,8 @@ pub struct BuildOptions {
     pub resume_key: Option<String>,
     /// Whether the new shards follow those of the index that is there.
     pub append: bool,
+    /// How shards in stores are reached.
+    pub storage: Storage,
 }
 
 /// An index being built; visible only after [`publish`](Self::publish).
@@ -294,17 +301,19 @@ impl Builder {
     /// `job` advances by shards.
     pub fn add_shards(&mut self, paths: &[(PathBuf, String)], job: &Job) -> Result<()> {
         self.check_stems(paths)?;
-        let pool = self.thread_pool()?;
+        let pool = self.scanning_pool(paths)?;
         let num_threads = pool.current_num_threads();
         let with_classes = self.options.labels == LabelSource::Members;
         let scope = self.options.key_scope;
+        let storage = self.options.storage.clone();
+        let storage = &storage;
         let num_done = self.shards.len() - self.num_shards_kept;
         job.advance(num_done as u64);
         let left = paths.get(num_done..).unwrap_or_default();
         for some in left.chunks(2 * num_threads) {
             let scans: Vec<Result<Scan>> = pool.install(|| {
                 some.par_iter()
-                    .map(|(path, _)| scan_shard(path, with_classes, scope, job))
+                    .map(|(path, _)| scan_shard(path, with_classes, scope, storage, job))
                     .collect()
             });
             for ((_, name), scan) in some.iter().zip(scans) {
@@ -333,6 +342,17 @@ impl Builder {
             }
         }
         Ok(())
+    }
+
+    /// Threads that scan; those of shards in stores wait for answers, so more of them are of use.
+    fn scanning_pool(&self, paths: &[(PathBuf, String)]) -> Result<rayon::ThreadPool> {
+        let is_waiting = paths.iter().any(|(path, _)| path.to_str().is_some_and(is_remote));
+        if self.options.num_threads.is_some() || !is_waiting {
+            return self.thread_pool();
+        }
+        let num_threads = self.options.storage.limits().num_requests.min(MAX_SCANS);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
+        pool.map_err(|error| Error::usage(format!("{num_threads} scanning threads: {error}")))
     }
 
     pub(super) fn thread_pool(&self) -> Result<rayon::ThreadPool> {
@@ -390,6 +410,7 @@ impl Builder {
             header_checksum: scan.summary.header_checksum,
             first_sample: first,
             num_samples: self.num_samples - first,
+            etag: scan.etag.clone(),
         });
         Ok(())
     }
@@ -409,6 +430,30 @@ impl Builder {
         } else {
             Ok(())
         }
+    }
+
+    /// Adds the records of a group from `row` on, the first of which is the record `number`.
+    pub(super) fn push_group(&mut self, number: usize, group: &Group, row: usize) -> Result<()> {
+        if !self.lists.is_empty() {
+            return (row..group.len()).try_for_each(|row| {
+                let (key, labels) = group.row(row);
+                self.push_record(number + row, key, labels)
+            });
+        }
+        let mut row = row;
+        while row < group.len() {
+            let end = group.len().min(row + self.options.part_rows - self.rows.len());
+            let num_empty = self.rows.push_group(group, row..end);
+            if num_empty > 0 {
+                *self.count("samples_without_labels") += num_empty;
+            }
+            self.num_samples += (end - row) as u64;
+            row = end;
+            if self.rows.len() == self.options.part_rows {
+                self.write_rows(number + row, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Records alone that a killed build has taken.
