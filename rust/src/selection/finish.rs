@@ -102,8 +102,8 @@ impl Selected {
 
     /// The same as record batches.
     pub fn batches(&self) -> Result<impl Iterator<Item = Result<RecordBatch>> + Send + use<>> {
-        let mut images = self.chosen.images(self.p)?;
-        Ok(std::iter::from_fn(move || batch(&mut images).transpose()))
+        let mut pairs = self.pairs()?;
+        Ok(std::iter::from_fn(move || pairs.batch().transpose()))
     }
 
     /// How many pairs are in both.
@@ -183,31 +183,6 @@ impl Counts {
         let found = (0..).zip(by_classes).filter(|(_, images)| *images > 0);
         Ok(Self { num_after, images_by_classes: found.collect() })
     }
-}
-
-/// The pairs of the next images, as many as a batch holds; none where there are no more.
-fn batch(images: &mut Images) -> Result<Option<RecordBatch>> {
-    let mut samples = Vec::with_capacity(ROWS_PER_BATCH);
-    let mut classes = Vec::with_capacity(ROWS_PER_BATCH);
-    let mut scores = Vec::with_capacity(ROWS_PER_BATCH);
-    let mut ranks = Vec::with_capacity(ROWS_PER_BATCH);
-    while samples.len() < ROWS_PER_BATCH && images.next()? {
-        let kept = images.kept();
-        samples.extend(kept.iter().map(|pair| pair.sample()));
-        classes.extend(kept.iter().map(|pair| pair.class));
-        scores.extend(kept.iter().map(|pair| pair.score()));
-        ranks.extend(kept.iter().map(|pair| pair.rank));
-    }
-    if samples.is_empty() {
-        return Ok(None);
-    }
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt64Array::from(samples)),
-        Arc::new(UInt32Array::from(classes)),
-        Arc::new(Float32Array::from(scores)),
-        Arc::new(UInt32Array::from(ranks)),
-    ];
-    Ok(Some(RecordBatch::try_new(Selected::schema(), columns)?))
 }
 
 /// Goes through the chosen pairs, one image after another.
@@ -294,17 +269,55 @@ pub struct Pairs {
     place: usize,
 }
 
+impl Pairs {
+    /// Goes to the next pair's image; false where there is none.
+    #[inline]
+    fn advance(&mut self) -> Result<bool> {
+        while self.place >= self.images.kept().len() {
+            self.place = 0;
+            if !self.images.next()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next pairs, as many as a batch holds; none where there are no more.
+    fn batch(&mut self) -> Result<Option<RecordBatch>> {
+        let mut samples = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut classes = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut scores = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut ranks = Vec::with_capacity(ROWS_PER_BATCH);
+        while samples.len() < ROWS_PER_BATCH && self.advance()? {
+            let rest = &self.images.kept()[self.place..];
+            let some = &rest[..rest.len().min(ROWS_PER_BATCH - samples.len())];
+            samples.extend(some.iter().map(|pair| pair.sample()));
+            classes.extend(some.iter().map(|pair| pair.class));
+            scores.extend(some.iter().map(|pair| pair.score()));
+            ranks.extend(some.iter().map(|pair| pair.rank));
+            self.place += some.len();
+        }
+        if samples.is_empty() {
+            return Ok(None);
+        }
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt64Array::from(samples)),
+            Arc::new(UInt32Array::from(classes)),
+            Arc::new(Float32Array::from(scores)),
+            Arc::new(UInt32Array::from(ranks)),
+        ];
+        Ok(Some(RecordBatch::try_new(Selected::schema(), columns)?))
+    }
+}
+
 impl Iterator for Pairs {
     type Item = Result<SelectedPair>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.place >= self.images.kept().len() {
-            self.place = 0;
-            match self.images.next() {
-                Ok(true) => {}
-                Ok(false) => return None,
-                Err(error) => return Some(Err(error)),
-            }
+        match self.advance() {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => return Some(Err(error)),
         }
         self.place += 1;
         Some(Ok(self.images.kept()[self.place - 1].pair()))
