@@ -64,8 +64,14 @@ for group in (demo, data, hashtags, index, training, selection, study, report, d
     group.register(app)
 
 
+READ_AHEAD = {"POLARS_ROW_GROUP_PREFETCH_SIZE": "2"}
+"""Row groups that Polars reads ahead: by default so many that they take more memory than most commands."""
+
+
 def main() -> None:
     """Runs the command line and ends the process with the exit code."""
+    for name, value in READ_AHEAD.items():
+        os.environ.setdefault(name, value)
     sys.exit(run(sys.argv[1:]))
 
 
