@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from wsl.cli.cluster import (
+    Chosen,
+    ClusterDirOption,
+    ClusterGroupOption,
+    ClusterOption,
+    choose_cluster,
+)
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
@@ -26,7 +34,7 @@ from wsl.cli.options import (
 from wsl.progress import progress
 
 if TYPE_CHECKING:
-    from wsl.counting import Memory
+    from wsl.counting import Columns, Memory
     from wsl.hashtags import HashtagCounts, ZipfFit
     from wsl.vocabulary import Vocabulary
 
@@ -61,6 +69,9 @@ def stats(
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
+    cluster: ClusterOption = None,
+    cluster_dir: ClusterDirOption = None,
+    cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,9 +79,9 @@ def stats(
     from wsl import fit_zipf
 
     _check_plot(plot, overwrite)
-    counted = _counted(
-        target, records, counts, hashtags_column, separator, _memory(memory, spill_dir), workers
-    )
+    limits = _memory(memory, spill_dir)
+    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target)
+    counted = _counted(target, records, counts, hashtags_column, separator, limits, workers, chosen)
     fit = fit_zipf(counted, x_min=x_min)
     if plot is not None:
         from wsl.report import plots
@@ -142,6 +153,9 @@ def build_counts(
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
+    cluster: ClusterOption = None,
+    cluster_dir: ClusterDirOption = None,
+    cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -151,16 +165,23 @@ def build_counts(
 
     limits = _memory(memory, spill_dir)
     sources = counting.part_of(counting.sources_of(_target(target, records), records or []), part)
-    with progress("count", total=expected_rows(sources), unit="records") as advance:
-        made = counting.build_counts(
-            sources,
-            counting.Columns(hashtags_column, separator),
-            out,
-            memory=limits,
-            num_threads=workers,
-            overwrite=overwrite,
-            progress=advance,
-        )
+    columns = counting.Columns(hashtags_column, separator)
+    beside = out.with_name(f"{out.name}.parts")
+    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target, beside)
+    if chosen is not None:
+        counter = partial(_count_on_cluster, sources, columns, limits, chosen)
+        made = counting.build_counts(sources, columns, out, overwrite=overwrite, counter=counter)
+    else:
+        with progress("count", total=expected_rows(sources), unit="records") as advance:
+            made = counting.build_counts(
+                sources,
+                columns,
+                out,
+                memory=limits,
+                num_threads=workers,
+                overwrite=overwrite,
+                progress=advance,
+            )
     _say_counts(out, made, as_json, files=len(sources))
 
 
@@ -354,6 +375,7 @@ def _counted(
     separator: str | None,
     memory: Memory,
     workers: int | None,
+    cluster: Chosen | None = None,
 ) -> HashtagCounts:
     """Counts of records, or those of files of counts."""
     from wsl import count_hashtags, counting
@@ -365,6 +387,8 @@ def _counted(
             raise UsageError("--counts: give either counts or records, not both")
         return counting.load_counts(files, memory=memory)
     sources = counting.sources_of(_target(target, records), records or [])
+    if cluster is not None:
+        return _count_on_cluster(sources, counting.Columns(hashtags_column, separator), memory, cluster)
     with progress("count", total=expected_rows(sources), unit="records") as advance:
         return count_hashtags(
             sources,
@@ -374,3 +398,11 @@ def _counted(
             progress=advance,
             **memory.options(),
         )
+
+
+def _count_on_cluster(sources: list[str], columns: Columns, memory: Memory, cluster: Chosen) -> HashtagCounts:
+    from wsl.cluster.counting import count
+    from wsl.hashtags import HashtagCounts
+
+    file, _ = count(sources, columns, memory, cluster.settings, cluster.folder)
+    return HashtagCounts.load(file, **memory.options())

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wsl.cli.cluster import ClusterDirOption, ClusterGroupOption, ClusterOption, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     FlipOption,
@@ -76,6 +77,9 @@ def pseudolabel(
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
+    cluster: ClusterOption = None,
+    cluster_dir: ClusterDirOption = None,
+    cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -93,6 +97,10 @@ def pseudolabel(
             "images of every class and at most 10 classes of an image"
         )
     _check_plot(plot)
+    limit = None if memory is None else parse_bytes(memory)
+    beside = None if out is None else out.with_name(f"{out.name}.parts")
+    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
+    settings = None if chosen is None else chosen.settings
     request = pseudolabels.SelectionRequest(
         k=k,
         p=p,
@@ -103,12 +111,13 @@ def pseudolabel(
         out=out,
         state=state,
         keep=keep,
-        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators),
+        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, cluster=settings),
+        cluster_dir=None if chosen is None else chosen.folder,
         allow_truncated=allow_truncated,
         compare_orders=compare_orders,
         truth=truth,
         truth_column=truth_column,
-        memory_bytes=None if memory is None else parse_bytes(memory),
+        memory_bytes=limit,
         spill_dir=spill_dir,
         num_threads=workers,
         overwrite=overwrite,
