@@ -222,13 +222,21 @@ def make_vocabulary(
     *,
     memory: Memory | None = None,
     num_threads: int | None = None,
+    counter: Callable[[], HashtagCounts] | None = None,
 ) -> Vocabulary:
-    """Counts the hashtags and makes the vocabulary that the settings ask for; paths are from `root`."""
-    counts = count_hashtags(
-        records,
-        hashtags_column=settings.hashtags_column,
-        num_threads=num_threads,
-        **(memory or UNLIMITED).options(),
+    """Counts the hashtags and makes the vocabulary that the settings ask for; paths are from `root`.
+
+    `counter` stands in for the counting.
+    """
+    counts = (
+        counter()
+        if counter is not None
+        else count_hashtags(
+            records,
+            hashtags_column=settings.hashtags_column,
+            num_threads=num_threads,
+            **(memory or UNLIMITED).options(),
+        )
     )
     chosen = settings.vocabulary
     vocabulary = Vocabulary.build(

@@ -34,7 +34,7 @@ from wsl.cli.options import (
 from wsl.progress import progress
 
 if TYPE_CHECKING:
-    from wsl.counting import Columns, Memory
+    from wsl.counting import Memory
     from wsl.hashtags import HashtagCounts, ZipfFit
     from wsl.vocabulary import Vocabulary
 
@@ -169,7 +169,9 @@ def build_counts(
     beside = out.with_name(f"{out.name}.parts")
     chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target, beside)
     if chosen is not None:
-        counter = partial(_count_on_cluster, sources, columns, limits, chosen)
+        from wsl.cluster.counting import load
+
+        counter = partial(load, sources, columns, limits, chosen.settings, chosen.folder)
         made = counting.build_counts(sources, columns, out, overwrite=overwrite, counter=counter)
     else:
         with progress("count", total=expected_rows(sources), unit="records") as advance:
@@ -388,7 +390,10 @@ def _counted(
         return counting.load_counts(files, memory=memory)
     sources = counting.sources_of(_target(target, records), records or [])
     if cluster is not None:
-        return _count_on_cluster(sources, counting.Columns(hashtags_column, separator), memory, cluster)
+        from wsl.cluster.counting import load
+
+        columns = counting.Columns(hashtags_column, separator)
+        return load(sources, columns, memory, cluster.settings, cluster.folder)
     with progress("count", total=expected_rows(sources), unit="records") as advance:
         return count_hashtags(
             sources,
@@ -398,11 +403,3 @@ def _counted(
             progress=advance,
             **memory.options(),
         )
-
-
-def _count_on_cluster(sources: list[str], columns: Columns, memory: Memory, cluster: Chosen) -> HashtagCounts:
-    from wsl.cluster.counting import count
-    from wsl.hashtags import HashtagCounts
-
-    file, _ = count(sources, columns, memory, cluster.settings, cluster.folder)
-    return HashtagCounts.load(file, **memory.options())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from wsl.cli.options import (
     WorkspaceOption,
     parse_bytes,
 )
-from wsl.progress import progress
+from wsl.progress import progress, silent
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -122,7 +123,8 @@ def pseudolabel(
         num_threads=workers,
         overwrite=overwrite,
     )
-    with progress("select", unit="rows") as advance:
+    # A cluster has a line of its own.
+    with progress("select", unit="rows") if settings is None else nullcontext(silent) as advance:
         report = pseudolabels.select(request, workspace, progress=advance, warn=_warn)
     _show(report, as_json, plot)
 

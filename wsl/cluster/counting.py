@@ -12,6 +12,7 @@ from wsl.cluster.plan import file_groups, merge_tree, size_of, stamp_of
 from wsl.cluster.running import Result, connect
 from wsl.config import ClusterConfig
 from wsl.counting import Columns, Memory
+from wsl.hashtags import HashtagCounts
 
 
 def count_levels(
@@ -39,3 +40,11 @@ def count(
         cluster.check(parts.folder, sources)
         result = cluster.make(parts, levels, "count")
     return parts.checked(levels[-1][0].name), result
+
+
+def load(
+    sources: Sequence[str], columns: Columns, memory: Memory, settings: ClusterConfig, folder: Path
+) -> HashtagCounts:
+    """The counts of record files, counted on the cluster."""
+    file, _ = count(sources, columns, memory, settings, folder)
+    return HashtagCounts.load(file, **memory.options())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import stamp_of
@@ -58,6 +59,19 @@ def _merge_counts(parts: Parts, part: Part, out: Path) -> None:
     limit = part.limits.get("memory_bytes")
     memory = Memory(limit, part.limits.get("spill_dir"))
     load_counts([parts.checked(name) for name in part.inputs], memory=memory).save(out)
+
+
+def _scan(parts: Parts, part: Part, out: Path) -> None:
+    given = part.arguments
+    _check_stamps(given["shards"])
+    _core.save_scans(
+        list(given["shards"]),
+        out,
+        with_classes=given["with_classes"],
+        key_scope=given["key_scope"],
+        num_threads=part.limits["num_threads"],
+    )
+    _check_stamps(given["shards"])
 
 
 _scorers: dict[str, Any] = {}
@@ -144,6 +158,7 @@ def _merge_states(parts: Parts, part: Part, out: Path) -> None:
 KINDS: dict[str, Callable[[Parts, Part, Path], Any]] = {
     "count": _count,
     "mergecounts": _merge_counts,
+    "scan": _scan,
     "score": _score,
     "scorestate": _score_state,
     "select": _select,

@@ -24,6 +24,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<IndexBuilder>()?;
     module.add_class::<Index>()?;
     module.add_function(wrap_pyfunction!(drop_keys, module)?)?;
+    module.add_function(wrap_pyfunction!(save_scans, module)?)?;
     module.add_function(wrap_pyfunction!(scan_shard, module)?)
 }
 
@@ -46,6 +47,25 @@ fn scan_shard(py: Python<'_>, path: PathBuf) -> PyResult<(Members<'_>, u64)> {
     let (members, end) = long_call(py, None, |job| crate::shard::members(&path, job))?;
     let row = |m: crate::shard::Member| (Cow::Owned(m.name), m.start, m.offset, m.size);
     Ok((members.into_iter().map(row).collect(), end))
+}
+
+/// Scans shards into a file for `IndexBuilder.add_scanned`.
+#[pyfunction]
+#[pyo3(signature = (shards, out, *, with_classes, key_scope="global", num_threads=1, progress=None))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+fn save_scans(
+    py: Python<'_>,
+    shards: Vec<PathBuf>,
+    out: PathBuf,
+    with_classes: bool,
+    key_scope: &str,
+    num_threads: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let scope = KeyScope::parse(key_scope)?;
+    long_call(py, progress, |job| {
+        crate::index::save_scans(&shards, &out, with_classes, scope, num_threads, job)
+    })
 }
 
 /// An index being built; visible only after `publish`.
@@ -181,6 +201,19 @@ impl IndexBuilder {
     ) -> PyResult<()> {
         let builder = self.builder()?;
         long_call(py, progress, |job| builder.add_shards(&paths, job))
+    }
+
+    /// Takes shards that `save_scans` scanned, with what the index calls them.
+    #[pyo3(signature = (files, names, *, progress=None))]
+    fn add_scanned(
+        &mut self,
+        py: Python<'_>,
+        files: Vec<PathBuf>,
+        names: Vec<String>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let builder = self.builder()?;
+        long_call(py, progress, |job| builder.add_scanned(&files, &names, job))
     }
 
     #[getter]
