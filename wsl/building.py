@@ -7,13 +7,11 @@ whole until the new manifest takes its place.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +20,13 @@ from wsl import _core
 from wsl._core import UsageError
 from wsl.hashtags import count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index
+from wsl.locking import locked
 from wsl.source import find_files, open_records
 from wsl.vocabulary import Vocabulary
 
 STAGED = "building.parquet"
-LOCK = ".lock"
+BUILDING = "building this index"
+"""What a process that holds the folder is doing."""
 SHARD = "__shard"
 """The column of shard names that is made where the records have none."""
 
@@ -122,7 +122,7 @@ def build_index(
         records = [os.fspath(_local(shard)) for shard in shards]
     columns = RecordOptions(key_column, hashtags_column, separator, shard_column, key_format)
     lists = Lists(include, exclude, dict(limits or {}))
-    with locked(folder):
+    with locked(folder, BUILDING):
         if (folder / MANIFEST).exists() and append is None and not overwrite:
             raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
         known = Index.open(folder) if append is not None else None
@@ -166,23 +166,6 @@ def build_index(
         return Index.open(folder)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder of an index against other builders; UsageError where one is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{folder}: another process is building this index; wait until it has ended, or end it"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
-
-
 def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int, int, list[str]]:
     """Takes the samples with these keys down: they keep their ordinals and have neither image nor labels.
 
@@ -193,7 +176,7 @@ def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
         Index.open(folder)
-    with locked(folder):
+    with locked(folder, BUILDING):
         return _core.drop_keys(folder, list(keys))
 
 

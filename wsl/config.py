@@ -38,7 +38,7 @@ class VocabularyConfig(Config):
     min_count: Positive = 1
     """Tags on fewer records are left out."""
     max_labels: Positive | None = None
-    """At most this many labels, the most frequent first."""
+    """At most this many labels, the most frequent first, after those left out."""
     exclude_tags: list[str] = []
     """Hashtags left out, such as the names of the classes that the finetuned network is tested on."""
     wordnet: Path | None = None

@@ -245,10 +245,11 @@ def make_vocabulary(
         max_labels=chosen.max_labels,
         wordnet=None if chosen.wordnet is None else root / chosen.wordnet,
         synsets=None if chosen.synsets is None else root / chosen.synsets,
+        exclude=chosen.exclude_tags,
     )
     if not len(vocabulary):
         raise UsageError(
             f"no hashtag is on {chosen.min_count} records or more; lower min_count, or name where the "
             "hashtags are (--records, --hashtags-column)"
         )
-    return vocabulary.without(chosen.exclude_tags) if chosen.exclude_tags else vocabulary
+    return vocabulary

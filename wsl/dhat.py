@@ -102,8 +102,12 @@ def write(
     keys: Keys | None = None,
     truth: Truth | None = None,
     agreement: float | None = None,
+    num_dropped: int = 0,
 ) -> dict[str, Any]:
-    """Writes D-hat batch by batch, whole or not at all, and returns the report, which stands in it too."""
+    """Writes D-hat batch by batch, whole or not at all, and returns the report, which stands in it too.
+
+    `num_dropped` scored samples had been taken down, and were left out.
+    """
     precision = None if truth is None else _Precision(truth, len(selection.before))
     raised: list[Exception] = []
     finished = False
@@ -125,7 +129,7 @@ def write(
     def metadata(_: object) -> dict[str, str]:
         if not finished and selection.num_pairs:
             raise RuntimeError("the metadata were asked for before all rows were written")
-        result.update(report(selection, provenance, precision, agreement))
+        result.update(report(selection, provenance, precision, agreement) | {"num_dropped": num_dropped})
         return {"wsl": json.dumps(provenance | {"report": result})}
 
     schema: dict[str, Any] = dict(SCHEMA)

@@ -9,6 +9,7 @@ nothing, and are taken at their word.
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,12 @@ def gaps(covered: Iterable[Span], num_samples: int, size: int) -> Iterator[range
             yield range(place, end)
             place = end
         place = max(place, stop)
+
+
+def overlap(spans: Iterable[Span]) -> bool:
+    """Whether a sample lies in two of the spans."""
+    ordered = sorted(spans)
+    return any(before[1] > after[0] for before, after in itertools.pairwise(ordered))
 
 
 def read_metadata(file: Path) -> dict[str, Any]:

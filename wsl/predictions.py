@@ -15,7 +15,12 @@ from typing import Any
 from wsl._core import UsageError
 from wsl.config import ClusterConfig
 from wsl.index import Index
+from wsl.locking import locked
+from wsl.publish import remove_unfinished
 from wsl.workspace import Workspace, fingerprint, is_complete, read_run
+
+SCORING = "scoring into this folder"
+"""What a process that holds the folder is doing."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,19 @@ def score(
     keep: int | None = None,
     options: ScoringOptions | None = None,
 ) -> dict[str, Any]:
-    """Scores every sample of an index into files; what is there already is left as it is."""
-    options = options or ScoringOptions()
-    paths.out.mkdir(parents=True, exist_ok=True)
-    job = job_of(paths, options) | {"out": str(paths.out), "keep": keep}
-    if options.cluster is not None:
-        from wsl.cluster.scoring import score as score_on_cluster
+    """Scores every sample of an index into files; what is there already is left as it is.
 
-        return score_on_cluster(job, teacher_of(paths, options), options.cluster)
-    return score_on_ranks(job, options, paths.out)
+    UsageError where another process does so.
+    """
+    options = options or ScoringOptions()
+    with locked(paths.out, SCORING):
+        remove_unfinished(paths.out)
+        job = job_of(paths, options) | {"out": str(paths.out), "keep": keep}
+        if options.cluster is not None:
+            from wsl.cluster.scoring import score as score_on_cluster
+
+            return score_on_cluster(job, teacher_of(paths, options), options.cluster)
+        return score_on_ranks(job, options, paths.out)
 
 
 def job_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.config import ClusterConfig
 from wsl.index import Index
+from wsl.locking import locked
 from wsl.numbering import KeyedPredictions, samples_of
 from wsl.prediction_files import (
     SCORED_BY,
@@ -31,6 +32,7 @@ from wsl.prediction_files import (
     read_metadata,
 )
 from wsl.predictions import (
+    SCORING,
     ScoringOptions,
     ScoringPaths,
     job_of,
@@ -44,6 +46,7 @@ from wsl.progress import silent
 from wsl.publish import publish_text
 from wsl.selection import Order, Selection, TopK
 from wsl.source import expected_rows, open_stream, scan
+from wsl.takedowns import Dropped
 from wsl.workspace import Workspace, fingerprint
 
 if TYPE_CHECKING:
@@ -117,19 +120,21 @@ def select(
     _check(request)
     out = request.out or Workspace.find(folder).pseudolabels
     source = _source(request, out, folder)
+    index = None if source.index is None else Index.open(source.index)
+    dropped = None if index is None else Dropped(index)
     provenance = source.made_by | {"k": request.k, "p": request.p, "order": request.order}
+    provenance["dropped"] = None if dropped is None else dropped.fingerprint
     known = _up_to_date(out, provenance, request.overwrite)
     if known is not None and (request.state is None or request.state.is_file()):
         return known | {"state": "up to date", "out": str(out), "warnings": []}
     num_classes = int(source.made_by["num_classes"])
-    index = None if source.index is None else Index.open(source.index)
     num_samples = source.num_images if index is None else len(index)
     warnings = _early_warnings(request, num_classes, num_samples)
     for text in warnings:
         warn(text)
     truth = _truth(request, source.made_by, index)
     with _keyed(source.files, index, request, warn) as keyed:
-        tops = _take(request, source, keyed, num_classes, progress, warn)
+        tops = _take(request, source, keyed, dropped, num_classes, progress, warn)
         top = tops[request.order]
         selection = top.finish(request.k, request.p)
         _check_truncated(selection, source.made_by.get("keep"), request)
@@ -137,7 +142,10 @@ def select(
             top.save(request.state)
         keys = keyed.keys if keyed else None if index is None else index.keys
         agreement = _agreement(request, selection, tops, num_classes)
-        found = dhat.write(selection, out, provenance, keys=keys, truth=truth, agreement=agreement)
+        left_out = dropped.num_left_out if dropped else 0
+        found = dhat.write(
+            selection, out, provenance, keys=keys, truth=truth, agreement=agreement, num_dropped=left_out
+        )
     warnings += _late_warnings(found, selection, warn)
     options = {key: provenance[key] for key in ("k", "p", "order")}
     return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
@@ -208,6 +216,7 @@ def _take(
     request: SelectionRequest,
     source: _Source,
     keyed: KeyedPredictions | None,
+    dropped: Dropped | None,
     num_classes: int,
     progress: Progress,
     warn: Warn,
@@ -218,19 +227,20 @@ def _take(
     if source.paths is not None:
         if request.keep is None and not files:
             if cluster is not None:
-                return _score_on_cluster(request, source, num_classes, cluster)
-            return _score_into_states(request, source, num_classes)
+                return _score_on_cluster(request, source, dropped, num_classes, cluster)
+            return _score_into_states(request, source, dropped, num_classes)
         score(source.paths, keep=source.made_by["keep"], options=request.scoring)
         files = sorted(source.paths.out.glob("scores-*.parquet"))
     orders = _orders(request, files, num_classes)
-    if cluster is not None and keyed is None:
+    if cluster is not None:
+        _check_for_cluster(files, keyed, dropped)
         return {order: _select_on_cluster(request, files, num_classes, order, cluster) for order in orders}
     tops = {order: request.new(num_classes, order) for order in orders}
     for top in tops.values():
         if keyed is None:
-            _feed(top, files, progress, warn)
+            _feed(top, files, dropped, progress, warn)
         else:
-            _feed_keyed(top, files, keyed, progress)
+            _feed_keyed(top, files, keyed, dropped, progress)
     return tops
 
 
@@ -255,7 +265,9 @@ def _agreement(
     return selection.agreement(others[0].finish(request.k, request.p)) if others else None
 
 
-def _score_into_states(request: SelectionRequest, source: _Source, num_classes: int) -> dict[str, TopK]:
+def _score_into_states(
+    request: SelectionRequest, source: _Source, dropped: Dropped | None, num_classes: int
+) -> dict[str, TopK]:
     """Lets the teacher score into selections what no state of a K as large has yet."""
     assert source.paths is not None
     index = Index.open(source.paths.index)
@@ -263,19 +275,55 @@ def _score_into_states(request: SelectionRequest, source: _Source, num_classes: 
     if request.compare_orders and request.p < num_classes:
         orders.append("image-first" if request.order == "class-first" else "class-first")
     job = _state_job(request, source, orders, index)
-    if not job.is_complete(len(index)):
+    if job.is_complete(len(index)) and job.is_valid_for(index):
+        return _without(dropped, job, orders, request)
+    with locked(job.folder, SCORING):
+        if not job.is_valid_for(index):
+            job.forget()
+        job.tidy()
+        about = {"num_classes": job.num_classes, "k": job.k, "p": job.p, "orders": job.orders}
+        publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
         given_states = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(job).items()}
         states = job_of(source.paths, request.scoring) | {"states": given_states}
         score_on_ranks(states, request.scoring, job.folder)
-    return {order: job.merged(order) for order in orders}
+        return _without(dropped, job, orders, request)
+
+
+def _without(
+    dropped: Dropped | None, job: StateJob, orders: list[Order], request: SelectionRequest
+) -> dict[str, TopK]:
+    """The states of `job` without the samples taken down."""
+    tops: dict[str, TopK] = {order: job.merged(order) for order in orders}
+    if dropped is None:
+        return tops
+    where = f"{job.folder} (remove it, and the teacher scores again)"
+    limits = {"memory_bytes": request.memory_bytes, "spill_dir": request.spill_dir}
+    return {order: dropped.out_of_state(top, request.k, where, **limits) for order, top in tops.items()}
 
 
 def _options(request: SelectionRequest, num_classes: int, order: str) -> dict[str, Any]:
     return {"num_classes": num_classes, "k": request.k, "p": request.p, "order": order}
 
 
+def _check_for_cluster(
+    files: Sequence[Path], keyed: KeyedPredictions | None, dropped: Dropped | None
+) -> None:
+    """Refuses what nodes do not do: predictions by key, and leaving samples out of files."""
+    what = "their samples are named by key" if keyed is not None else None
+    if dropped is not None and len(dropped.samples):
+        what = f"{len(dropped.samples):,} samples of the index were taken down"
+    if what is not None:
+        raise UsageError(
+            f"{files[0]}: {what}, which a cluster does not select around; run it on one machine: --cluster none"
+        )
+
+
 def _score_on_cluster(
-    request: SelectionRequest, source: _Source, num_classes: int, cluster: ClusterConfig
+    request: SelectionRequest,
+    source: _Source,
+    dropped: Dropped | None,
+    num_classes: int,
+    cluster: ClusterConfig,
 ) -> dict[str, TopK]:
     """Lets the nodes of a cluster score into a selection of each order that is wanted."""
     from wsl.cluster.scoring import score_into_state
@@ -285,12 +333,17 @@ def _score_on_cluster(
     if request.compare_orders and request.p < num_classes:
         orders.append("image-first" if request.order == "class-first" else "class-first")
     job, folder = job_of(source.paths, request.scoring), request.cluster_dir or source.paths.out / "parts"
-    return {
+    tops = {
         order: score_into_state(
             job, source.made_by, _options(request, num_classes, order), request.memory, cluster, folder
         )
         for order in orders
     }
+    if dropped is None:
+        return tops
+    where = f"{folder} (remove it, and the teacher scores again)"
+    limits = request.memory
+    return {order: dropped.out_of_state(top, request.k, where, **limits) for order, top in tops.items()}
 
 
 def _select_on_cluster(
@@ -330,13 +383,7 @@ def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], 
         return best
     num_classes = int(source.made_by["num_classes"])
     name = f"{'-and-'.join(orders)}-k{request.k}-p{request.p}-{_short(source.made_by)}"
-    job = StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    if not job.is_valid_for(index):
-        job.forget()
-    about = {"num_classes": num_classes, "k": request.k, "p": request.p, "orders": orders}
-    publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
-    return job
+    return StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
 
 
 def _serves(known: dict[str, Any], request: SelectionRequest, source: _Source, orders: list[Order]) -> bool:
@@ -373,23 +420,28 @@ def merge_states(
     twice = next((found for found in made_of if made_of.count(found) > 1), None)
     if twice is not None:
         raise DataError(f"two of the parts are the same file, {twice[:12]}: every part counts once")
+    opened = Index.open(index) if index else None
+    dropped = Dropped(opened) if opened else None
     provenance: dict[str, Any] = {
         "k": k or top.k,
         "p": p or top.p,
         "order": top.order,
         "num_classes": top.num_classes,
         "parts": made_of,
-        "index_fingerprint": Index.open(index).fingerprint if index else None,
+        "index_fingerprint": opened.fingerprint if opened else None,
+        "dropped": dropped.fingerprint if dropped else None,
     }
     known = _up_to_date(out, provenance, overwrite)
     if known is not None:
         return known | {"state": "up to date", "out": str(out), "warnings": []}
     for part in parts[1:]:
         top.merge(TopK.load(part, **limits))
+    if dropped is not None:
+        top = dropped.out_of_state(top, provenance["k"], "the merged state", **limits)
     selection = top.finish(k, p)
-    keys = Index.open(index).keys if index else None
     agreement = 1.0 if provenance["p"] >= top.num_classes else None
-    found = dhat.write(selection, out, provenance, keys=keys, agreement=agreement)
+    keys, left_out = (opened.keys, dropped.num_left_out) if opened and dropped else (None, 0)
+    found = dhat.write(selection, out, provenance, keys=keys, agreement=agreement, num_dropped=left_out)
     warnings = _late_warnings(found, selection, warn)
     options = {key: provenance[key] for key in ("k", "p", "order")}
     return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
@@ -440,21 +492,21 @@ def _late_warnings(report: dict[str, Any], selection: Selection, warn: Warn) -> 
     return [text]
 
 
-def _columns(files: list[Path]) -> list[str]:
+def _columns(files: Sequence[Path]) -> list[str]:
     schema = scan([str(file) for file in files]).collect_schema()
     return [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
 
 
-def _feed(top: TopK, files: list[Path], progress: Progress, warn: Warn) -> None:
+def _feed(top: TopK, files: list[Path], dropped: Dropped | None, progress: Progress, warn: Warn) -> None:
     """Gives the files to a selection, one after another; scattered pairs together, where it matters."""
     columns = _columns(files)
     scattered = top.order == "image-first" and "score" in columns
     groups = [files] if scattered else [[file] for file in files]
-    if scattered and (rows := expected_rows([str(file) for file in files])):
-        warn(f"image-first sorts {rows:,} pairs by image first, {16 * rows / (1 << 30):,.2f} GiB at most")
+    if scattered and (num := expected_rows([str(file) for file in files])):
+        warn(f"image-first sorts {num:,} pairs by image first, {16 * num / (1 << 30):,.2f} GiB at most")
     done = 0
     for group in groups:
-        names = [str(file) for file in group]
+        rows = [str(file) for file in group] if dropped is None else dropped.out_of(group)
         before = done
         seen = 0
 
@@ -464,16 +516,18 @@ def _feed(top: TopK, files: list[Path], progress: Progress, warn: Warn) -> None:
             progress(before + rows)
 
         with _naming(group[0]):
-            top.update_pairs(open_stream(names, columns), grouped=not scattered, progress=advance)
+            top.update_pairs(open_stream(rows, columns), grouped=not scattered, progress=advance)
         done += seen
 
 
-def _feed_keyed(top: TopK, files: list[Path], keyed: KeyedPredictions, progress: Progress) -> None:
+def _feed_keyed(
+    top: TopK, files: list[Path], keyed: KeyedPredictions, dropped: Dropped | None, progress: Progress
+) -> None:
     """Gives the files to a selection piece by piece; in each the pairs of a sample are together."""
     done = 0
     with _naming(files[0]):
         for piece in keyed.pieces():
-            top.update_pairs(piece)
+            top.update_pairs(piece if dropped is None else dropped.out_of_rows(piece))
             done += len(piece)
             progress(done)
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import polars as pl
 
+TEMPORARY_PREFIX = ".tmp-"
+
 
 @contextmanager
 def publishing(target: Path) -> Iterator[Path]:
     """The path to write to; at the end it becomes `target`, and on an error it is removed."""
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}")
     try:
         with naming(target):
             yield temporary
@@ -56,3 +58,9 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes were writing to `folder`; for who alone writes there now."""
+    for file in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        file.unlink(missing_ok=True)

@@ -37,8 +37,17 @@ from wsl.data.augment import ImageOptions
 from wsl.data.dataset import Images
 from wsl.data.loader import CorruptCount
 from wsl.index import Index
-from wsl.prediction_files import SCORED_BY, Span, gaps, is_valid_for, read_metadata, scored_parts, span_of
-from wsl.publish import publish_text, publishing
+from wsl.prediction_files import (
+    SCORED_BY,
+    Span,
+    gaps,
+    is_valid_for,
+    overlap,
+    read_metadata,
+    scored_parts,
+    span_of,
+)
+from wsl.publish import publish_text, publishing, remove_unfinished
 from wsl.selection import Order, TopK, log_odds
 from wsl.training.export import WEIGHTS, LoadedModel, load_run
 from wsl.workspace import fingerprint
@@ -46,8 +55,8 @@ from wsl.workspace import fingerprint
 RANGE = 65_536
 """Samples of a file of predictions."""
 
-SAVE_EVERY_S = 60.0
-"""Seconds between two states that are saved."""
+SAVING_SHARE = 0.1
+"""The most of its time that a rank spends on saving states: where one takes longer, it is put off."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +174,6 @@ def write_predictions(
         write_range(scorer, samples, out / file_of(samples.start), keep=keep, progress=advance)
         num_new += 1
         num_scored += len(samples)
-    if num_new:
-        scorer.corrupt.check()
     return {
         "state": "scored" if num_new else "up to date",
         "num_scored": num_scored,
@@ -196,6 +203,7 @@ def write_range(
         frames.append(_table(scores, keep, scorer.num_classes))
         done += scores.num_seen
         progress(done)
+    scorer.corrupt.check()
     parts = scored_parts(scorer.index, [(samples.start, samples.stop)])
     about = {"first_sample": samples.start, "end_sample": samples.stop, "parts": parts}
     _write(pl.concat(frames), file, scorer.provenance | {"keep": keep} | about)
@@ -208,9 +216,10 @@ class StateJob:
         <folder>/done-<worker>.json     which ranges are in which states; replaced as a whole
         <folder>/<worker>-<n>-<order>.state
 
-    A worker saves its states now and then and puts its mark after them, so a mark never names what is
-    not there. Ranges without a mark are scored by whoever goes on. A mark names the parts of the index
-    that hold its ranges, so that it stays valid when the index is added to.
+    After each range a worker saves its states and puts its mark after them, so a mark never names what
+    is not there. Ranges without a mark are scored by whoever goes on. A mark names the parts of the index
+    that hold its ranges, so that it stays valid when the index is added to. Of two marks that name the
+    same samples, which only workers without a lock could leave, one counts.
     """
 
     folder: Path
@@ -236,8 +245,15 @@ class StateJob:
 
     def marks(self) -> list[dict[str, Any]]:
         """What the workers say is done, and of which parts of an index."""
-        found = [json.loads(file.read_text()) for file in sorted(self.folder.glob("done-*.json"))]
-        return [mark for mark in found if "parts" in mark]
+        found: list[dict[str, Any]] = []
+        taken: list[Span] = []
+        for file in sorted(self.folder.glob("done-*.json")):
+            mark = json.loads(file.read_text())
+            spans = [(start, stop) for start, stop in mark["ranges"]]
+            if "parts" in mark and not overlap([*taken, *spans]):
+                found.append(mark)
+                taken += spans
+        return found
 
     def done(self) -> list[Span]:
         """The ranges that are done."""
@@ -251,6 +267,14 @@ class StateJob:
         """Removes all that is done."""
         for file in [*self.folder.glob("done-*.json"), *self.folder.glob("*.state")]:
             file.unlink()
+
+    def tidy(self) -> None:
+        """Removes what killed workers left; for who holds the folder."""
+        remove_unfinished(self.folder)
+        named = {name for mark in self.marks() for name in mark["states"].values()}
+        for file in self.folder.glob("*.state"):
+            if file.name not in named:
+                file.unlink()
 
     def is_complete(self, num_samples: int) -> bool:
         """Whether all ranges are done."""
@@ -280,8 +304,8 @@ def score_into_states(
     tops = {order: job.new(order) for order in job.orders}
     ranges: list[Span] = []
     done = sum(stop - start for start, stop in known if rank.has(start))
-    num_saved = 0
-    saved_at = time.monotonic()
+    num_saved, num_marked = 0, 0
+    begun, saving_s = time.monotonic(), 0.0
     progress(done)
     for samples in rank.ranges(len(scorer.index), known):
         for scores in scorer.score(samples.start, samples.stop):
@@ -289,13 +313,14 @@ def score_into_states(
                 top.update(scores.samples, scores.values)
             done += scores.num_seen
             progress(done)
+        scorer.corrupt.check()
         ranges.append((samples.start, samples.stop))
-        if time.monotonic() - saved_at > SAVE_EVERY_S:
+        now = time.monotonic()
+        if saving_s <= SAVING_SHARE * (now - begun):
             _save_states(job, tops, worker, scorer.index, ranges, num_saved)
-            num_saved += 1
-            saved_at = time.monotonic()
-    scorer.corrupt.check()
-    if ranges:
+            num_saved, num_marked = num_saved + 1, len(ranges)
+            saving_s += time.monotonic() - now
+    if num_marked < len(ranges):
         _save_states(job, tops, worker, scorer.index, ranges, num_saved)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsl.errors import exit_code, explain
+from wsl.locking import shared_by_ranks
 from wsl.progress import progress, silent
 
 
@@ -55,7 +56,9 @@ def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
     total = sum(len(samples) for samples in rank.ranges(len(scorer.index)))
     name = "score" if world_size == 1 else f"score, rank {number} of {world_size}"
     # One line is enough to watch.
-    with progress(name, total=total, unit="images") if number == 0 else nullcontext(silent) as advance:
+    shown = progress(name, total=total, unit="images") if number == 0 else nullcontext(silent)
+    folder = Path(job["states"]["folder"] if "states" in job else job["out"])
+    with shared_by_ranks(folder), shown as advance:
         if "states" not in job:
             out = Path(job["out"])
             return write_predictions(scorer, out, keep=job["keep"], rank=rank, progress=advance)

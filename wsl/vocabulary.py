@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -56,8 +56,11 @@ class Vocabulary:
         max_labels: int | None = None,
         wordnet: str | os.PathLike[str] | None = None,
         synsets: str | os.PathLike[str] | None = None,
+        exclude: Collection[str] = (),
     ) -> Vocabulary:
         """Labels by descending count, those on at least `min_count` records, `max_labels` at most.
+
+        The labels that the tags of `exclude` lead to are left out first, and others take their places.
 
         With `wordnet`, the dict folder of WordNet 3.0, the tags that match nouns of one synset become
         one label (Mahajan et al. 2018, section 2): its count is theirs added up. Spaces, ``_``, ``-``,
@@ -70,21 +73,28 @@ class Vocabulary:
         """
         if synsets is not None and wordnet is None:
             raise UsageError("synsets are chosen among WordNet's; name its folder with wordnet too")
+        if max_labels is not None and max_labels < 1:
+            raise UsageError(f"max_labels is {max_labels}: expected at least 1; leave it out for all")
+        room = None if max_labels is None else max_labels + len(set(exclude))
         core, shares = _core.Vocabulary.from_counts(
             counts.core,
             min_count=min_count,
-            max_labels=max_labels,
+            max_labels=room,
             wordnet=wordnet,
             synsets=[] if synsets is None else read_synsets(Path(synsets)),
         )
-        return cls(core, Coverage(*(Share(*share) for share in shares)))
+        coverage = Coverage(*(Share(*share) for share in shares))
+        made = cls(core, coverage)
+        return made._without(exclude, max_labels, coverage) if exclude else made
 
-    def without(self, tags: list[str]) -> Vocabulary:
-        """The same without the labels of `tags`; the ranks of the others close up."""
+    def _without(self, tags: Collection[str], max_labels: int | None, coverage: Coverage) -> Vocabulary:
+        """The first `max_labels` labels but those of `tags`; the ranks of the others close up."""
         dropped = {label for tag in tags if (label := self.encode(tag)) is not None}
-        kept = self.table().filter(~pl.col("label").is_in(list(dropped)))
+        kept = self.table().filter(~pl.col("label").is_in(list(dropped))).head(max_labels or len(self))
+        covered = Share(int(kept["tags"].list.len().sum()), int(kept["tag_count"].sum()))
         labels = pl.Series("label", range(len(kept)), dtype=pl.UInt32)
-        return Vocabulary(_core.Vocabulary.from_table(kept.with_columns(labels)))
+        core = _core.Vocabulary.from_table(kept.with_columns(labels))
+        return Vocabulary(core, replace(coverage, covered=covered))
 
     def cover(
         self,

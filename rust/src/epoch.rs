@@ -7,7 +7,7 @@
 //! *Rounding.* Samples are taken in blocks of 64. With S the running sum of the factors in a block and
 //! u = hash(seed, epoch, block) in [0, 1), sample i appears floor(S_i + u) - floor(S_(i-1) + u) times:
 //! its expectation is exactly r(i), and the total of a block varies by at most one between epochs.
-//! One number for 16 blocks, the running total before them, is kept for the epoch in use.
+//! Where each block begins is kept for the epoch in use, in about four bytes ([`Starts`]).
 //!
 //! *Order.* Position j of an epoch of n is sent through a permutation of 0..n ([`Permutation`]), or
 //! through windows of shards ([`Window`]). What comes out is a place in the list of repeated samples.
@@ -16,6 +16,7 @@
 
 mod factors;
 mod permutation;
+mod starts;
 mod window;
 
 use std::sync::{Arc, Mutex, TryLockError};
@@ -25,14 +26,13 @@ pub use permutation::Permutation;
 pub use window::Window;
 
 use crate::{Error, Result};
+use starts::Starts;
 use window::Windows;
 
 /// Samples that are rounded together.
 pub const BLOCK: usize = 64;
 /// The largest repeat factor.
 pub const MAX_FACTOR: f32 = 16_777_216.0;
-/// Blocks between two running totals that are kept.
-const STRIDE: usize = 16;
 /// Positions that are looked up together, so that their misses of the cache overlap.
 const LANES: usize = 128;
 /// Positions up to which files of factors are read and not mapped.
@@ -73,8 +73,8 @@ struct Epoch {
     number: u64,
     /// Positions.
     length: u64,
-    /// Places in the list of repeated samples before each [`STRIDE`] blocks, and after the last.
-    before: Vec<u64>,
+    /// Where blocks begin in the list of repeated samples; `None` without factors.
+    starts: Option<Starts>,
     /// The hash of what is the same for the rounding of all blocks.
     rounding: u64,
     shuffle: Shuffle,
@@ -185,51 +185,38 @@ impl EpochOrder {
             Shuffle::Whole(permutation) => permutation.fill(offset, out),
             Shuffle::Windows(windows) => windows.fill(offset, out),
         }
-        if let Some(factors) = &self.factors {
+        if let Some((factors, starts)) = self.factors.as_ref().zip(epoch.starts.as_ref()) {
             let few = out.len() <= FEW;
-            let look = |some| self.samples_at(factors, &epoch, some, few);
+            let look = |some| self.samples_at(factors, starts, epoch.rounding, some, few);
             out.chunks_mut(LANES).try_for_each(look)?;
         }
         Ok(())
     }
 
-    /// Turns places in the list of repeated samples into samples.
+    /// Turns places in the list of repeated samples into samples, step by step for all of them, so that
+    /// what a step needs was asked of memory the step before.
     fn samples_at(
         &self,
         factors: &Factors,
-        epoch: &Epoch,
+        starts: &Starts,
+        rounding: u64,
         places: &mut [u64],
         few: bool,
     ) -> Result<()> {
         let mut blocks = [0; LANES];
         let mut buffer = [0; 4 * BLOCK];
-        for (place, block) in places.iter().zip(&mut blocks) {
-            *block = group_of(&epoch.before, *place, epoch.length);
-            if !few {
-                factors.touch_sums(*block * STRIDE, STRIDE);
-            }
-        }
+        places.iter().for_each(|&place| starts.prefetch_mark(place));
+        places.iter().for_each(|&place| starts.prefetch_starts(place));
         for (place, block) in places.iter_mut().zip(&mut blocks) {
-            let first = *block * STRIDE;
-            let number = STRIDE.min(factors.num_blocks() - first);
-            let mut left = *place - epoch.before[*block];
-            let mut found = None;
-            for (at, sum) in (first..).zip(factors.sums(first, number, few, &mut buffer)?) {
-                let length = block_length(sum, epoch.rounding, at);
-                if left < length {
-                    found = Some(at);
-                    break;
-                }
-                left -= length;
-            }
-            (*place, *block) = (left, found.ok_or_else(changed)?);
+            let found = starts.find(*place, factors, few, &mut buffer)?;
+            (*block, *place) = found.ok_or_else(changed)?;
             if !few {
-                factors.touch(*block);
+                factors.prefetch(*block);
             }
         }
         for (place, &block) in places.iter_mut().zip(&blocks) {
             let mut values = factors.block(block, self.size_of(block), few, &mut buffer)?;
-            let offset = offset(epoch.rounding, block);
+            let offset = offset(rounding, block);
             // floor(x) > p is x >= p + 1.
             let wanted = (*place + 1) as f64;
             let mut total = 0.0;
@@ -251,19 +238,16 @@ impl EpochOrder {
     fn place_of(
         &self,
         factors: &Factors,
-        before: &[u64],
+        starts: &Starts,
         rounding: u64,
         sample: u64,
     ) -> Result<u64> {
         let (block, inside) = (sample as usize / BLOCK, sample as usize % BLOCK);
-        let first = block / STRIDE * STRIDE;
         let mut buffer = [0; 4 * BLOCK];
-        let sums = factors.sums(first, block - first, true, &mut buffer)?;
-        let whole: u64 = (first..).zip(sums).map(|(at, sum)| block_length(sum, rounding, at)).sum();
         let values = factors.block(block, inside, true, &mut buffer)?;
         let total = values.fold(0.0, |total, factor| total + f64::from(factor));
         let part = if inside == 0 { 0 } else { (total + offset(rounding, block)) as u64 };
-        Ok(before[block / STRIDE] + whole + part)
+        Ok(starts.place_of(block, factors)? + part)
     }
 
     /// The epoch of a position, the first position of that epoch, and its length.
@@ -309,30 +293,21 @@ impl EpochOrder {
 
     fn make_epoch(&self, number: u64) -> Result<Epoch> {
         let rounding = hash([ROUNDING, self.seed, number]);
-        let (mut before, mut length) = (Vec::new(), self.num_samples);
-        if let Some(factors) = &self.factors {
-            length = 0;
-            before.reserve_exact(factors.num_blocks() / STRIDE + 2);
-            factors.each_sum(|block, sum| {
-                if block % STRIDE == 0 {
-                    before.push(length);
-                }
-                length += block_length(sum, rounding, block);
-            })?;
-            before.push(length);
-        }
+        let factors = self.factors.as_ref();
+        let starts = factors.map(|factors| Starts::new(factors, rounding)).transpose()?;
+        let length = starts.as_ref().map_or(self.num_samples, |starts| starts.length);
         let shuffle = match &self.window {
             None => Shuffle::Whole(Permutation::new(length, self.seed, number)),
             Some(window) => {
-                let place_of = |sample| match &self.factors {
+                let place_of = |sample| match factors.zip(starts.as_ref()) {
                     None => Ok(sample),
                     Some(_) if sample == self.num_samples => Ok(length),
-                    Some(factors) => self.place_of(factors, &before, rounding, sample),
+                    Some((factors, starts)) => self.place_of(factors, starts, rounding, sample),
                 };
                 Shuffle::Windows(Windows::new(window, self.seed, number, place_of)?)
             }
         };
-        Ok(Epoch { number, length, before, rounding, shuffle })
+        Ok(Epoch { number, length, starts, rounding, shuffle })
     }
 
     /// What `look` makes of what is remembered; `None` where another thread holds it and does not let
@@ -359,27 +334,6 @@ fn offset(rounding: u64, block: usize) -> f64 {
 #[inline]
 fn block_length(sum: f64, rounding: u64, block: usize) -> u64 {
     (sum + offset(rounding, block)) as i64 as u64
-}
-
-/// The last entry of `before` that is at most `place`, sought from where it would be if factors were
-/// spread evenly.
-#[inline]
-fn group_of(before: &[u64], place: u64, length: u64) -> usize {
-    let groups = before.len() - 1;
-    let mut low = (u128::from(place) * groups as u128 / u128::from(length)) as usize;
-    let mut step = 1;
-    while before[low] > place {
-        low = low.saturating_sub(step);
-        step *= 2;
-    }
-    let mut high = low + 1;
-    step = 1;
-    while high < groups && before[high] <= place {
-        low = high;
-        high = (high + step).min(groups);
-        step *= 2;
-    }
-    low + before[low..high].partition_point(|&start| start <= place) - 1
 }
 
 fn changed() -> Error {

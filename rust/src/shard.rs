@@ -397,14 +397,30 @@ pub fn header_matches(header: &[u8], key: &str, size: u32) -> bool {
     if number(&header[124..136]) != Some(u64::from(size)) {
         return false;
     }
-    let name = header_name(header);
-    let here = name.strip_prefix(key.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'.'));
-    here || key.len() > 90 || !key.is_ascii()
+    key.len() > 90 || !key.is_ascii() || name_continues(header, key.as_bytes())
+}
+
+/// Whether the name in a header is `key` with a dot after it.
+fn name_continues(header: &[u8; BLOCK], key: &[u8]) -> bool {
+    let name = until_nul(&header[..100]);
+    match prefix(header) {
+        None => name.strip_prefix(key).is_some_and(|rest| rest.first() == Some(&b'.')),
+        Some(prefix) => {
+            let mut whole = prefix.iter().chain(b"/").chain(name);
+            key.iter().all(|byte| whole.next() == Some(byte)) && whole.next() == Some(&b'.')
+        }
+    }
+}
+
+/// What stands before the name of a member and a slash.
+fn prefix(header: &[u8; BLOCK]) -> Option<&[u8]> {
+    let there = &header[257..263] == b"ustar\0" && header[345] != 0;
+    there.then(|| until_nul(&header[345..500]))
 }
 
 fn checksum_holds(header: &[u8; BLOCK]) -> bool {
     let Some(stated) = number(&header[148..156]) else { return false };
-    let all: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+    let all = byte_sum(header);
     let field: u32 = header[148..156].iter().map(|&byte| u32::from(byte)).sum();
     let unsigned = u64::from(all - field + 8 * 32);
     stated == unsigned || {
@@ -413,6 +429,17 @@ fn checksum_holds(header: &[u8; BLOCK]) -> bool {
         let high = header.iter().enumerate().filter(high).count();
         i64::try_from(stated) == Ok(unsigned as i64 - 256 * high as i64)
     }
+}
+
+/// The bytes of a header added up, eight at a time in lanes of 16 bits, which hold 64 times two bytes.
+fn byte_sum(header: &[u8; BLOCK]) -> u32 {
+    const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
+    let (words, _) = header.as_chunks::<8>();
+    let lanes = words.iter().fold(0, |lanes, &word| {
+        let word = u64::from_le_bytes(word);
+        lanes + (word & EVEN) + (word >> 8 & EVEN)
+    });
+    (0..4).map(|lane| (lanes >> (16 * lane)) as u32 & 0xffff).sum()
 }
 
 /// A number field: octal text, or base 256 where the first bit is set.
@@ -437,16 +464,10 @@ fn decimal(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn header_name(header: &[u8; BLOCK]) -> Vec<u8> {
-    let mut name = Vec::new();
-    read_name(header, &mut name);
-    name
-}
-
 fn read_name(header: &[u8; BLOCK], out: &mut Vec<u8>) {
     out.clear();
-    if &header[257..263] == b"ustar\0" && header[345] != 0 {
-        out.extend_from_slice(until_nul(&header[345..500]));
+    if let Some(prefix) = prefix(header) {
+        out.extend_from_slice(prefix);
         out.push(b'/');
     }
     out.extend_from_slice(until_nul(&header[..100]));

@@ -6,12 +6,16 @@ Run it with `python tests/bench/index.py PART...`. The parts:
   where Debian's `dataset-fashion-mnist` is installed, else random bytes of such sizes): `wsl index build`
   and a scan alone, beside Energon's preparation and `widsindex`. The bare scan of a mapped file is
   `cargo bench --bench index -- SHARD...`.
-- `read`: random whole samples from the page cache, in calls of 256, beside MDS and wids.
-- `read64k`: members of 64 KB with an evicted cache, beside `fio` with the same pattern and threads.
+- `read`: random whole samples from the page cache, in calls of 256, beside `os.pread`, MDS (its
+  `LocalDataset`, and its `StreamingDataset`, which loaders use) and wids. What a bare `pread` reaches is
+  shown by `cargo bench --bench index -- FOLDER/small-index`.
+- `read64k`: members of 64 KB with an evicted cache, beside `fio` with the same pattern and threads, and
+  with 32 direct reads in flight, which is what the disk can.
 - `join`: shuffled records joined to their samples within `--memory 2GiB`; `--samples` of them.
 - `open`: an index of `--samples` samples (made by `join`): opening, label lookups, bytes on disk.
 - `epoch`: orders of `--samples` samples without factors and with a mapped file of them, beside torch's
   samplers and a plain form of detectron2's RepeatFactorTrainingSampler at sizes they bear.
+- `load`: a training loader on JPEGs of 224 pixels (`tests/bench/loading.py`).
 
 Rates are for CPU seconds (user and system) of the process and its children unless a line says wall.
 Peers that are not installed are passed over: `pip install -e '.[bench]'`, and, since their pins lie
@@ -36,6 +40,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import loading
 import numpy as np
 
 SHARDS, PER_SHARD = 6, 10_000
@@ -69,7 +74,7 @@ def images() -> Iterator[bytes]:
 
     from PIL import Image
 
-    source = Path("/usr/share/dataset-fashion-mnist/train-images-idx3-ubyte.gz")
+    source = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
     if source.exists():
         pixels = np.frombuffer(gzip.decompress(source.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
         for image in pixels:
@@ -168,8 +173,8 @@ MDS = (
     TIMER
     + """
 import os, shutil, numpy as np
-from streaming import MDSWriter, LocalDataset
-folder, source, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+from streaming import MDSWriter, LocalDataset, StreamingDataset
+folder, number = sys.argv[1], int(sys.argv[3])
 import tarfile
 if not os.path.exists(folder + "/index.json"):
     shutil.rmtree(folder, ignore_errors=True)
@@ -179,13 +184,14 @@ if not os.path.exists(folder + "/index.json"):
                 for member in tar:
                     if member.name.endswith("png"):
                         out.write({"png": tar.extractfile(member).read(), "cls": 3})
-data = LocalDataset(folder)
+data = LocalDataset(folder) if sys.argv[2] == "local" else StreamingDataset(local=folder, batch_size=256)
 order = np.random.default_rng(0).integers(0, len(data), number).tolist()
 [data[i] for i in order[:100]]
 before = cpu()
 for i in order:
     data[i]["png"]
-print(json.dumps({"seconds": cpu() - before}))
+print(json.dumps({"seconds": cpu() - before}), flush=True)
+os._exit(0)
 """
 )
 
@@ -215,21 +221,31 @@ def bench_read(options: argparse.Namespace) -> None:
     for shard in shards:
         shard.read_bytes()
     order = np.random.default_rng(0).integers(0, len(index), 300_000)
-    rates = []
+    rows = [index.row(int(ordinal)) for ordinal in order[:100_000]]
+    open_files = {row["shard"]: os.open(row["shard"], os.O_RDONLY) for row in rows}
+    places = [(open_files[row["shard"]], row["size"] + 512, row["offset"] - 512) for row in rows]
+    rates: dict[str, list[float]] = {}
     for _ in range(5):
-        seconds = timed(lambda: [index.read(order[at : at + BATCH]) for at in range(0, len(order), BATCH)])
-        rates.append(len(order) / seconds)
-    ours = float(np.median(rates))
-    show("wsl, index.read", ours, "samples/s", "one thread")
-    for name, code, arguments in (
-        ("MDS", MDS, [options.folder / "mds", "", 20_000, *shards]),
-        ("wids", WIDS, [20_000, *shards]),
-    ):
-        found = run_peer(options, code, *arguments)
-        if found:
-            show(
-                name, 20_000 / found["seconds"], "samples/s", f"wsl {ours * found['seconds'] / 20_000:.1f} x"
-            )
+        for name, work, number in (
+            (
+                "wsl",
+                lambda: [index.read(order[at : at + BATCH]) for at in range(0, len(order), BATCH)],
+                300_000,
+            ),
+            ("os.pread", lambda: [os.pread(*place) for place in places], len(places)),
+        ):
+            rates.setdefault(name, []).append(number / timed(work))
+        for name, code, arguments in (
+            ("MDS LocalDataset", MDS, [options.folder / "mds", "local", 20_000, *shards]),
+            ("MDS StreamingDataset", MDS, [options.folder / "mds", "streaming", 20_000, *shards]),
+            ("wids", WIDS, [20_000, *shards]),
+        ):
+            found = run_peer(options, code, *arguments)
+            if found:
+                rates.setdefault(name, []).append(20_000 / found["seconds"])
+    ours = float(np.median(rates["wsl, index.read"]))
+    for name, some in rates.items():
+        show(name, float(np.median(some)), "samples/s", f"wsl {ours / float(np.median(some)):.2f} x")
 
 
 def bench_read64k(options: argparse.Namespace) -> None:
@@ -248,24 +264,34 @@ def bench_read64k(options: argparse.Namespace) -> None:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    ours, theirs = [], []
+    # The same pattern: whole members of a file in random order, as many threads, the page cache between.
     fio = ["fio", "--name=r", f"--filename={path}", "--rw=randread", "--bs=66048", "--ioengine=psync"]
     fio += [f"--numjobs={threads}", f"--io_size={len(order) * 66048 // threads}", "--group_reporting"]
     fio += ["--thread", "--output-format=json", "--allow_file_create=0", "--invalidate=1", "--norandommap"]
-    for _ in range(3):
+    limit = ["fio", "--name=r", f"--filename={path}", "--rw=randread", "--bs=65536", "--ioengine=libaio"]
+    limit += ["--direct=1", "--iodepth=32", f"--io_size={len(order) * 65536}", "--output-format=json"]
+    rates: dict[str, list[float]] = {"wsl, index.read": [], "fio": [], "fio, 32 in flight": []}
+    seconds = []
+    for _ in range(options.rounds):
         evict()
-        started = time.perf_counter()
+        started, before = time.perf_counter(), cpu()
         for at in range(0, len(order), 1024):
             index.read(order[at : at + 1024], num_threads=threads)
-        ours.append(len(order) / (time.perf_counter() - started))
-        evict()
-        if shutil.which("fio"):
-            text = subprocess.run(fio, capture_output=True, text=True, check=True).stdout
-            theirs.append(json.loads(text)["jobs"][0]["read"]["iops"])
-    show("wsl, 64 KB members, cache evicted", float(np.median(ours)), "samples/s", f"wall, {threads} threads")
-    if theirs:
-        ratio = float(np.median(ours) / np.median(theirs))
-        show("fio", float(np.median(theirs)), "samples/s", f"wsl {ratio:.2f} x")
+        rates["wsl, index.read"].append(len(order) / (time.perf_counter() - started))
+        seconds.append(cpu() - before)
+        for name, command in (("fio", fio), ("fio, 32 in flight", limit)):
+            evict()
+            if shutil.which("fio"):
+                text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                rates[name].append(json.loads(text)["jobs"][0]["read"]["iops"])
+    ours = float(np.median(rates["wsl, index.read"]))
+    for name, some in rates.items():
+        if some:
+            rate = float(np.median(some))
+            show(
+                name, rate, "samples/s", f"wall; wsl {ours / rate:.2f} x; {min(some):.0f} to {max(some):.0f}"
+            )
+    show("wsl, CPU", 1e6 * float(np.median(seconds)) / len(order), "us/sample", f"{threads} threads")
 
 
 def bench_join(options: argparse.Namespace) -> None:
@@ -416,6 +442,7 @@ PARTS = {
     "join": bench_join,
     "open": bench_open,
     "epoch": bench_epoch,
+    "load": loading.bench,
 }
 
 
@@ -426,6 +453,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--peer-samples", type=int, default=20_000_000)
     parser.add_argument("--peers", help="the interpreter of an environment that has the peers")
+    loading.add_options(parser)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for part in options.parts:

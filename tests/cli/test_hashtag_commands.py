@@ -127,7 +127,7 @@ def test_a_vocabulary_is_made_and_says_what_it_covers(
         *("--exclude-tags", tmp_path / "without.txt", "--out", out, "--json"),
     )
     vocabulary = wsl.Vocabulary.read(out)
-    assert made["labels"] == len(vocabulary) == 19
+    assert made["labels"] == len(vocabulary) == 20
     assert made["fingerprint"] == vocabulary.fingerprint
     assert vocabulary.encode("t1") is None
     frame = pl.read_parquet(records / "*.parquet")

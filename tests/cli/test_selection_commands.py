@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -233,28 +232,11 @@ def test_a_killed_selection_leaves_no_result_and_its_folder_goes_with_the_next(t
     assert os.listdir(tmp_path) == []
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny workspace with a teacher, made once."""
-    root = tmp_path_factory.mktemp("workspace")
-    assert run(["init", str(root), "--num-labelled", "20"]) == 0
-    first, *others = sorted((root / "data").glob("unlabelled-*.tar"))
-    for path in others:
-        path.unlink()
-    with tarfile.open(first) as archive:
-        members = [(m.name, archive.extractfile(m)) for m in archive.getmembers()[:900]]
-        samples = [(name.removesuffix(".png"), {"png": file.read()}) for name, file in members if file]
-    write_shard(first, samples)
-    assert run(["index", "build", "-w", str(root)]) == 0
-    assert run(["train", "-w", str(root), "--stage", "teacher", "--set", "num_steps=2"]) == 0
-    return root
-
-
 def test_scores_go_straight_into_a_state_that_serves_smaller_k_and_any_p(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "RANGE", 128)
-    monkeypatch.setattr(scoring, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(scoring, "SAVING_SHARE", float("inf"))
     base = ["-w", workspace, "--json"]
     report, first = select(capsys, tmp_path / "a.parquet", *base, "--k", 400, "--p", 2, "--compare-orders")
     assert 0 < report["agreement_of_orders"] < 1

@@ -15,10 +15,11 @@ import polars as pl
 import pytest
 
 import wsl
-from wsl.building import locked
+from wsl.building import BUILDING
 from wsl.cli import run
 from wsl.config import IndexConfig
 from wsl.indexing import build_one_index
+from wsl.locking import locked
 from wsl.shards import write_shard
 
 MIB = 1 << 20
@@ -378,7 +379,7 @@ def test_samples_whose_members_do_not_stand_together_are_refused(tmp_path: Path)
 def test_one_of_two_builders_is_told_of_the_other(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "data", [3])
     index = wsl.build_index(tmp_path / "index", shards)
-    with locked(tmp_path / "index"):
+    with locked(tmp_path / "index", BUILDING):
         for attempt in (
             lambda: wsl.build_index(tmp_path / "index", shards, overwrite=True),
             lambda: wsl.drop_samples(index.path, ["s000000"]),

@@ -162,3 +162,15 @@ def test_coverage_counts_records_with_a_label() -> None:
     assert vocabulary.names == ["a", "b"]
     assert vocabulary.cover(records) == (5, 3)
     assert vocabulary.coverage == Coverage(Share(3, 5), Share(2, 4), Share(0, 0), Share(0, 0))
+
+
+def test_others_take_the_places_of_tags_left_out() -> None:
+    counts = counted({"a": 9, "b": 7, "c": 5, "d": 3})
+    vocabulary = wsl.Vocabulary.build(counts, max_labels=2, exclude=["#A", "nowhere"])
+    assert vocabulary.names == ["b", "c"]
+    assert vocabulary.table()["label"].to_list() == [0, 1]
+    assert vocabulary.coverage is not None
+    assert vocabulary.coverage.covered == Share(2, 12)
+    assert wsl.Vocabulary.build(counts, max_labels=2).names == ["a", "b"]
+    with pytest.raises(wsl.UsageError, match="max_labels"):
+        wsl.Vocabulary.build(counts, max_labels=0)

@@ -242,12 +242,16 @@ def build_vocabulary(
     limits = _memory(memory, spill_dir)
     sources = [] if counts else counting.sources_of(_target(target, records), records or [])
     counted = _counted(target, sources or None, counts, hashtags_column, separator, limits, workers)
+    left_out = [] if exclude_tags is None else exclude_tags.read_text(encoding="utf-8").split("\n")
     made = Vocabulary.build(
-        counted, min_count=min_count, max_labels=max_labels, wordnet=wordnet, synsets=synsets
+        counted,
+        min_count=min_count,
+        max_labels=max_labels,
+        wordnet=wordnet,
+        synsets=synsets,
+        exclude=[tag for tag in left_out if tag.strip()],
     )
     coverage = made.coverage
-    if exclude_tags is not None:
-        made = made.without(exclude_tags.read_text(encoding="utf-8").split("\n"))
     if not len(made):
         raise UsageError(f"no hashtag is on --min-count {min_count} records; lower it")
     covered = None

@@ -200,6 +200,8 @@ def _show(report: dict[str, Any], as_json: bool, plot: Path | None) -> None:
     )
     if report["num_missing"]:
         note(f"{report['num_short_classes']:,} classes are short of K, by {report['num_missing']:,} images")
+    if report.get("num_dropped"):
+        note(f"{report['num_dropped']:,} scored images were left out: they were taken down (wsl index drop)")
     if report["agreement_of_orders"] is not None:
         note(f"class-first and image-first agree on {report['agreement_of_orders']:.1%} of the pairs")
     if has_truth:

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{BLOCK, MAX_FACTOR};
-use crate::index::map::Map;
+use crate::index::map::{Map, prefetch};
 use crate::job::Job;
 use crate::publish::Unpublished;
 use crate::{Error, Result};
@@ -36,6 +36,9 @@ const CHUNK: usize = 1 << 18;
 pub struct Factors {
     values: Bytes,
     sums: Bytes,
+    /// Of all sums, and the largest of them.
+    total: f64,
+    largest_sum: f64,
     /// XXH3 of the factors, little-endian float32.
     pub(super) checksum: u128,
 }
@@ -81,13 +84,13 @@ impl Bytes {
 
     /// Makes the processor fetch the lines of `length` bytes.
     #[inline]
-    fn touch(&self, start: usize, length: usize) {
+    fn prefetch(&self, start: usize, length: usize) {
         let bytes = match self {
             Self::Memory(bytes) => &bytes[..],
             Self::Mapped(map, _, before) => &map[*before..],
         };
         for line in (start..start + length).step_by(64) {
-            std::hint::black_box(bytes.get(line));
+            prefetch(bytes, line);
         }
     }
 }
@@ -125,7 +128,7 @@ impl Factors {
         }
         let values = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let (values, sums) = (Bytes::Memory(values), Bytes::Memory(bytes_of(&sums)));
-        Self { values, sums, checksum: hasher.digest128() }.check_total()
+        Self::whole(values, sums, hasher.digest128())
     }
 
     /// The factors of a file of float32; `job` advances by samples where it has to be read whole.
@@ -141,7 +144,7 @@ impl Factors {
         let beside = sums_path(path);
         if let Some((checksum, sums)) = open_sums(&beside, head) {
             let values = Bytes::Mapped(map, file, 0);
-            return Self { values, sums, checksum }.check_total();
+            return Self::whole(values, sums, checksum);
         }
         let (sums, checksum) = sum_file(path, &file, num_samples, job)?;
         let values = Bytes::Mapped(map, file, 0);
@@ -151,19 +154,34 @@ impl Factors {
             // A folder that cannot be written to: they are kept in memory.
             None => Bytes::Memory(bytes_of(&sums)),
         };
-        Self { values, sums, checksum }.check_total()
+        Self::whole(values, sums, checksum)
     }
 
-    fn check_total(self) -> Result<Self> {
-        let mut total = 0.0;
-        self.each_sum(|_, sum| total += sum)?;
+    fn whole(values: Bytes, sums: Bytes, checksum: u128) -> Result<Self> {
+        let mut factors = Self { values, sums, total: 0.0, largest_sum: 0.0, checksum };
+        let (mut total, mut largest) = (0.0, 0.0_f64);
+        factors.each_sum(|_, sum| {
+            total += sum;
+            largest = largest.max(sum);
+        })?;
         if total < 1.0 {
             return Err(Error::usage(format!(
                 "repeat factors: they add up to {total}, so an epoch would be empty; is anything in the \
                  index labelled?"
             )));
         }
-        Ok(self)
+        (factors.total, factors.largest_sum) = (total, largest);
+        Ok(factors)
+    }
+
+    /// All factors added up.
+    pub(super) fn total(&self) -> f64 {
+        self.total
+    }
+
+    /// The largest sum of a block.
+    pub(super) fn largest_sum(&self) -> f64 {
+        self.largest_sum
     }
 
     /// The factors of a block, of which there are `number`; `few` says that little is looked up.
@@ -192,14 +210,8 @@ impl Factors {
 
     /// Makes the processor fetch the factors of a block.
     #[inline]
-    pub(super) fn touch(&self, block: usize) {
-        self.values.touch(4 * BLOCK * block, 4 * BLOCK);
-    }
-
-    /// The same for the sums of some blocks.
-    #[inline]
-    pub(super) fn touch_sums(&self, first: usize, number: usize) {
-        self.sums.touch(8 * first, 8 * number);
+    pub(super) fn prefetch(&self, block: usize) {
+        self.values.prefetch(4 * BLOCK * block, 4 * BLOCK);
     }
 
     /// Number of blocks.

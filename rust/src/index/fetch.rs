@@ -1,15 +1,21 @@
 //! Reading images: many at once, neighbours together, from a bounded number of open files.
 //!
-//! The samples asked for are sorted by place; those that lie close together come with one read. Files
-//! are read with `pread` and never mapped: a shard that is cut short while it is read is an error and
-//! not the end of the process. Nothing here keeps a thread, and no lock is waited for, so an index
+//! The samples asked for are sorted by place; those that lie close together come with one read. They
+//! come in chunks of a few mebibytes, each read into the same memory, for the caller to copy from.
+//!
+//! What the page cache holds is copied at once. Of the rest the kernel is first told everything that a
+//! chunk lacks, so that the disk works on all of it, and only then is it waited for; once something had
+//! to be waited for, the chunk after is announced as well.
+//!
+//! Files are read with `pread` and never mapped: a shard that is cut short while it is read is an error
+//! and not the end of the process. Nothing here keeps a thread, and no lock is waited for, so an index
 //! works in a process that was forked at any moment.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::disk;
 use super::format::NO_SHARD;
 use super::read::Index;
 use crate::job::Job;
@@ -20,26 +26,23 @@ use crate::{Error, Result};
 const MAX_GAP: u64 = 4096;
 /// Reads of several samples are at most this long.
 const MAX_RUN: u64 = 1 << 20;
-
-/// The images of some samples, in the order that they were asked for.
-#[derive(Debug)]
-pub struct Fetched {
-    bytes: Vec<u8>,
-    spans: Vec<(usize, usize)>,
-}
-
-impl Fetched {
-    /// The encoded images; empty for a sample that was taken down.
-    pub fn images(&self) -> impl ExactSizeIterator<Item = &[u8]> + '_ {
-        self.spans.iter().map(|&(start, end)| &self.bytes[start..end])
-    }
-}
+/// Bytes of a chunk for each thread, unless one sample is longer.
+const CHUNK: usize = 4 << 20;
+/// Threads that add to the bytes of a chunk.
+const MAX_CHUNKS: usize = 4;
+/// Memory that an index keeps between calls.
+pub(super) const MAX_KEPT: usize = MAX_CHUNKS * CHUNK;
+/// Where one run in so many has to be waited for, the next chunk is announced.
+const RARE: usize = 16;
+/// Samples whose rows are fetched from memory ahead.
+const LOOKED_UP: usize = 64;
 
 /// One sample that is wanted: its header and image.
+#[derive(Debug)]
 struct Wanted<'a> {
     shard: u32,
-    start: u64,
     size: u32,
+    start: u64,
     place: usize,
     ordinal: u64,
     key: &'a str,
@@ -51,49 +54,93 @@ impl Wanted<'_> {
     }
 }
 
-/// Samples read together.
-struct Run<'a, 'b> {
+/// Samples that are read together, by number among those wanted.
+#[derive(Debug)]
+struct Run {
+    wanted: Range<usize>,
+    length: usize,
+}
+
+/// A run and the memory it is read into.
+struct Reading<'a, 'b> {
     wanted: &'a [Wanted<'a>],
     bytes: &'b mut [u8],
 }
 
+/// Something for a thread to do.
+enum Task<'a, 'b> {
+    /// Reads what is there already; asks for the rest.
+    Try(Reading<'a, 'b>),
+    /// Asks for a run that is to be read later.
+    Announce(&'a [Wanted<'a>], usize),
+    /// Reads, however long it takes.
+    Wait(Reading<'a, 'b>),
+}
+
+/// Images being read, chunk by chunk.
+#[derive(Debug)]
+pub struct Fetch<'a> {
+    index: &'a Index,
+    wanted: Vec<Wanted<'a>>,
+    runs: Vec<Run>,
+    num_threads: usize,
+    /// Runs that are done.
+    done: usize,
+    /// Whether more than a few runs of a chunk had to be waited for.
+    is_cold: bool,
+    bytes: Vec<u8>,
+}
+
+/// Images of a chunk.
+#[derive(Debug)]
+pub struct Chunk<'b> {
+    wanted: &'b [Wanted<'b>],
+    runs: &'b [Run],
+    bytes: &'b [u8],
+}
+
+impl Chunk<'_> {
+    /// The encoded images, each with its place among the ordinals asked for.
+    pub fn images(&self) -> impl Iterator<Item = (usize, &[u8])> + '_ {
+        let mut begin = 0;
+        self.runs.iter().flat_map(move |run| {
+            let (wanted, from) = (&self.wanted[run.wanted.clone()], begin);
+            begin += run.length;
+            wanted.iter().map(move |one| {
+                let start = from + (one.start - wanted[0].start) as usize + BLOCK;
+                (one.place, &self.bytes[start..start + one.size as usize])
+            })
+        })
+    }
+}
+
 impl Index {
-    /// The encoded images of some samples, read by `num_threads` threads; `job` advances by samples.
-    pub fn fetch(&self, ordinals: &[u64], num_threads: usize, job: &Job) -> Result<Fetched> {
+    /// Reads the encoded images of some samples by `num_threads` threads; see [`Fetch::next_chunk`].
+    /// Those that were taken down are passed over.
+    pub fn fetch(&self, ordinals: &[u64], num_threads: usize) -> Result<Fetch<'_>> {
         if num_threads == 0 {
             return Err(Error::usage("num_threads must be at least 1"));
         }
         let mut wanted = Vec::with_capacity(ordinals.len());
-        for (place, &ordinal) in ordinals.iter().enumerate() {
-            if !self.is_dropped(ordinal) {
-                wanted.push(self.want(place, ordinal)?);
+        for (number, some) in ordinals.chunks(LOOKED_UP).enumerate() {
+            self.prefetch_rows(some);
+            for (place, &ordinal) in (number * LOOKED_UP..).zip(some) {
+                if !self.is_dropped(ordinal) {
+                    wanted.push(self.want(place, ordinal)?);
+                }
             }
         }
         wanted.sort_unstable_by_key(|one| (one.shard, one.start));
-        let mut spans = vec![(0, 0); ordinals.len()];
-        let mut lengths = Vec::new();
-        let mut total = 0;
+        let mut runs = Vec::with_capacity(wanted.len());
+        let mut first = 0;
         for some in wanted.chunk_by(together(MAX_RUN)) {
-            let start = some[0].start;
-            let end = some.iter().map(Wanted::end).max().unwrap_or(start);
-            for one in some {
-                let image = total + (one.start - start) as usize + BLOCK;
-                spans[one.place] = (image, image + one.size as usize);
-            }
-            lengths.push((some.len(), (end - start) as usize));
-            total += (end - start) as usize;
+            let end = some.iter().map(Wanted::end).max().unwrap_or_default();
+            let length = (end - some[0].start) as usize;
+            runs.push(Run { wanted: first..first + some.len(), length });
+            first += some.len();
         }
-        let mut bytes = vec![0; total];
-        let (mut rest, mut left) = (&mut bytes[..], &wanted[..]);
-        let mut runs = Vec::with_capacity(lengths.len());
-        for (number, length) in lengths {
-            let (bytes, after) = rest.split_at_mut(length);
-            let (some, others) = left.split_at(number);
-            runs.push(Run { wanted: some, bytes });
-            (rest, left) = (after, others);
-        }
-        self.read_runs(runs, num_threads, job)?;
-        Ok(Fetched { bytes, spans })
+        let bytes = self.scratch.take();
+        Ok(Fetch { index: self, wanted, runs, num_threads, done: 0, is_cold: false, bytes })
     }
 
     fn want(&self, place: usize, ordinal: u64) -> Result<Wanted<'_>> {
@@ -119,60 +166,176 @@ impl Index {
             ))),
         }
     }
+}
 
-    fn read_runs(&self, runs: Vec<Run<'_, '_>>, num_threads: usize, job: &Job) -> Result<()> {
-        if num_threads == 1 || runs.len() < 2 {
-            let mut file = None;
-            return runs.into_iter().try_for_each(|run| self.read_run(run, &mut file, job));
+impl Fetch<'_> {
+    /// Samples that were read so far.
+    pub fn num_read(&self) -> usize {
+        self.runs[..self.done].last().map_or(0, |run| run.wanted.end)
+    }
+
+    /// Reads the next chunk; `None` where nothing is left.
+    pub fn next_chunk(&mut self, job: &Job) -> Result<Option<Chunk<'_>>> {
+        let first = self.done;
+        let (next, length) = self.chunk_from(first);
+        if next == first {
+            return Ok(None);
         }
-        let runs = Mutex::new(runs.into_iter());
-        let work = || {
-            let mut file = None;
+        if self.bytes.len() < length {
+            self.bytes.resize(length, 0);
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let waited = self.read(first..next, &mut bytes[..length], job);
+        self.bytes = bytes;
+        self.is_cold |= waited?;
+        self.done = next;
+        let runs = &self.runs[first..next];
+        Ok(Some(Chunk { wanted: &self.wanted, runs, bytes: &self.bytes[..length] }))
+    }
+
+    /// The run after those that make a chunk with `first`, and their bytes.
+    fn chunk_from(&self, first: usize) -> (usize, usize) {
+        let limit = CHUNK * self.num_threads.min(MAX_CHUNKS);
+        let (mut next, mut length) = (first, 0);
+        while let Some(run) = self.runs.get(next)
+            && (next == first || length + run.length <= limit)
+        {
+            length += run.length;
+            next += 1;
+        }
+        (next, length)
+    }
+
+    /// Reads some runs one after another into `bytes`; says whether more than a few had to be waited for.
+    fn read(&self, runs: Range<usize>, mut bytes: &mut [u8], job: &Job) -> Result<bool> {
+        let mut tasks = Vec::with_capacity(runs.len());
+        for run in &self.runs[runs.clone()] {
+            let (own, rest) = bytes.split_at_mut(run.length);
+            tasks.push(Task::Try(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own }));
+            bytes = rest;
+        }
+        if self.is_cold {
+            let (after, _) = self.chunk_from(runs.end);
+            let later = &self.runs[runs.end..after];
+            tasks.extend(
+                later
+                    .iter()
+                    .map(|run| Task::Announce(&self.wanted[run.wanted.clone()], run.length)),
+            );
+        }
+        let late = self.on_threads(tasks, job)?;
+        let waited = late.len() * RARE > runs.len();
+        self.on_threads(late.into_iter().map(Task::Wait).collect(), job)?;
+        Ok(waited)
+    }
+
+    /// Does some tasks on all threads; returns what is yet to be waited for.
+    fn on_threads<'a, 'b>(
+        &self,
+        tasks: Vec<Task<'a, 'b>>,
+        job: &Job,
+    ) -> Result<Vec<Reading<'a, 'b>>> {
+        let num_threads = self.num_threads.min(tasks.len());
+        if num_threads <= 1 {
+            let (mut late, mut last) = (Vec::new(), None);
+            for task in tasks {
+                late.extend(self.index.work(task, &mut last, job)?);
+            }
+            return Ok(late);
+        }
+        let tasks = Mutex::new(tasks.into_iter());
+        let work = || -> Result<Vec<Reading<'a, 'b>>> {
+            let (mut late, mut last) = (Vec::new(), None);
             loop {
-                let run = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
-                match run {
-                    Some(run) => self.read_run(run, &mut file, job)?,
-                    None => return Ok(()),
+                let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+                match task {
+                    Some(task) => late.extend(self.index.work(task, &mut last, job)?),
+                    None => return Ok(late),
                 }
             }
         };
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
-            let joined = threads.into_iter().map(|thread| {
-                thread.join().unwrap_or_else(|_| Err(Error::data("a reading thread failed")))
-            });
-            joined.fold(Ok(()), Result::and)
+            let mut all = Ok(Vec::new());
+            for thread in threads {
+                let found =
+                    thread.join().unwrap_or_else(|_| Err(Error::data("a reading thread failed")));
+                match (&mut all, found) {
+                    (Ok(all), Ok(late)) => all.extend(late),
+                    (Ok(_), Err(error)) => all = Err(error),
+                    (Err(_), _) => (),
+                }
+            }
+            all
         })
     }
+}
 
-    fn read_run(
+impl Drop for Fetch<'_> {
+    fn drop(&mut self) {
+        self.index.scratch.keep(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// The shard that a thread read last.
+type Last = Option<(u32, Arc<File>)>;
+
+impl Index {
+    /// Does a task; returns a run that the page cache lacks.
+    fn work<'a, 'b>(
         &self,
-        run: Run<'_, '_>,
-        last: &mut Option<(u32, PathBuf, Arc<File>)>,
+        task: Task<'a, 'b>,
+        last: &mut Last,
         job: &Job,
-    ) -> Result<()> {
+    ) -> Result<Option<Reading<'a, 'b>>> {
         job.check()?;
-        let first = &run.wanted[0];
-        if last.as_ref().is_none_or(|(shard, _, _)| *shard != first.shard) {
-            let path = self.shard_path(first.shard)?;
-            let file = self.open.get(first.shard, &path)?;
-            *last = Some((first.shard, path, file));
-        }
-        let Some((_, path, file)) = last else { return Ok(()) };
-        file.read_exact_at(run.bytes, first.start).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                let last = run.wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
-                self.changed(last, "the file ends before its end")
+        match task {
+            Task::Announce(wanted, length) => {
+                let file = self.file_of(&wanted[0], last)?;
+                disk::announce(file, wanted[0].start, length);
             }
-            _ => Error::io(&*path, error),
-        })?;
-        for one in run.wanted {
-            let at = (one.start - first.start) as usize;
-            if !shard::header_matches(&run.bytes[at..at + BLOCK], one.key, one.size) {
+            Task::Try(reading) => {
+                let first = &reading.wanted[0];
+                let file = self.file_of(first, last)?;
+                if !disk::read_cached(file, reading.bytes, first.start) {
+                    disk::announce(file, first.start, reading.bytes.len());
+                    return Ok(Some(reading));
+                }
+                self.check_headers(&reading)?;
+            }
+            Task::Wait(reading) => {
+                let first = &reading.wanted[0];
+                let file = self.file_of(first, last)?;
+                disk::read(file, reading.bytes, first.start).map_err(|error| {
+                    if error.kind() != std::io::ErrorKind::UnexpectedEof {
+                        let path = self.shard_path(first.shard);
+                        return path.map_or_else(|error| error, |path| Error::io(path, error));
+                    }
+                    let last = reading.wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
+                    self.changed(last, "the file ends before its end")
+                })?;
+                self.check_headers(&reading)?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn file_of<'l>(&self, one: &Wanted<'_>, last: &'l mut Last) -> Result<&'l File> {
+        let file = match last.take() {
+            Some((shard, file)) if shard == one.shard => file,
+            _ => self.open.get(one.shard, || self.shard_path(one.shard))?,
+        };
+        Ok(&*last.insert((one.shard, file)).1)
+    }
+
+    fn check_headers(&self, reading: &Reading<'_, '_>) -> Result<()> {
+        let from = reading.wanted[0].start;
+        for one in reading.wanted {
+            let at = (one.start - from) as usize;
+            if !shard::header_matches(&reading.bytes[at..at + BLOCK], one.key, one.size) {
                 return Err(self.changed(one, "another member stands there"));
             }
         }
-        job.advance(run.wanted.len() as u64);
         Ok(())
     }
 

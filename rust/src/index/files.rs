@@ -1,7 +1,7 @@
 //! A bounded number of open shards.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use hashbrown::HashMap;
@@ -21,8 +21,12 @@ pub(super) struct OpenFiles {
 type Recent = (u64, HashMap<u32, (Arc<File>, u64)>);
 
 impl OpenFiles {
-    /// The file of a shard that lies at `path`.
-    pub(super) fn get(&self, shard: u32, path: &Path) -> Result<Arc<File>> {
+    /// The file of a shard that lies at `path`, which is asked for where it is not open.
+    pub(super) fn get(
+        &self,
+        shard: u32,
+        path: impl FnOnce() -> Result<PathBuf>,
+    ) -> Result<Arc<File>> {
         // A lock that somebody holds, or held when the process was forked, is done without.
         let mut guard = match self.open.try_lock() {
             Ok(guard) => Some(guard),
@@ -36,13 +40,14 @@ impl OpenFiles {
                 return Ok(file.clone());
             }
         }
-        let mut file = File::open(path);
+        let path = path()?;
+        let mut file = File::open(&path);
         if let (Err(error), Some((_, open))) = (&file, guard.as_deref_mut())
             && matches!(error.raw_os_error(), Some(23 | 24))
         {
             // Too many open files: those kept are given up first.
             open.clear();
-            file = File::open(path);
+            file = File::open(&path);
         }
         let file = Arc::new(file.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::usage(format!(
@@ -50,7 +55,7 @@ impl OpenFiles {
                  (shard_root)",
                 path.display()
             )),
-            _ => Error::io(path, error),
+            _ => Error::io(&path, error),
         })?);
         if let Some((clock, open)) = guard.as_deref_mut() {
             if open.len() >= MAX_OPEN {

@@ -1,10 +1,11 @@
 //! The memory-mapped index over tar shards: where every sample lies, and what its labels are.
 //!
 //! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`]), [`read`] maps it and
-//! [`fetch`] reads images, [`takedown`] takes samples down, [`format`] says what its files are, [`map`] holds the maps.
+//! [`fetch`] reads images (with [`files`] and [`disk`]), [`takedown`] takes samples down, [`format`] says what its files are, [`map`] holds the maps.
 
 pub mod alone;
 mod build;
+mod disk;
 pub mod dropped;
 mod encode;
 mod factors;
@@ -25,7 +26,7 @@ mod scanned;
 pub mod takedown;
 
 pub use build::{BuildOptions, Builder, LIMITS, LabelSource};
-pub use fetch::Fetched;
+pub use fetch::{Chunk, Fetch};
 pub use read::Index;
 pub use records::{Columns, KeyFormat};
 pub use scanned::save_scans;

@@ -14,7 +14,7 @@ use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::{MessageHeader, root_as_footer, root_as_message};
 
 use super::format::{BATCH_ROWS, FileEntry, part_schema};
-use super::map::Map;
+use super::map::{Map, prefetch};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 6] = b"ARROW1";
@@ -97,6 +97,33 @@ impl Part {
             offset: u64_at(&self.map, &batch.offsets, at).unwrap_or_default(),
             size: u32_at(&self.map, &batch.sizes, at).unwrap_or_default(),
         })
+    }
+
+    /// Makes the processor fetch what [`row`](Self::row) reads first.
+    #[inline]
+    pub(super) fn prefetch_row(&self, row: usize) {
+        let Some(batch) = self.batches.get(row / BATCH_ROWS) else { return };
+        let at = row % BATCH_ROWS;
+        prefetch(&self.map, batch.key_offsets.start + 4 * at);
+        prefetch(&self.map, batch.shards.start + 4 * at);
+        prefetch(&self.map, batch.offsets.start + 8 * at);
+        prefetch(&self.map, batch.sizes.start + 4 * at);
+    }
+
+    /// Makes the processor fetch the key of a row, whose offset was fetched.
+    #[inline]
+    pub(super) fn prefetch_key(&self, row: usize) {
+        let Some(batch) = self.batches.get(row / BATCH_ROWS) else { return };
+        if let Some(start) = u32_at(&self.map, &batch.key_offsets, row % BATCH_ROWS) {
+            prefetch(&self.map, batch.keys.start + start as usize);
+        }
+    }
+
+    /// Makes the processor fetch where the labels of a row lie.
+    #[inline]
+    pub(super) fn prefetch_labels(&self, row: usize) {
+        let Some(batch) = self.batches.get(row / BATCH_ROWS) else { return };
+        prefetch(&self.map, batch.label_offsets.start + 4 * (row % BATCH_ROWS));
     }
 
     /// The labels of a row, ascending, four bytes each.

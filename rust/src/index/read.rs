@@ -13,6 +13,7 @@ use arrow_ipc::reader::FileReader;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::disk::Scratch;
 use super::dropped::{self, Dropped};
 use super::files::OpenFiles;
 use super::format::{FileEntry, Manifest, NO_SHARD, checksum, shards_schema};
@@ -54,6 +55,7 @@ pub struct Index {
     keys: KeyFile,
     dropped: Vec<Dropped>,
     pub(super) open: OpenFiles,
+    pub(super) scratch: Scratch,
     label_counts: OnceLock<Vec<u64>>,
 }
 
@@ -114,6 +116,7 @@ impl Index {
             keys,
             dropped,
             open: OpenFiles::default(),
+            scratch: Scratch::default(),
             label_counts: OnceLock::new(),
         })
     }
@@ -139,15 +142,30 @@ impl Index {
     }
 
     fn locate(&self, ordinal: u64) -> Result<(&Part, usize)> {
-        if ordinal >= self.num_samples() {
-            return Err(Error::usage(format!(
+        self.place(ordinal).ok_or_else(|| {
+            Error::usage(format!(
                 "{}: there is no sample {ordinal}; ordinals run from 0 to {}",
                 self.folder.display(),
                 self.num_samples() - 1
-            )));
+            ))
+        })
+    }
+
+    #[inline]
+    fn place(&self, ordinal: u64) -> Option<(&Part, usize)> {
+        if ordinal >= self.num_samples() {
+            return None;
         }
         let part = self.starts.partition_point(|&start| start <= ordinal) - 1;
-        Ok((&self.parts[part], (ordinal - self.starts[part]) as usize))
+        Some((&self.parts[part], (ordinal - self.starts[part]) as usize))
+    }
+
+    /// Makes the processor fetch what [`row`](Self::row) reads of some samples, so that the misses of its
+    /// caches overlap.
+    pub(super) fn prefetch_rows(&self, ordinals: &[u64]) {
+        let places = || ordinals.iter().filter_map(|&ordinal| self.place(ordinal));
+        places().for_each(|(part, row)| part.prefetch_row(row));
+        places().for_each(|(part, row)| part.prefetch_key(row));
     }
 
     /// Key and place of a sample.
@@ -172,6 +190,9 @@ impl Index {
         let mut spans = Vec::with_capacity(64);
         for some in ordinals.chunks(64) {
             spans.clear();
+            for (part, row) in some.iter().filter_map(|&ordinal| self.place(ordinal)) {
+                part.prefetch_labels(row);
+            }
             for &ordinal in some {
                 let (part, row) = self.locate(ordinal)?;
                 let bytes = if self.is_dropped(ordinal) { &[][..] } else { part.label_bytes(row)? };

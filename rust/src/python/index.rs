@@ -324,13 +324,26 @@ impl Index {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let ordinals = buffer::ordinals(py, &ordinals)?;
+        let mut fetch = py.detach(|| self.inner.fetch(&ordinals, num_threads))?;
+        let empty = PyBytes::new(py, b"");
+        let mut images = vec![empty; ordinals.len()];
         // A batch takes well under a tenth of a second; a thread for it would cost more than the read.
-        let fetched = if progress.is_none() && ordinals.len() <= 4096 {
-            py.detach(|| self.inner.fetch(&ordinals, num_threads, &Job::new()))?
-        } else {
-            long_call(py, progress, |job| self.inner.fetch(&ordinals, num_threads, job))?
-        };
-        Ok(fetched.images().map(|image| PyBytes::new(py, image)).collect())
+        let is_quick = progress.is_none() && ordinals.len() <= 4096;
+        loop {
+            let chunk = if is_quick {
+                py.detach(|| fetch.next_chunk(&Job::new()))?
+            } else {
+                long_call(py, None, |job| fetch.next_chunk(job))?
+            };
+            let Some(chunk) = chunk else { return Ok(images) };
+            for (place, image) in chunk.images() {
+                images[place] = PyBytes::new(py, image);
+            }
+            if let Some(progress) = progress {
+                progress.call1((fetch.num_read(),))?;
+            }
+            py.check_signals()?;
+        }
     }
 
     /// The ordinal of the first sample with `key`, or None.

@@ -1,0 +1,74 @@
+//! Reads from shards: those that the page cache answers, and those that the disk is told of first.
+//!
+//! Linux says without waiting whether a range is in the page cache (`RWF_NOWAIT`), and reads ahead what
+//! it is told of (`POSIX_FADV_WILLNEED`). Where a file system or a system has neither, every read is
+//! taken for one that waits at most as long as it must, and is made at once.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, TryLockError};
+
+use super::fetch::MAX_KEPT;
+
+/// Reads `bytes` at `start` where that takes no disk; says whether it did. Whatever else goes wrong is
+/// left to [`read`] to find again.
+#[cfg(target_os = "linux")]
+pub(super) fn read_cached(file: &File, bytes: &mut [u8], start: u64) -> bool {
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+    let length = bytes.len();
+    let mut into = [io::IoSliceMut::new(bytes)];
+    match preadv2(file, &mut into, start, ReadWriteFlags::NOWAIT) {
+        Ok(read) => read == length,
+        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => read(file, bytes, start).is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn read_cached(file: &File, bytes: &mut [u8], start: u64) -> bool {
+    read(file, bytes, start).is_ok()
+}
+
+/// Tells the kernel of a read to come; only a hint.
+pub(super) fn announce(file: &File, start: u64, length: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{Advice, fadvise};
+
+        let length = std::num::NonZeroU64::new(length as u64);
+        let _ = fadvise(file, start, length, Advice::WillNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, start, length);
+}
+
+/// Reads `bytes` at `start`, and waits for them.
+pub(super) fn read(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
+    file.read_exact_at(bytes, start)
+}
+
+/// Memory kept between calls: one piece of at most [`MAX_KEPT`] bytes.
+#[derive(Debug, Default)]
+pub(super) struct Scratch(Mutex<Vec<u8>>);
+
+impl Scratch {
+    /// The memory, or none where another thread has it or had it when the process was forked.
+    pub(super) fn take(&self) -> Vec<u8> {
+        match self.0.try_lock() {
+            Ok(mut kept) => std::mem::take(&mut *kept),
+            Err(TryLockError::Poisoned(error)) => std::mem::take(&mut *error.into_inner()),
+            Err(TryLockError::WouldBlock) => Vec::new(),
+        }
+    }
+
+    /// Keeps memory for the next call.
+    pub(super) fn keep(&self, bytes: Vec<u8>) {
+        if let Ok(mut kept) = self.0.try_lock()
+            && (kept.len()..=MAX_KEPT).contains(&bytes.len())
+        {
+            *kept = bytes;
+        }
+    }
+}

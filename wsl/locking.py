@@ -1,0 +1,54 @@
+"""Folders that one process at a time writes to.
+
+A lock is on a file in the folder, and goes with the process that holds it, however it ends. The ranks of
+a command share a second lock: they may outlive the command, and as long as they do no other one starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from wsl._core import UsageError
+
+LOCK = ".lock"
+RANKS_LOCK = ".lock-ranks"
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Holds `folder` against other processes, and makes it where it is missing.
+
+    UsageError where another process holds it, or ranks of one that has ended are at work; `doing` says
+    with what.
+    """
+    with _hold(
+        folder, LOCK, fcntl.LOCK_EX, f"another process is {doing}; wait until it has ended, or end it"
+    ):
+        if (folder / RANKS_LOCK).exists():
+            said = f"ranks of a command that has ended are {doing}; wait until they have too, or end them"
+            with _hold(folder, RANKS_LOCK, fcntl.LOCK_EX, said):
+                pass
+        yield
+
+
+def shared_by_ranks(folder: Path) -> AbstractContextManager[None]:
+    """Says that a rank works in `folder`, beside others."""
+    return _hold(folder, RANKS_LOCK, fcntl.LOCK_SH, "another process is about to begin; start again")
+
+
+@contextmanager
+def _hold(folder: Path, name: str, kind: int, refusal: str) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder}: {refusal}") from None
+        yield
+    finally:
+        os.close(handle)
