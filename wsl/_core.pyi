@@ -19,6 +19,7 @@ class ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 __all__ = [
+    "HAS_STORES",
     "UNICODE_VERSION",
     "DataError",
     "EpochOrder",
@@ -29,6 +30,7 @@ __all__ = [
     "SelectedBatches",
     "SelectedPairs",
     "SpillFolder",
+    "Storage",
     "Table",
     "TopK",
     "UsageError",
@@ -36,6 +38,7 @@ __all__ = [
     "WslError",
     "__version__",
     "drop_keys",
+    "is_remote",
     "log_odds",
     "member_records",
     "normalize_hashtag",
@@ -44,6 +47,7 @@ __all__ = [
 ]
 __version__: str
 UNICODE_VERSION: str
+HAS_STORES: bool
 
 class WslError(Exception): ...
 class UsageError(WslError): ...
@@ -64,6 +68,7 @@ def member_records(
     hashtags_column: str,
     separator: str | None = None,
     shard_column: str | None = None,
+    storage: Storage | None = None,
 ) -> Table: ...
 
 @final
@@ -143,9 +148,12 @@ def save_scans(
     with_classes: bool,
     key_scope: str = "global",
     num_threads: int = 1,
+    storage: Storage | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> None: ...
-def scan_shard(path: str | PathLike[str]) -> tuple[list[tuple[bytes, int, int, int]], int]: ...
+def scan_shard(
+    path: str | PathLike[str], *, storage: Storage | None = None
+) -> tuple[list[tuple[bytes, int, int, int]], int]: ...
 
 @final
 class IndexBuilder:
@@ -164,6 +172,7 @@ class IndexBuilder:
         part_rows: int = 1_048_576,
         resume_key: str | None = None,
         append: bool = False,
+        storage: Storage | None = None,
     ) -> IndexBuilder: ...
     @property
     def is_resumed(self) -> bool: ...
@@ -221,11 +230,18 @@ class IndexBuilder:
 @final
 class Index:
     @staticmethod
-    def open(folder: str | PathLike[str], *, shard_root: str | PathLike[str] | None = None) -> Index: ...
+    def open(
+        folder: str | PathLike[str],
+        *,
+        shard_root: str | PathLike[str] | None = None,
+        storage: Storage | None = None,
+    ) -> Index: ...
+    def read_report(self) -> tuple[int, int, int, int]: ...
+    def shard_paths(self) -> list[str]: ...
     def __len__(self) -> int: ...
     def manifest(self) -> str: ...
     def shards(self) -> list[tuple[str, int, int, int]]: ...
-    def row(self, ordinal: int) -> tuple[str, Path, int, int]: ...
+    def row(self, ordinal: int) -> tuple[str, str, int, int]: ...
     def keys(self, ordinals: _Array) -> list[str]: ...
     def labels(self, ordinals: _Array) -> tuple[bytes, bytes]: ...
     def read(
@@ -347,6 +363,36 @@ class SelectedPairs:
 class SelectedBatches:
     def __iter__(self) -> SelectedBatches: ...
     def __next__(self) -> Table: ...
+
+# --- object stores (rust/src/python/storage.rs) ---
+
+_Seen = tuple[str, int, str, int]
+
+def is_remote(path: str) -> bool: ...
+
+@final
+class Storage:
+    def __new__(
+        cls,
+        options: dict[str, str] | None = None,
+        *,
+        timeout_s: float = 60.0,
+        retry_s: float = 120.0,
+        request_bytes: int = 8_388_608,
+        gap_bytes: int = 1_048_576,
+        num_requests: int = 64,
+        cache: str | PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+    ) -> Storage: ...
+    def head(self, uri: str) -> _Seen | None: ...
+    def list(self, uri: str, *, recursive: bool = True) -> list[_Seen]: ...
+    def read(self, uri: str) -> bytes: ...
+    def read_range(self, uri: str, start: int, stop: int) -> bytes: ...
+    def write(self, uri: str, content: bytes) -> None: ...
+    def delete(self, uri: str) -> None: ...
+    def upload(self, path: str | PathLike[str], uri: str) -> None: ...
+    def download(self, uri: str, path: str | PathLike[str]) -> _Seen: ...
+    def report(self) -> tuple[int, int, int, int]: ...
 
 # --- spilling (rust/src/python/spill.rs) ---
 

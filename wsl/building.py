@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wsl import _core
+from wsl import _core, storage
 from wsl._core import UsageError
 from wsl.hashtags import count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index
@@ -94,11 +94,12 @@ def build_index(
 
     `key_scope` "shard" says that keys begin anew in every shard. `shard_column` then names the shard of
     a record (its file's name, with or without folder and ``.tar``); without it a table of records stands
-    beside its shard and has its name, as img2dataset writes them.
+    beside its shard and has its name, as img2dataset writes them. Shards and records may lie in object stores
+    (`wsl.storage`).
 
     The vocabulary is `vocabulary` (or what it returns when called), or made from the counts
     (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the order given; one given
-    as ``file://`` URI is recorded so, others by their paths from their common folder. `include`
+    as a URI is recorded so, others by their paths from their common folder. `include`
     lists the only keys to take, `exclude` keys to leave out (``SHARD:KEY`` in scope "shard"). `limits`
     are shares above which the build is refused: of ``keys_doubled`` (default 0), ``samples_split`` (0),
     ``samples_without_record`` (0.99), ``records_without_sample`` (0.99) and ``records_doubled`` (1).
@@ -119,7 +120,7 @@ def build_index(
     folder = Path(out)
     _check_options(folder, shards, records, label_kind, key_scope)
     if label_kind == "hashtag" and records is None:
-        records = [os.fspath(_local(shard)) for shard in shards]
+        records = [_place(shard, folder)[0] for shard in shards]
     columns = RecordOptions(key_column, hashtags_column, separator, shard_column, key_format)
     lists = Lists(include, exclude, dict(limits or {}))
     with locked(folder, BUILDING):
@@ -144,6 +145,7 @@ def build_index(
             part_rows=part_rows,
             resume_key=_resume_key(made_of, shards, records, lists),
             append=append is not None,
+            storage=storage.core(),
         )
 
         if label_kind == "hashtag":
@@ -194,18 +196,18 @@ def _check_options(
     if not shards and key_scope == "shard":
         raise UsageError(f"{folder}: records alone have no shards, so their keys cannot begin anew in each")
     for shard in shards:
-        _local(shard)
+        _place(shard, folder)
 
 
 def _local(shard: str | os.PathLike[str]) -> Path:
-    """Where a shard lies; UsageError for a URI of another kind than ``file://``."""
+    """Where a shard that is a file lies; UsageError for a URI of another kind than ``file://``."""
     scheme, mark, rest = os.fspath(shard).partition("://")
     if not mark:
         return Path(shard).resolve()
     if scheme != "file":
         raise UsageError(
-            f"the shard {os.fspath(shard)} lies in a store of kind {scheme!r}, which is not read yet; copy "
-            "the shards to a local folder"
+            f"the shard {os.fspath(shard)} lies in a store of kind {scheme!r}, which is not read; copy "
+            "the shards to a local folder or a store of kind s3, gs or az"
         )
     return Path(rest)
 
@@ -217,10 +219,13 @@ def _shard_root(folder: Path, shards: Sequence[str | os.PathLike[str]], known: I
     return Path(os.path.commonpath(folders)) if folders else folder.resolve()
 
 
-def _place(shard: str | os.PathLike[str], root: Path) -> tuple[Path, str]:
+def _place(shard: str | os.PathLike[str], root: Path) -> tuple[str, str]:
     """Where a shard lies, and what the index calls it: its URI, or its path from `root`."""
+    named = os.fspath(shard)
+    if storage.is_remote(named):
+        return named, named
     local = _local(shard)
-    return local, os.fspath(shard) if "://" in os.fspath(shard) else os.path.relpath(local, root)
+    return os.fspath(local), named if "://" in named else os.path.relpath(local, root)
 
 
 @dataclass(frozen=True)
@@ -335,15 +340,7 @@ def _resume_key(
         if not isinstance(records, (str, os.PathLike, list, tuple)):
             return None
         files = find_files(records)
-    stamps = {os.fspath(path): _stamp(os.fspath(path)) for path in [*shards, *files]}
+    stamps = {os.fspath(path): storage.stamp(path) for path in [*shards, *files]}
     order = [os.fspath(shard) for shard in shards]
     text = json.dumps([_core.__version__, made_of, stamps, order, lists.include, lists.exclude], default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _stamp(path: str) -> list[int]:
-    path = path.removeprefix("file://")
-    if "://" in path:
-        return []
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]

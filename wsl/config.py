@@ -1,7 +1,7 @@
 """Every configuration of wsl: what `wsl.yaml` and `configs/stages/*.yaml` may say.
 
 YAML keys equal the field names below, unknown keys are refused with the nearest known one, and
-`--set a.b=c` reaches every field. This module knows no other of the package but the exceptions.
+`--set a.b=c` reaches every field. This module knows no other of the package but the exceptions and sizes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from wsl._core import UsageError
+from wsl.sizes import parse_size
 
 Stage = Literal["pretrain", "teacher", "student", "finetune"]
 STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "student", "finetune")
@@ -49,11 +59,70 @@ class VocabularyConfig(Config):
     """Use this `vocabulary.parquet` and make none."""
 
 
+def _as_text(value: Any) -> Any:
+    """YAML's true and 5 as stores take them: text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float)) else value
+
+
+def _as_bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    size = parse_size(value)
+    if size is None:
+        raise ValueError("expected a size such as 200GiB or a number of bytes")
+    return size
+
+
+Option = Annotated[SecretStr, BeforeValidator(_as_text)]
+Bytes = Annotated[int, BeforeValidator(_as_bytes), Field(ge=0)]
+
+
+class StorageConfig(Config):
+    """How object stores are reached; values of options are never shown."""
+
+    options: dict[str, Option] = {}
+    """As Polars and the object_store crate call them: aws_access_key_id, aws_endpoint_url, aws_region,
+    aws_skip_signature, google_service_account, azure_storage_account_name and so on. What is not here comes
+    from the environment."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds for one request, its body included."""
+    retry_s: float = Field(default=120.0, ge=0)
+    """Seconds after which a request that failed is not made again."""
+    request_bytes: Bytes = 8 * 2**20
+    """The longest request, 64 KiB to 64 MiB."""
+    gap_bytes: Bytes = 2**20
+    """Images with less between them are read with one request."""
+    num_requests: Positive = 64
+    """Requests in flight at once."""
+    cache: Path | None = None
+    """A local folder that keeps whole shards; shared by all processes of a machine."""
+    cache_bytes: Bytes | None = None
+    """How much may lie in it."""
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if (self.cache is None) != (self.cache_bytes is None):
+            raise ValueError("cache, a folder, and cache_bytes, its limit, are given together or not at all")
+        return self
+
+    def settings(self, root: Path) -> dict[str, Any]:
+        """Fields that are set, as `wsl.storage.use_workspace` takes them, secrets in clear; the folder of the
+        cache is seen from `root`."""
+        found = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.options:
+            found["options"] = {key: value.get_secret_value() for key, value in self.options.items()}
+        if self.cache is not None:
+            found["cache"] = str(root / self.cache)
+        return found
+
+
 class IndexConfig(Config):
     """One index of a workspace, built at `index/<name>/`."""
 
     shards: str | list[str] | None = None
-    """Glob or globs of tar shards, relative to the workspace."""
+    """Glob or globs of tar shards, relative to the workspace, or URIs of stores (s3://bucket/path-*.tar)."""
     records: str | list[str] | None = None
     """Glob or globs of record tables (Parquet, CSV/TSV, NDJSON, Arrow IPC)."""
     label_kind: Literal["hashtag", "class"] | None = None
@@ -104,13 +173,13 @@ class ClusterConfig(Config):
     """HOST:PORT of the head, or auto: the cluster that this machine is a node of."""
     folder: Path | None = None
     """Where parts lie, a folder that all nodes see under this path; absent, beside the result."""
-    group_bytes: Positive = 2 * 2**30
+    group_bytes: Bytes = 2 * 2**30
     """Files are taken together up to so many bytes; a part should take one to five minutes."""
     group_samples: Positive = 4 * 65_536
     """Samples that are scored into one state of a selection."""
     num_cpus: Positive = 1
     """CPUs, and so threads, of one task."""
-    memory_bytes: Positive | None = None
+    memory_bytes: Bytes | None = None
     """Memory that Ray reserves for one task; absent, --memory and what Python takes beside it."""
 
 
@@ -121,6 +190,8 @@ class WorkspaceConfig(Config):
     """Where commands run; absent, on this machine."""
     indexes: dict[str, IndexConfig]
     stages: dict[Stage, StageSource] = {}
+    storage: StorageConfig = StorageConfig()
+    """How object stores are reached."""
 
     @field_validator("cluster", mode="before")
     @classmethod

@@ -7,12 +7,12 @@ which records it was made, so that a result is known again and no record is coun
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsl import storage
 from wsl._core import DataError, UsageError
 from wsl.config import IndexConfig
 from wsl.hashtags import HashtagCounts, count_hashtags
@@ -105,7 +105,7 @@ def build_counts(
     Raises UsageError where `out` was made of others and `overwrite` is not given.
     """
     made_of = {
-        "records": {source: _stamp(source) for source in sources},
+        "records": {source: storage.stamp(source) for source in sources},
         "hashtags_column": columns.hashtags,
         "separator": columns.separator,
     }
@@ -174,7 +174,7 @@ def _made_of_parts(parts: Sequence[Path]) -> dict[str, Any]:
                 )
             origin[record] = part
         records |= _read_sidecar(part).get("records", {})
-    return {"records": records, "parts": {str(part): _stamp(str(part)) for part in parts}}
+    return {"records": records, "parts": {str(part): storage.stamp(part) for part in parts}}
 
 
 def _sidecar(out: Path) -> Path:
@@ -206,13 +206,6 @@ def _publish(out: Path, counts: HashtagCounts, made_of: dict[str, Any]) -> None:
     _sidecar(out).unlink(missing_ok=True)
     counts.save(out)
     publish_text(_sidecar(out), json.dumps(made_of, indent=2) + "\n")
-
-
-def _stamp(path: str) -> list[int]:
-    if "://" in path:
-        return []
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]
 
 
 def make_vocabulary(

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from wsl import storage
 from wsl._core import DataError, UsageError
-from wsl.publish import publishing
 from wsl.selection import Selection
 from wsl.source import scan
 
@@ -96,7 +96,7 @@ class _Precision:
 
 def write(
     selection: Selection,
-    out: Path,
+    out: Path | str,
     provenance: dict[str, Any],
     *,
     keys: Keys | None = None,
@@ -106,7 +106,8 @@ def write(
 ) -> dict[str, Any]:
     """Writes D-hat batch by batch, whole or not at all, and returns the report, which stands in it too.
 
-    `num_dropped` scored samples had been taken down, and were left out.
+    `out` is a path, or the URI of an object. `num_dropped` scored samples had been taken down, and were
+    left out.
     """
     precision = None if truth is None else _Precision(truth, len(selection.before))
     raised: list[Exception] = []
@@ -135,8 +136,7 @@ def write(
     schema: dict[str, Any] = dict(SCHEMA)
     if keys is not None:
         schema = {"sample": schema.pop("sample"), "key": pl.String, **schema}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with publishing(out) as temporary:
+    with storage.publishing(out) as temporary:
         try:
             _stream(frames, schema).sink_parquet(temporary, metadata=metadata)
         except pl.exceptions.PolarsError:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsl import _core
+from wsl import _core, storage
 from wsl._core import UsageError
 from wsl.index import Index
 from wsl.publish import publish_text, publishing
@@ -76,7 +76,7 @@ def export_index(
         raise UsageError(f"{there[0]} exists already; pass --overwrite to replace it")
     files[0].parent.mkdir(parents=True, exist_ok=True)
     if format == "wids":
-        _write_wids(shards, files[0], opened.path.name, progress)
+        _write_wids(shards, opened.shards()["size"].to_list(), files[0], opened.path.name, progress)
         return files
     for done, (shard, file) in enumerate(zip(shards, files, strict=True), start=1):
         (_write_dali if format == "dali" else _write_energon)(shard, file)
@@ -85,9 +85,9 @@ def export_index(
     return files
 
 
-def samples_of(shard: Path) -> tuple[list[list[Member]], int]:
+def samples_of(shard: Path | str) -> tuple[list[list[Member]], int]:
     """The members of each sample of a shard, in tar order, and where the archive's end mark is."""
-    members, end = _core.scan_shard(shard)
+    members, end = _core.scan_shard(shard, storage=storage.core())
     samples: list[list[Member]] = []
     last = None
     for key, member in _named(shard, members):
@@ -98,7 +98,7 @@ def samples_of(shard: Path) -> tuple[list[list[Member]], int]:
     return samples, end
 
 
-def _named(shard: Path, members: list[tuple[bytes, int, int, int]]) -> Iterator[tuple[str, Member]]:
+def _named(shard: Path | str, members: list[tuple[bytes, int, int, int]]) -> Iterator[tuple[str, Member]]:
     for raw, start, offset, size in members:
         try:
             name = raw.decode()
@@ -112,22 +112,28 @@ def _named(shard: Path, members: list[tuple[bytes, int, int, int]]) -> Iterator[
         yield name[:cut], Member(name, name[cut + 1 :], start, offset, size)
 
 
-def _stem(shard: Path) -> str:
-    return shard.name.removesuffix(".tar")
+def _stem(shard: Path | str) -> str:
+    return os.fspath(shard).rpartition("/")[2].removesuffix(".tar")
 
 
-def _write_wids(shards: list[Path], file: Path, name: str, progress: Callable[[int], object] | None) -> None:
+def _write_wids(
+    shards: list[Path | str],
+    sizes: list[int],
+    file: Path,
+    name: str,
+    progress: Callable[[int], object] | None,
+) -> None:
     rows = []
-    for done, shard in enumerate(shards, start=1):
-        url = os.path.relpath(shard.resolve(), file.parent.resolve())
-        rows.append({"url": url, "nsamples": len(samples_of(shard)[0]), "filesize": shard.stat().st_size})
+    for done, (shard, size) in enumerate(zip(shards, sizes, strict=True), start=1):
+        url = shard if isinstance(shard, str) else os.path.relpath(shard.resolve(), file.parent.resolve())
+        rows.append({"url": url, "nsamples": len(samples_of(shard)[0]), "filesize": size})
         if progress is not None:
             progress(done)
     document = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": rows}
     publish_text(file, json.dumps(document, indent=2) + "\n")
 
 
-def _write_dali(shard: Path, file: Path) -> None:
+def _write_dali(shard: Path | str, file: Path) -> None:
     samples, _ = samples_of(shard)
     lines = [f"v1.2 {len(samples)}"]
     for sample in samples:
@@ -141,7 +147,7 @@ def _write_dali(shard: Path, file: Path) -> None:
     publish_text(file, "\n".join(lines) + "\n")
 
 
-def _write_energon(shard: Path, file: Path) -> None:
+def _write_energon(shard: Path | str, file: Path) -> None:
     samples, end = samples_of(shard)
     starts = [sample[0].start for sample in samples]
     with publishing(file) as temporary:

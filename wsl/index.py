@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from wsl import _core
+from wsl import _core, storage
 from wsl._core import DataError, UsageError
 from wsl.vocabulary import Vocabulary
 
@@ -32,7 +32,9 @@ class Index:
     it opens it anew, and refuses one that was replaced meanwhile.
     """
 
-    def __init__(self, core: _core.Index, path: Path, shard_root: Path | None = None) -> None:
+    def __init__(
+        self, core: _core.Index, path: Path, shard_root: str | os.PathLike[str] | None = None
+    ) -> None:
         self._core = core
         self.path = path
         self._shard_root = shard_root
@@ -43,10 +45,13 @@ class Index:
     def open(cls, path: str | os.PathLike[str], *, shard_root: str | os.PathLike[str] | None = None) -> Index:
         """Opens the index in the folder `path`; `shard_root` says where its shards lie now.
 
+        That is a folder or the URI of one in a store. Shards in stores are reached as `wsl.storage` says.
+
         Raises UsageError where there is no index, DataError where it is damaged or of another version.
         """
-        root = None if shard_root is None else Path(shard_root)
-        return cls(_core.Index.open(path, shard_root=shard_root), Path(path), root)
+        root = shard_root if shard_root is None or storage.is_remote(shard_root) else Path(shard_root)
+        opened = _core.Index.open(path, shard_root=shard_root, storage=storage.core())
+        return cls(opened, Path(path), root)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path.resolve(), self._shard_root, self.fingerprint)
@@ -120,7 +125,9 @@ class Index:
         """The encoded images of samples; empty for a sample that was taken down.
 
         Neighbours are read together, at most 256 shards are kept open, and no thread outlives the call.
-        DataError names the shard that was replaced or cut after the index was built.
+        DataError names the shard that was replaced or cut after the index was built. In stores neighbours
+        are images with at most `gap_bytes` between them (`wsl.storage`), and `num_requests` are in flight at
+        once whatever `num_threads` says; OSError where the store fails for longer than `retry_s`.
         """
         return self._core.read(
             np.ascontiguousarray(ordinals, dtype=np.int64), num_threads=num_threads, progress=progress
@@ -149,7 +156,7 @@ class Index:
         return {
             "sample": ordinal,
             "key": key,
-            "shard": None if Path(shard) == Path() else os.fspath(shard),
+            "shard": shard or None,
             "offset": offset,
             "size": size,
             "labels": labels,
@@ -162,10 +169,25 @@ class Index:
         schema = {"path": pl.String, "size": pl.UInt64, "first_sample": pl.UInt64, "num_samples": pl.UInt64}
         return pl.DataFrame(self._core.shards(), schema=schema, orient="row")
 
-    def shard_paths(self) -> list[Path]:
-        """Where each shard lies; none for an index of records alone."""
-        root = self._shard_root or self.path / str(self.manifest["shard_root"])
-        return [root / path.removeprefix("file://") for path in self.shards()["path"]]
+    def shard_paths(self) -> list[Path | str]:
+        """Where each shard lies, its URI where that is in a store; none for an index of records alone."""
+        places = self._core.shard_paths()
+        return [place if storage.is_remote(place) else Path(place) for place in places]
+
+    def read_report(self) -> dict[str, float]:
+        """What reading images in stores took since the index was opened.
+
+        `num_requests`, `num_retries` of them, `wanted_bytes` of images, `read_bytes` that came, and
+        `amplification`, the second over the first (0 while nothing was read).
+        """
+        num_requests, num_retries, wanted, came = self._core.read_report()
+        return {
+            "num_requests": num_requests,
+            "num_retries": num_retries,
+            "wanted_bytes": wanted,
+            "read_bytes": came,
+            "amplification": came / wanted if wanted else 0.0,
+        }
 
     def scan(self) -> pl.LazyFrame:
         """All samples in order: sample, key, shard, offset, size, labels; not those taken down.
@@ -339,7 +361,7 @@ class JoinedIndex:
         return found
 
 
-def _reopen(path: Path, shard_root: Path | None, fingerprint: str) -> Index:
+def _reopen(path: Path, shard_root: str | os.PathLike[str] | None, fingerprint: str) -> Index:
     index = Index.open(path, shard_root=shard_root)
     if index.fingerprint != fingerprint:
         raise UsageError(

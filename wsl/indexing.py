@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from wsl import storage
 from wsl._core import DataError, UsageError
 from wsl.building import build_index
 from wsl.config import ClusterConfig, IndexConfig
@@ -37,7 +38,7 @@ class BuildResult:
 class _Inputs:
     """Files of an index, all of them or those that are new."""
 
-    shards: list[Path]
+    shards: list[Path | str]
     records: list[str] | None
     append: Append | None = None
 
@@ -132,7 +133,7 @@ def _vocabulary(
     return functools.partial(make_vocabulary, held, settings, root, **limits)
 
 
-def _scanned(shards: list[Path], settings: IndexConfig, cluster: OnCluster | None) -> list[Path] | None:
+def _scanned(shards: list[Path | str], settings: IndexConfig, cluster: OnCluster | None) -> list[Path] | None:
     if cluster is None or not shards:
         return None
     from wsl.cluster.indexing import scan_shards
@@ -141,23 +142,21 @@ def _scanned(shards: list[Path], settings: IndexConfig, cluster: OnCluster | Non
 
 
 def _provenance(
-    settings: IndexConfig, root: Path, shards: list[Path], records: list[str] | None
+    settings: IndexConfig, root: Path, shards: list[Path | str], records: list[str] | None
 ) -> dict[str, Any]:
     chosen = settings.vocabulary
     lists = [settings.class_names, settings.include, settings.exclude, chosen.file, chosen.synsets]
     return {
         "settings": settings.model_dump(mode="json", exclude={"limits"}),
-        "shards": {os.path.relpath(path, root): _stamp(path) for path in shards},
-        "records": {path: _stamp(Path(path)) for path in records or []},
+        "shards": {_name(path, root): storage.stamp(path) for path in shards},
+        "records": {path: storage.stamp(path) for path in records or []},
         "lists": {str(name): fingerprint(root / name) for name in lists if name is not None},
     }
 
 
-def _stamp(path: Path) -> list[int]:
-    if "://" in str(path):
-        return []
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+def _name(path: Path | str, root: Path) -> str:
+    """What the provenance calls a shard: its URI, or its path from the workspace."""
+    return path if isinstance(path, str) else os.path.relpath(path, root)
 
 
 def _new_inputs(
@@ -187,7 +186,8 @@ def _new_inputs(
             f"{path}: the index was built from other inputs ({', '.join(changed[:4])} changed since); "
             "pass --overwrite to build it anew"
         )
-    shards = [root / name for name in sorted(added["shards"], key=os.fsencode)]
+    names = sorted(added["shards"], key=os.fsencode)
+    shards = [name if storage.is_remote(name) else root / name for name in names]
     if records is None or beside or settings.shards is None:
         return _Inputs(shards, None if records is None else added["records"], "new records")
     return _Inputs(shards, records, "all records")

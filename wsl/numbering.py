@@ -9,7 +9,7 @@ are a function of the set of keys alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -42,7 +42,7 @@ class KeyedPredictions:
 
     def __init__(
         self,
-        files: list[Path],
+        files: Sequence[Path | str],
         index: Index | None,
         *,
         memory_bytes: int | None = None,

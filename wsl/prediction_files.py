@@ -12,19 +12,23 @@ import glob
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from wsl import storage
 from wsl._core import DataError, UsageError
 from wsl.index import Index
-from wsl.source import scan
+from wsl.source import READERS, scan
 from wsl.workspace import fingerprint
 
 SCORED_BY = ("teacher_fingerprint", "flip", "temperature")
 """What must be the same of all scores that are selected from together."""
+
+File = Path | str
+"""A path, or the URI of a file in a store."""
 
 Span = tuple[int, int]
 """Samples from the first to before the second."""
@@ -67,12 +71,13 @@ def overlap(spans: Iterable[Span]) -> bool:
     return any(before[1] > after[0] for before, after in itertools.pairwise(ordered))
 
 
-def read_metadata(file: Path) -> dict[str, Any]:
+def read_metadata(file: File) -> dict[str, Any]:
     """What a file of predictions or pseudo-labels says of itself; empty where it says nothing."""
-    if file.suffix != ".parquet":
+    if not str(file).endswith(".parquet"):
         return {}
+    options = storage.polars_options() if storage.is_remote(file) else None
     try:
-        content = pl.read_parquet_metadata(file).get("wsl")
+        content = pl.read_parquet_metadata(file, storage_options=options).get("wsl")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{file}: expected predictions as a Parquet file, found: {error}") from None
     return {} if content is None else dict(json.loads(content))
@@ -83,8 +88,13 @@ def span_of(known: dict[str, Any]) -> Span:
     return int(known["first_sample"]), int(known["end_sample"])
 
 
-def find_predictions(pattern: str) -> list[Path]:
-    """The files of a folder or glob; UsageError where there are none, DataError for an empty one."""
+def find_predictions(pattern: str) -> list[File]:
+    """The files of a folder or glob; UsageError where there are none, DataError for an empty one.
+
+    A folder or glob in a store is listed, and its files are URIs.
+    """
+    if storage.is_remote(pattern):
+        return _find_objects(pattern)
     if os.path.isdir(pattern):
         pattern = os.path.join(pattern, "*.*")
     files = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
@@ -93,10 +103,28 @@ def find_predictions(pattern: str) -> list[Path]:
             raise DataError(f"{file}: the file is empty; make the predictions again, or leave it out")
     if not files:
         raise UsageError(f"--predictions: no file matches {pattern!r}; make them with 'wsl score'")
-    return files
+    return list(files)
 
 
-def common_keep(files: list[Path], made_by: dict[str, Any], index: Index) -> tuple[bool, int | None]:
+def _find_objects(pattern: str) -> list[File]:
+    is_one = not storage.MAGIC.search(pattern) and os.path.splitext(pattern)[1] in READERS
+    objects = [] if is_one else storage.listing(pattern)
+    for one in objects:
+        if one.size == 0:
+            raise DataError(f"{one.uri}: the file is empty; make the predictions again, or leave it out")
+    if not (is_one or objects):
+        raise UsageError(f"--predictions: no object matches {pattern!r}; make them with 'wsl score'")
+    return [pattern] if is_one else [one.uri for one in objects]
+
+
+def _name_and_content(file: File) -> tuple[str, str]:
+    """The name of a file, and a hash of what is in it or what the store calls its state."""
+    if isinstance(file, Path):
+        return file.name, fingerprint(file)
+    return file.rpartition("/")[2], "-".join(map(str, storage.stamp(file)))
+
+
+def common_keep(files: Sequence[File], made_by: dict[str, Any], index: Index) -> tuple[bool, int | None]:
     """Whether these are this teacher's predictions of samples of the index, with the same number of
     classes kept of each, and that number."""
     kept = set()
@@ -108,13 +136,13 @@ def common_keep(files: list[Path], made_by: dict[str, Any], index: Index) -> tup
     return len(kept) == 1, next(iter(kept), None)
 
 
-def is_whole(files: list[Path], index: Index) -> bool:
+def is_whole(files: Sequence[File], index: Index) -> bool:
     """Whether the files, all of this index, cover all of its samples."""
     covered = [span_of(read_metadata(file)) for file in files]
     return next(gaps(covered, len(index), len(index)), None) is None
 
 
-def metadata_of(files: list[Path], index: Index | None) -> dict[str, Any]:
+def metadata_of(files: Sequence[File], index: Index | None) -> dict[str, Any]:
     """What the files agree on; the number of classes is looked for in them where nobody says it.
 
     UsageError where they are of several teachers, or of another index than `index` or one another.
@@ -137,11 +165,11 @@ def metadata_of(files: list[Path], index: Index | None) -> dict[str, Any]:
         found["index_fingerprint"] = index.fingerprint
     if "num_classes" not in found:
         found["num_classes"] = _count_classes(files)
-        found["predictions"] = {file.name: fingerprint(file) for file in files}
+        found["predictions"] = dict(map(_name_and_content, files))
     return found
 
 
-def _agree(file: Path, key: str, value: object, other: Path, expected: object) -> None:
+def _agree(file: File, key: str, value: object, other: File, expected: object) -> None:
     if value != expected:
         raise UsageError(
             f"{file}: {key} is {value}, and {expected} in {other}; a selection takes predictions of one "
@@ -149,9 +177,9 @@ def _agree(file: Path, key: str, value: object, other: Path, expected: object) -
         )
 
 
-def _agree_on_parts(files: list[Path], every: list[dict[str, Any]]) -> None:
+def _agree_on_parts(files: Sequence[File], every: list[dict[str, Any]]) -> None:
     """Refuses files over parts that cannot be of one index, and files of two where they name no parts."""
-    parts: dict[int, tuple[list[Any], Path]] = {}
+    parts: dict[int, tuple[list[Any], File]] = {}
     for file, known in zip(files, every, strict=True):
         if not known.get("parts") or not every[0].get("parts"):
             key = "index_fingerprint"
@@ -166,7 +194,7 @@ def _agree_on_parts(files: list[Path], every: list[dict[str, Any]]) -> None:
         end, before = first + part[1], file
 
 
-def _count_classes(files: list[Path]) -> int:
+def _count_classes(files: Sequence[File]) -> int:
     frame = scan([str(file) for file in files])
     schema = frame.collect_schema()
     named = "sample" if "sample" in schema else "key"

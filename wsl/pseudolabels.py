@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from wsl import dhat
+from wsl import dhat, storage
 from wsl._core import DataError, UsageError
 from wsl.config import ClusterConfig
 from wsl.index import Index
@@ -25,6 +25,7 @@ from wsl.locking import locked
 from wsl.numbering import KeyedPredictions, samples_of
 from wsl.prediction_files import (
     SCORED_BY,
+    File,
     common_keep,
     find_predictions,
     is_whole,
@@ -69,7 +70,8 @@ class SelectionRequest:
     predictions: str | None = None
     checkpoint: Path | None = None
     index: Path | None = None
-    out: Path | None = None
+    out: File | None = None
+    """A path, or the URI of an object; then scores and states lie in the current folder."""
     scores: Path | None = None
     """Where `checkpoint` scores `index`, and finds what it scored before; default: beside `out`."""
     state: Path | None = None
@@ -157,7 +159,7 @@ class _Source:
 
     made_by: dict[str, Any]
     index: Path | None
-    files: list[Path]
+    files: Sequence[File]
     paths: ScoringPaths | None = None
     num_images: int | None = None
     """Images in the files, where no index says how many there are and K may be too large for them."""
@@ -173,14 +175,15 @@ def _check(request: SelectionRequest) -> None:
         parse_keep(request.keep)
 
 
-def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Source:
+def _source(request: SelectionRequest, out: File, folder: Path | None) -> _Source:
     if request.predictions is not None:
         files = find_predictions(request.predictions)
         made_by = metadata_of(files, None if request.index is None else Index.open(request.index))
         return _Source(made_by, request.index, files, num_images=_num_images(request, files, made_by))
     wanted = None
     if request.checkpoint is not None and request.index is not None:
-        wanted = request.scores or out.parent / f"{out.stem}-scores"
+        beside = Path(Path(out).name) if isinstance(out, str) else out
+        wanted = request.scores or beside.parent / f"{beside.stem}-scores"
     paths = scoring_paths(request.checkpoint, request.index, wanted, folder)
     made_by = teacher_of(paths, request.scoring)
     files = sorted(paths.out.glob("scores-*.parquet"))
@@ -194,7 +197,7 @@ def _source(request: SelectionRequest, out: Path, folder: Path | None) -> _Sourc
     return _Source(made_by | {"keep": keep}, paths.index, files, left)
 
 
-def _num_images(request: SelectionRequest, files: list[Path], made_by: dict[str, Any]) -> int | None:
+def _num_images(request: SelectionRequest, files: Sequence[File], made_by: dict[str, Any]) -> int | None:
     """Images in the files, exactly or by a sketch of their names; None where K is small for them anyhow."""
     names = [str(file) for file in files]
     frame = scan(names)
@@ -244,7 +247,7 @@ def _take(
     return tops
 
 
-def _orders(request: SelectionRequest, files: list[Path], num_classes: int) -> list[str]:
+def _orders(request: SelectionRequest, files: Sequence[File], num_classes: int) -> list[str]:
     other = "image-first" if request.order == "class-first" else "class-first"
     if request.p >= num_classes:
         return [request.order]
@@ -306,7 +309,7 @@ def _options(request: SelectionRequest, num_classes: int, order: str) -> dict[st
 
 
 def _check_for_cluster(
-    files: Sequence[Path], keyed: KeyedPredictions | None, dropped: Dropped | None
+    files: Sequence[File], keyed: KeyedPredictions | None, dropped: Dropped | None
 ) -> None:
     """Refuses what nodes do not do: predictions by key, and leaving samples out of files."""
     what = "their samples are named by key" if keyed is not None else None
@@ -314,7 +317,8 @@ def _check_for_cluster(
         what = f"{len(dropped.samples):,} samples of the index were taken down"
     if what is not None:
         raise UsageError(
-            f"{files[0]}: {what}, which a cluster does not select around; run it on one machine: --cluster none"
+            f"{files[0]}: {what}, which a cluster does not select around; run it on one machine: --cluster "
+            f"none"
         )
 
 
@@ -347,14 +351,14 @@ def _score_on_cluster(
 
 
 def _select_on_cluster(
-    request: SelectionRequest, files: list[Path], num_classes: int, order: str, cluster: ClusterConfig
+    request: SelectionRequest, files: Sequence[File], num_classes: int, order: str, cluster: ClusterConfig
 ) -> TopK:
     """Lets the nodes of a cluster take the files."""
     from wsl.cluster.scoring import select as select_on_cluster
 
     names = [str(file) for file in files]
     options = _options(request, num_classes, order)
-    folder = request.cluster_dir or files[0].parent / "parts"
+    folder = request.cluster_dir or Path("cluster").absolute()
     return select_on_cluster(names, _columns(files), options, request.memory, cluster, folder)
 
 
@@ -402,7 +406,7 @@ def _short(made_by: dict[str, Any]) -> str:
 
 def merge_states(
     parts: list[Path],
-    out: Path,
+    out: File,
     index: Path | None,
     *,
     k: int | None,
@@ -448,7 +452,7 @@ def merge_states(
 
 
 def _keyed(
-    files: list[Path], index: Index | None, request: SelectionRequest, warn: Warn
+    files: Sequence[File], index: Index | None, request: SelectionRequest, warn: Warn
 ) -> AbstractContextManager[KeyedPredictions | None]:
     """The files, where they name samples by key."""
     schema = scan([str(file) for file in files]).collect_schema() if files else {}
@@ -492,12 +496,12 @@ def _late_warnings(report: dict[str, Any], selection: Selection, warn: Warn) -> 
     return [text]
 
 
-def _columns(files: Sequence[Path]) -> list[str]:
+def _columns(files: Sequence[File]) -> list[str]:
     schema = scan([str(file) for file in files]).collect_schema()
     return [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
 
 
-def _feed(top: TopK, files: list[Path], dropped: Dropped | None, progress: Progress, warn: Warn) -> None:
+def _feed(top: TopK, files: Sequence[File], dropped: Dropped | None, progress: Progress, warn: Warn) -> None:
     """Gives the files to a selection, one after another; scattered pairs together, where it matters."""
     columns = _columns(files)
     scattered = top.order == "image-first" and "score" in columns
@@ -521,7 +525,7 @@ def _feed(top: TopK, files: list[Path], dropped: Dropped | None, progress: Progr
 
 
 def _feed_keyed(
-    top: TopK, files: list[Path], keyed: KeyedPredictions, dropped: Dropped | None, progress: Progress
+    top: TopK, files: Sequence[File], keyed: KeyedPredictions, dropped: Dropped | None, progress: Progress
 ) -> None:
     """Gives the files to a selection piece by piece; in each the pairs of a sample are together."""
     done = 0
@@ -533,7 +537,7 @@ def _feed_keyed(
 
 
 @contextmanager
-def _naming(file: Path) -> Iterator[None]:
+def _naming(file: File) -> Iterator[None]:
     """Errors within say the file."""
     try:
         yield
@@ -565,8 +569,8 @@ def _check_truncated(selection: Selection, keep: int | None, request: SelectionR
         )
 
 
-def _up_to_date(out: Path, provenance: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    if overwrite or not out.exists():
+def _up_to_date(out: File, provenance: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    if overwrite or not storage.exists(out):
         return None
     known = read_metadata(out)
     changed = [key for key, value in provenance.items() if known.get(key) != value and key != "teacher"]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from wsl import _core
+from wsl import _core, storage
 from wsl._core import DataError, UsageError, WslError
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def open_records(
                 hashtags_column=hashtags_column,
                 separator=separator,
                 shard_column=path_column or shard_column,
+                storage=storage.core(),
             )
             return Records(held, None)
         stream = _collect(scan(files, storage_options, path_column), columns, files)
@@ -151,10 +152,13 @@ def scan(
 
     `path_column` names a column to add: the path of each row's file.
 
-    `storage_options` go to Polars for object stores; where absent it looks into the environment.
+    `storage_options` go to Polars for object stores; where absent those of `wsl.storage`, and what these
+    do not say comes from the environment.
     """
     files = find_files(source)
     kind = kind_of(files)
+    if storage_options is None and any(storage.is_remote(file) for file in files):
+        storage_options = storage.polars_options()
     options: Any = {"storage_options": dict(storage_options)} if storage_options else {}
     if path_column is not None:
         options["include_file_paths"] = path_column
@@ -174,12 +178,16 @@ def scan(
 
 def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
     """img2dataset's tables say of every row whether its image is in the tar beside."""
-    if not all("://" not in file and Path(file).with_suffix(".tar").is_file() for file in files):
+    in_store = all(storage.is_remote(file) for file in files)
+    if not in_store and not all(Path(file).with_suffix(".tar").is_file() for file in files):
         return frame
     try:
         has_status = "status" in frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(files, error) from None
+    if has_status and in_store:
+        # One question for all: they were written together.
+        has_status = _core.HAS_STORES and storage.exists(os.path.splitext(files[0])[0] + ".tar")
     return frame.filter(pl.col("status") == "success") if has_status else frame
 
 
@@ -232,14 +240,15 @@ def _expected_samples(files: list[str]) -> int | None:
 def find_files(source: object) -> list[str]:
     """The files that `source` names, in the byte order of their paths; URLs pass as they are.
 
-    A folder stands for the tables in it, or for its tar shards where it has no tables.
+    A glob, or a folder (with a slash at its end), in a store is listed (`wsl.storage`). A folder stands for
+    the tables in it, or for its tar shards where it has no tables.
     """
     patterns: Any = source if isinstance(source, (list, tuple)) else [source]
     found: set[str] = set()
     for pattern in patterns:
         text = os.fspath(pattern)
         if "://" in text:
-            found.add(text)
+            found.update(_find_objects(text))
             continue
         if os.path.isdir(text):
             inside = [os.path.join(text, name) for name in os.listdir(text)]
@@ -255,6 +264,19 @@ def find_files(source: object) -> list[str]:
     if empty:
         raise DataError(f"{min(empty)}: the file is empty; make it again, or leave it out of the glob")
     return sorted(found, key=os.fsencode)
+
+
+def _find_objects(pattern: str) -> list[str]:
+    """The URIs that a URI stands for: what is no glob and no folder, or in no store, is taken at its word."""
+    is_listed = storage.MAGIC.search(pattern) is not None or pattern.endswith("/")
+    if not (is_listed and storage.is_remote(pattern) and _core.HAS_STORES):
+        return [pattern]
+    inside = [one.uri for one in storage.listing(pattern) if one.size > 0]
+    known = [uri for uri in inside if _suffix(uri) in READERS]
+    matches = [uri for uri in known if _suffix(uri) != ".tar"] or known if pattern.endswith("/") else inside
+    if not matches:
+        raise UsageError(f"records: no object matches {pattern!r}; look for it by listing the bucket")
+    return matches
 
 
 def kind_of(files: list[str]) -> str:

@@ -8,6 +8,7 @@ down it is exact for as many images as every class still has, and no more can be
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Dropped:
         """Those that had scores and were passed over so far."""
         return len(self._seen)
 
-    def out_of(self, files: list[Path]) -> pl.LazyFrame | list[str]:
+    def out_of(self, files: Sequence[Path | str]) -> pl.LazyFrame | list[str]:
         """The predictions of the other samples: the files themselves where nothing was taken down."""
         names = [str(file) for file in files]
         if not len(self.samples):

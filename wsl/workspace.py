@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsl import storage
 from wsl._core import DataError, UsageError
 from wsl.config import IndexConfig, Stage, StageSource, WorkspaceConfig, load
 
@@ -77,7 +78,9 @@ class Workspace:
                 f"{root} is no workspace: it has no {WORKSPACE_FILE}. Make one with "
                 f"'wsl init {root} --dataset fashion-mnist', or name one with --workspace DIR."
             )
-        return cls(root, load(WorkspaceConfig, file))
+        config = load(WorkspaceConfig, file)
+        storage.use_workspace(config.storage.settings(root))
+        return cls(root, config)
 
     def index(self, name: str) -> IndexConfig:
         """The settings of the index `name`."""
@@ -196,24 +199,38 @@ class Workspace:
         return path if path.is_absolute() else self.root / path
 
 
-def match_files(root: Path, patterns: str | list[str]) -> list[Path]:
+def match_files(root: Path, patterns: str | list[str]) -> list[Path | str]:
     """The files of one or several globs seen from `root`, in the byte order of their paths.
 
-    A glob may be written as ``file://`` URI; UsageError for another kind, and where nothing matches.
+    A glob may be written as ``file://`` URI, or as URI of a store: its objects are URIs. UsageError for
+    another kind, and where nothing matches.
     """
-    found: set[Path] = set()
+    found: set[Path | str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if storage.is_remote(pattern):
+            found.update(_match_objects(pattern))
+            continue
         local = pattern.removeprefix("file://")
         if "://" in local:
             raise UsageError(
-                f"{pattern} lies in a store of kind {local.partition('://')[0]!r}, which is not read yet; "
-                "copy the shards to a local folder"
+                f"{pattern} lies in a store of kind {local.partition('://')[0]!r}, which is not read; "
+                "copy the shards to a local folder or a store of kind s3, gs or az"
             )
         matches = glob.glob(str(root / local), recursive=True)
         if not matches:
             raise UsageError(f"no file matches {pattern!r} under {root}")
         found.update(Path(match) for match in matches)
     return sorted(found, key=os.fsencode)
+
+
+def _match_objects(pattern: str) -> list[str]:
+    """URIs of the objects of a glob; one without a star is taken at its word."""
+    if not storage.MAGIC.search(pattern):
+        return [pattern]
+    found = [one.uri for one in storage.listing(pattern)]
+    if not found:
+        raise UsageError(f"no object matches {pattern!r}; look for it by listing the bucket")
+    return found
 
 
 def fingerprint(file: Path) -> str:

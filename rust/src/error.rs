@@ -20,6 +20,8 @@ pub enum Error {
     Data(String),
     /// The operating system refused something on a file (exit code 1).
     Io { path: PathBuf, source: io::Error },
+    /// An object store refused something (exit code 1); `errno` is what a file system would say.
+    Store { uri: String, errno: i32, message: String },
     /// The caller asked to stop (exit code 130).
     Cancelled,
 }
@@ -46,6 +48,7 @@ impl fmt::Display for Error {
         match self {
             Self::Usage(message) | Self::Data(message) => f.write_str(message),
             Self::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Self::Store { uri, message, .. } => write!(f, "{uri}: {message}"),
             Self::Cancelled => f.write_str("interrupted"),
         }
     }

@@ -26,6 +26,7 @@ pub mod resample;
 pub mod selection;
 pub mod shard;
 pub mod spill;
+pub mod store;
 pub mod vocabulary;
 pub mod wordnet;
 pub mod zipf;

@@ -15,6 +15,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use serde_json::Value;
 
 use crate::shard::{Member, Scanner, split_name};
+use crate::store::Storage;
 use crate::{Error, Result};
 
 /// The largest member that is read.
@@ -53,8 +54,9 @@ pub struct MemberOptions {
 pub struct MemberRecords {
     shards: VecDeque<PathBuf>,
     options: MemberOptions,
+    storage: Storage,
     place: Place,
-    scanner: Option<(PathBuf, Scanner)>,
+    scanner: Option<(PathBuf, Scanner<'static>)>,
     sample: Option<(String, Option<Tags>)>,
     rows: Vec<(String, Option<Tags>)>,
     /// The shard of each row.
@@ -68,8 +70,8 @@ pub struct MemberRecords {
 type Tags = Vec<Option<String>>;
 
 impl MemberRecords {
-    /// Reads `shards` in their order.
-    pub fn new(shards: Vec<PathBuf>, options: MemberOptions) -> Result<Self> {
+    /// Reads `shards` in their order, those in stores through `storage`.
+    pub fn new(shards: Vec<PathBuf>, options: MemberOptions, storage: Storage) -> Result<Self> {
         if options.separator.as_deref() == Some("") {
             return Err(Error::usage(
                 "separator: expected at least one character; leave it out to split at white space",
@@ -83,6 +85,7 @@ impl MemberRecords {
         Ok(Self {
             shards: shards.into(),
             options,
+            storage,
             place,
             scanner: None,
             sample: None,
@@ -137,7 +140,7 @@ impl MemberRecords {
             Some(open) => open,
             None => match self.shards.pop_front() {
                 Some(path) => {
-                    let scanner = Scanner::open(&path)?;
+                    let scanner = Scanner::open_in(&path, &self.storage, None)?;
                     self.path = Arc::from(path.to_string_lossy());
                     (path, scanner)
                 }
@@ -178,7 +181,7 @@ impl MemberRecords {
     fn read_tags(
         &self,
         path: &std::path::Path,
-        scanner: &mut Scanner,
+        scanner: &mut Scanner<'_>,
         member: &Member,
     ) -> Result<Option<Tags>> {
         let fault = |expected: &str| {

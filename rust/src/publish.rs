@@ -41,6 +41,11 @@ impl Unpublished {
         &self.target
     }
 
+    /// The file, for writing at places of one's own.
+    pub fn file(&self) -> Option<&File> {
+        self.writer.as_ref().map(BufWriter::get_ref)
+    }
+
     /// Syncs the file, so that publishing it writes nothing any more.
     pub fn sync(&mut self) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };

@@ -3,7 +3,9 @@
 //! A shard is an uncompressed tar archive in WebDataset's layout: the members of a sample stand
 //! together and share the key, which is the name up to the first dot of its last part. A scan reads
 //! headers (and the small members that hold labels) through a window that grows while members are
-//! small and shrinks where content is skipped, so image bytes are hardly touched.
+//! small and shrinks where content is skipped, so image bytes are hardly touched. A shard in a store is
+//! scanned in the same way by requests of ranges: what lies nearer than a request would take is read
+//! over, and every answer must be of the object that the first one was of.
 //!
 //! Understood: POSIX ustar with its prefix field, GNU long names, PAX `path` and `size`, sizes in
 //! base 256. Refused with the offset: a wrong header checksum, a member that reaches past the end of
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::job::Job;
+use crate::store::{Object, Span, Storage, is_remote};
 use crate::{Error, Result};
 
 /// Size of a tar block; a header takes one.
@@ -28,6 +31,8 @@ pub const MAX_NAME_BYTES: usize = 4096;
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 const SMALL_WINDOW: usize = 8 << 10;
 const LARGE_WINDOW: usize = 1 << 20;
+/// The first window of a shard in a store, and of what follows a gap.
+const SMALL_REQUEST: usize = 64 << 10;
 
 /// Extensions (in lower case) of members that hold an image.
 pub const IMAGE_EXTENSIONS: [&str; 10] =
@@ -57,10 +62,52 @@ pub struct Summary {
     pub header_checksum: u64,
 }
 
+/// Where the bytes of a shard come from.
+enum Source<'a> {
+    File(File),
+    Object { storage: Storage, object: Object, job: Option<&'a Job> },
+}
+
+impl Source<'_> {
+    /// The smallest and the largest window, and how much is read over rather than skipped.
+    fn windows(&self) -> (usize, usize, u64) {
+        match self {
+            Self::File(_) => (SMALL_WINDOW, LARGE_WINDOW, 0),
+            Self::Object { storage, .. } => {
+                let limits = storage.limits();
+                (SMALL_REQUEST, limits.request_bytes as usize, limits.gap_bytes)
+            }
+        }
+    }
+
+    fn read_exact_at(&self, window: &mut [u8], at: u64, path: &Path) -> Result<bool> {
+        match self {
+            Self::File(file) => match file.read_exact_at(window, at) {
+                Ok(()) => Ok(true),
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+                Err(error) => Err(Error::io(path, error)),
+            },
+            Self::Object { storage, object, job } => {
+                let own = Job::new();
+                let span = Span {
+                    uri: object.uri.as_str().into(),
+                    range: at..at + window.len() as u64,
+                    etag: Some(object.etag.as_str().into()),
+                };
+                storage.read_spans(vec![span], job.unwrap_or(&own), |_, bytes| {
+                    window.copy_from_slice(bytes);
+                    Ok(())
+                })?;
+                Ok(true)
+            }
+        }
+    }
+}
+
 /// A shard being scanned from its first header to its end mark.
-pub struct Scanner {
+pub struct Scanner<'a> {
     path: PathBuf,
-    file: File,
+    source: Source<'a>,
     size: u64,
     position: u64,
     window: Vec<u8>,
@@ -78,7 +125,7 @@ struct Extension {
     size: Option<u64>,
 }
 
-impl Scanner {
+impl<'a> Scanner<'a> {
     /// Opens a shard; an empty file is refused by the first [`next`](Self::next_member).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
@@ -87,21 +134,43 @@ impl Scanner {
         if !metadata.is_file() {
             return Err(Error::usage(format!("{}: a shard must be a file", path.display())));
         }
-        let size = metadata.len();
-        let (window, hasher) = (Vec::new(), Xxh3::new());
-        Ok(Self {
+        Ok(Self::new(path, Source::File(file), metadata.len(), Vec::new()))
+    }
+
+    /// Opens a shard that is a file or, where `path` is the URI of one, an object of a store.
+    pub fn open_in(path: &Path, storage: &Storage, job: Option<&'a Job>) -> Result<Self> {
+        let Some(uri) = path.to_str().filter(|path| is_remote(path)) else {
+            return Self::open(path);
+        };
+        let own = Job::new();
+        let (start, object) = storage.read_start(uri, SMALL_REQUEST as u64, job.unwrap_or(&own))?;
+        let size = object.size;
+        let source = Source::Object { storage: storage.clone(), object, job };
+        Ok(Self::new(path.to_path_buf(), source, size, start))
+    }
+
+    fn new(path: PathBuf, source: Source<'a>, size: u64, window: Vec<u8>) -> Self {
+        Self {
             path,
-            file,
+            source,
             size,
             position: 0,
             window,
             window_start: 0,
-            hasher,
+            hasher: Xxh3::new(),
             finished: false,
             end_of_members: 0,
             num_links: 0,
             num_devices: 0,
-        })
+        }
+    }
+
+    /// The etag of a shard in a store; none of a file.
+    pub fn etag(&self) -> Option<&str> {
+        match &self.source {
+            Source::File(_) => None,
+            Source::Object { object, .. } => Some(&object.etag),
+        }
     }
 
     /// The next regular file, in tar order; `None` at the end mark.
@@ -318,10 +387,11 @@ impl Scanner {
         let end = at + length as u64;
         let window_end = self.window_start + self.window.len() as u64;
         if at < self.window_start || end > window_end {
-            // A request that begins inside the window or at its end reads on; others skip.
-            let reads_on = at >= self.window_start && at <= window_end && !self.window.is_empty();
-            let next =
-                if reads_on { (self.window.len() * 4).min(LARGE_WINDOW) } else { SMALL_WINDOW };
+            // A request that begins inside the window or near its end reads on; others skip.
+            let (small, large, gap) = self.source.windows();
+            let is_near = at >= self.window_start && at <= window_end.saturating_add(gap);
+            let reads_on = is_near && !self.window.is_empty();
+            let next = if reads_on { (self.window.len() * 4).clamp(small, large) } else { small };
             let left = self.size.saturating_sub(at);
             let wanted = (next.max(length) as u64).min(left) as usize;
             if wanted < length {
@@ -329,15 +399,11 @@ impl Scanner {
             }
             self.window.resize(wanted, 0);
             self.window_start = at;
-            let read = self.file.read_exact_at(&mut self.window, at);
-            if let Err(error) = read {
+            let read = self.source.read_exact_at(&mut self.window, at, &self.path);
+            if !matches!(read, Ok(true)) {
                 self.window.clear();
-                return Err(match error.kind() {
-                    std::io::ErrorKind::UnexpectedEof => {
-                        self.bad(at, "the file became shorter while it was read")
-                    }
-                    _ => Error::io(&self.path, error),
-                });
+                read?;
+                return Err(self.bad(at, "the file became shorter while it was read"));
             }
         }
         let start = (at - self.window_start) as usize;
@@ -359,9 +425,9 @@ pub fn split_name(name: &str) -> Option<(&str, &str)> {
     (dot > base).then(|| (&name[..dot], &name[dot + 1..]))
 }
 
-/// Scans the headers of a shard and returns its size and header checksum.
-pub fn summarize(path: &Path, job: &Job) -> Result<Summary> {
-    let mut scanner = Scanner::open(path)?;
+/// Scans the headers of a shard and returns its size and header checksum, and the etag of one in a store.
+pub fn summarize(path: &Path, storage: &Storage, job: &Job) -> Result<(Summary, Option<String>)> {
+    let mut scanner = Scanner::open_in(path, storage, Some(job))?;
     let mut number = 0_u64;
     let mut member = Member::default();
     while scanner.next_into(&mut member)? {
@@ -370,12 +436,12 @@ pub fn summarize(path: &Path, job: &Job) -> Result<Summary> {
             job.check()?;
         }
     }
-    Ok(scanner.summary())
+    Ok((scanner.summary(), scanner.etag().map(str::to_owned)))
 }
 
 /// All regular files of a shard, and where its end mark is.
-pub fn members(path: &Path, job: &Job) -> Result<(Vec<Member>, u64)> {
-    let mut scanner = Scanner::open(path)?;
+pub fn members(path: &Path, storage: &Storage, job: &Job) -> Result<(Vec<Member>, u64)> {
+    let mut scanner = Scanner::open_in(path, storage, Some(job))?;
     let mut members = Vec::new();
     while let Some(member) = scanner.next_member()? {
         if members.len() % 4096 == 0 {

@@ -299,13 +299,13 @@ def test_shards_are_named_by_uri_where_they_are_given_so(tmp_path: Path) -> None
         tmp_path / "tagged", [f"file://{texts[0]}"], label_kind="hashtag", hashtags_column=".txt"
     )
     assert tagged.row(0)["names"] == ["tag"]
-    with pytest.raises(wsl.UsageError, match=r"s3://b/a\.tar lies in a store of kind 's3'.*copy the shards"):
-        wsl.build_index(tmp_path / "other", ["s3://b/a.tar"])
+    with pytest.raises(wsl.UsageError, match=r"hf://b/a\.tar lies in a store of kind 'hf'.*copy the shards"):
+        wsl.build_index(tmp_path / "other", ["hf://b/a.tar"])
     assert not (tmp_path / "other").exists()
     config = IndexConfig(shards=f"file://{tmp_path}/data/*.tar")
     assert len(build_one_index(tmp_path / "by-glob", config, Path("/")).index) == 3
-    with pytest.raises(wsl.UsageError, match=r"s3://b/\*\.tar lies in a store of kind 's3'"):
-        build_one_index(tmp_path / "other", IndexConfig(shards="s3://b/*.tar"), tmp_path)
+    with pytest.raises(wsl.UsageError, match=r"hf://b/\*\.tar lies in a store of kind 'hf'"):
+        build_one_index(tmp_path / "other", IndexConfig(shards="hf://b/*.tar"), tmp_path)
 
 
 def test_integer_keys_need_a_format_and_are_written_by_it(tmp_path: Path) -> None:

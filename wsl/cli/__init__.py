@@ -7,13 +7,15 @@ at run time, 2 wrong usage, 3 bad or corrupt data, 130 interrupted. An error is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wsl._core import __version__
+from wsl._core import UsageError, __version__
 from wsl.cli import cluster, data, demo, doctor, hashtags, index, report, selection, study, training
 from wsl.cli.console import print_error
 from wsl.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, exit_code, explain
@@ -43,6 +45,19 @@ def _root(
     ] = False,
 ) -> None:
     context.obj = {"debug": debug}
+    _use_storage_of_workspace()
+
+
+def _use_storage_of_workspace() -> None:
+    """What the workspace that one stands in says of stores holds for commands that need no workspace too."""
+    file = Path(os.environ.get("WSL_WORKSPACE") or ".") / "wsl.yaml"
+    if not file.is_file() or b"storage" not in file.read_bytes():
+        return
+    from wsl.workspace import Workspace
+
+    # A command that needs the workspace says what is wrong with it.
+    with contextlib.suppress(UsageError):
+        Workspace.find()
 
 
 for group in (demo, data, hashtags, index, training, selection, study, report, cluster, doctor):

@@ -26,6 +26,7 @@ from wsl.cli.options import (
     RecordsOption,
     SeparatorOption,
     SpillDirOption,
+    StorageOption,
     SynsetsOption,
     ThreadsOption,
     WordNetOption,
@@ -73,6 +74,7 @@ def stats(
     cluster_dir: ClusterDirOption = None,
     cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count hashtags: how many, how Zipf-like, what the head holds."""
@@ -157,6 +159,7 @@ def build_counts(
     cluster_dir: ClusterDirOption = None,
     cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags of records, or of one part of the files, into a file."""
@@ -231,6 +234,7 @@ def build_vocabulary(
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a vocabulary of records or counts, and say what it covers."""

@@ -19,6 +19,7 @@ from wsl.cli.options import (
     MinCountOption,
     OverwriteOption,
     SpillDirOption,
+    StorageOption,
     SynsetsOption,
     ThreadsOption,
     WordNetOption,
@@ -72,6 +73,7 @@ def build(
     cluster_dir: ClusterDirOption = None,
     cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -128,7 +130,9 @@ def build(
 
 @app.command("info")
 def info(
-    index: Annotated[Path, typer.Argument(help="Folder of an index.")], as_json: JsonOption = False
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is in an index."""
     from wsl.index import Index
@@ -142,7 +146,9 @@ def info(
 
 @app.command("verify")
 def verify(
-    index: Annotated[Path, typer.Argument(help="Folder of an index.")], as_json: JsonOption = False
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    storage_option: StorageOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Read every byte of an index and hold it, and its shards, against the recorded checksums."""
     from wsl.index import Index
@@ -163,6 +169,7 @@ def get(
     by_key: Annotated[
         bool, typer.Option("--key", help="Read SAMPLE as a key even if it is a number.")
     ] = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print one sample, or write its image out."""
@@ -212,6 +219,7 @@ def export(
     index: Annotated[Path, typer.Argument(help="Folder of an index.")],
     out: Annotated[Path, typer.Option(help="Folder for the files (wids: the JSON file).")],
     format: Annotated[str, typer.Option("--format", help="wids, dali or energon.")],
+    storage_option: StorageOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

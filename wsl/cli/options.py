@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+from wsl.sizes import parse_size
 
 
 def parse_bytes(text: str) -> int:
     """``2GiB``, ``512M`` or a plain number as bytes; UsageError for anything else."""
     from wsl._core import UsageError
 
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if found is None:
+    size = parse_size(text)
+    if size is None:
         raise UsageError(f"--memory {text}: expected a size such as 2GiB, 512MiB or a number of bytes")
-    return int(float(found[1]) * UNITS[found[2]])
+    return size
+
+
+def _use_storage_options(options: list[str] | None) -> list[str] | None:
+    """KEY=VALUE texts hold from here on, for this process and those it starts."""
+    from wsl import storage
+    from wsl._core import UsageError
+
+    chosen = {}
+    for option in options or []:
+        key, equals, value = option.partition("=")
+        if not key or not equals:
+            # What is wrong may be a secret, so it is not repeated.
+            raise UsageError("--storage-option: expected KEY=VALUE, such as aws_region=eu-west-1")
+        chosen[key] = value
+    if chosen:
+        storage.use(chosen)
+    return options
 
 
 WorkspaceOption = Annotated[
@@ -64,6 +80,15 @@ WordNetOption = Annotated[
 SynsetsOption = Annotated[
     Path | None,
     typer.Option("--synsets", help="Text file of WNIDs that are chosen before others, one a line."),
+]
+StorageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        callback=_use_storage_options,
+        help="Option of object stores, such as aws_endpoint_url=URL; may be given several times.",
+    ),
 ]
 FlipOption = Annotated[bool, typer.Option(help="Average scores over the image and its mirror image.")]
 TemperatureOption = Annotated[

@@ -16,6 +16,7 @@ from wsl.cli.options import (
     MemoryOption,
     OverwriteOption,
     SpillDirOption,
+    StorageOption,
     TemperatureOption,
     ThreadsOption,
     WorkspaceOption,
@@ -51,7 +52,7 @@ def pseudolabel(
     predictions: Annotated[str | None, typer.Option(help="Glob of predictions; scores nothing.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Teacher; default: the newest teacher.")] = None,
     index: Annotated[Path | None, typer.Option(help="Index to score; default: the unlabelled one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output; default: pseudolabels.parquet.")] = None,
+    out: Annotated[str | None, typer.Option(help="Output; default: pseudolabels.parquet.")] = None,
     state: Annotated[
         Path | None, typer.Option(help="Also save the selection's state, to merge parts.")
     ] = None,
@@ -82,13 +83,14 @@ def pseudolabel(
     cluster_dir: ClusterDirOption = None,
     cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Select pseudo-labels; the teacher scores first where predictions are missing."""
     if context.invoked_subcommand is not None:
         return
-    from wsl import pseudolabels
+    from wsl import pseudolabels, storage
     from wsl._core import UsageError
     from wsl.predictions import ScoringOptions
 
@@ -99,7 +101,7 @@ def pseudolabel(
         )
     _check_plot(plot)
     limit = None if memory is None else parse_bytes(memory)
-    beside = None if out is None else out.with_name(f"{out.name}.parts")
+    beside = None if out is None or storage.is_remote(out) else Path(f"{out}.parts")
     chosen = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
     settings = None if chosen is None else chosen.settings
     request = pseudolabels.SelectionRequest(
@@ -109,7 +111,7 @@ def pseudolabel(
         predictions=predictions,
         checkpoint=checkpoint,
         index=index,
-        out=out,
+        out=None if out is None else _place(out),
         state=state,
         keep=keep,
         scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, cluster=settings),
@@ -132,7 +134,7 @@ def pseudolabel(
 @app.command("merge")
 def merge(
     parts: Annotated[list[Path], typer.Argument(help="States saved with --state.")],
-    out: Annotated[Path, typer.Option(help="File of pseudo-labels to write.")],
+    out: Annotated[str, typer.Option(help="File of pseudo-labels to write.")],
     index: Annotated[Path | None, typer.Option(help="The index that was scored, for the keys.")] = None,
     k: KOption = None,
     p: POption = None,
@@ -140,6 +142,7 @@ def merge(
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Join the states of parts scored apart; the result is the same however the work was split."""
@@ -148,7 +151,7 @@ def merge(
     _check_plot(plot)
     report = pseudolabels.merge_states(
         parts,
-        out,
+        _place(out),
         index,
         k=k,
         p=p,
@@ -158,6 +161,13 @@ def merge(
         warn=_warn,
     )
     _show(report, as_json, plot)
+
+
+def _place(out: str) -> Path | str:
+    """A path, or the URI of an object."""
+    from wsl import storage
+
+    return out if storage.is_remote(out) else Path(out)
 
 
 def _check_plot(plot: Path | None) -> None:

@@ -13,6 +13,7 @@ from wsl.cli.options import (
     FlipOption,
     JsonOption,
     OverwriteOption,
+    StorageOption,
     TemperatureOption,
     WorkspaceOption,
 )
@@ -53,6 +54,7 @@ def train(
         bool, typer.Option("--print-config", help="Print the resolved config as YAML and stop.")
     ] = False,
     overwrite: OverwriteOption = False,
+    storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
 ) -> int:
     """Train a stage: the same program as `deepspeed wsl/train.py`, started for you."""
@@ -89,6 +91,7 @@ def score(
         int | None, typer.Option(min=1, help="Ranks that score; default: one.")
     ] = None,
     cluster: ClusterOption = None,
+    storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -111,6 +114,7 @@ def score(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     index: Annotated[Path, typer.Option(help="Held-out index with class labels.")],
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsl import storage
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import file_groups, merge_tree, size_of, stamp_of
+from wsl.cluster.plan import absolute, file_groups, merge_tree, size_of
 from wsl.cluster.running import Result, connect
 from wsl.config import ClusterConfig
 from wsl.counting import Columns, Memory
@@ -22,9 +23,9 @@ def count_levels(
     limits: dict[str, Any] = {"num_threads": settings.num_cpus, "memory_bytes": memory.limit_bytes}
     limits["spill_dir"] = None if memory.spill_dir is None else os.fspath(memory.spill_dir)
     about = {"hashtags_column": columns.hashtags, "separator": columns.separator}
-    paths = [path if "://" in path else os.path.abspath(path) for path in sources]
+    paths = [absolute(path) for path in sources]
     leaves = [
-        Part("count", number, {"records": {path: stamp_of(path) for path in group}, **about}, (), limits)
+        Part("count", number, {"records": {path: storage.stamp(path) for path in group}, **about}, (), limits)
         for number, group in enumerate(file_groups(paths, settings.group_bytes, size_of))
     ]
     return merge_tree(leaves, "mergecounts", {}, limits)

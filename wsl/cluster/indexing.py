@@ -10,8 +10,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsl import storage
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import file_groups, size_of, stamp_of
+from wsl.cluster.plan import absolute, file_groups, size_of
 from wsl.cluster.running import connect
 from wsl.config import ClusterConfig
 
@@ -20,15 +21,19 @@ HEADERS = 16
 
 
 def scan_shards(
-    shards: Sequence[Path], with_classes: bool, key_scope: str, settings: ClusterConfig, folder: Path
+    shards: Sequence[str | os.PathLike[str]],
+    with_classes: bool,
+    key_scope: str,
+    settings: ClusterConfig,
+    folder: Path,
 ) -> list[Path]:
     """Files of scans of all shards, in their order, for `wsl.build_index`."""
     parts = Parts(folder.absolute())
-    paths = [os.path.abspath(os.fspath(shard).removeprefix("file://")) for shard in shards]
+    paths = [absolute(os.fspath(shard).removeprefix("file://")) for shard in shards]
     limits = {"num_threads": settings.num_cpus}
     about = {"with_classes": with_classes, "key_scope": key_scope}
     level = [
-        Part("scan", number, {"shards": {path: stamp_of(path) for path in group}, **about}, (), limits)
+        Part("scan", number, {"shards": {path: storage.stamp(path) for path in group}, **about}, (), limits)
         for number, group in enumerate(file_groups(paths, HEADERS * settings.group_bytes, size_of))
     ]
     with connect(settings) as cluster:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from wsl import storage
 from wsl.cluster.parts import Part, Parts
 
 FAN_IN = 16
@@ -30,16 +31,15 @@ def file_groups(files: Sequence[str], group_bytes: int, size_of: Callable[[str],
 
 
 def size_of(file: str) -> int:
-    """Bytes of a file; what cannot be asked counts as one group."""
-    return 1 << 62 if "://" in file else os.stat(file).st_size
+    """Bytes of a file or object; what cannot be asked counts as one group."""
+    seen = storage.head(file) if storage.is_remote(file) or "://" not in file else None
+    return 1 << 62 if seen is None else seen.size
 
 
-def stamp_of(file: str) -> list[int]:
-    """What changes when a file does: size and time; nothing for what lies in a store."""
-    if "://" in file:
-        return []
-    found = os.stat(file)
-    return [found.st_size, found.st_mtime_ns]
+def absolute(file: str | os.PathLike[str]) -> str:
+    """A path that holds on every node; URIs pass as they are."""
+    text = os.fspath(file)
+    return text if "://" in text else os.path.abspath(text)
 
 
 def merge_tree(

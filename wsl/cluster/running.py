@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wsl import storage
 from wsl._core import UsageError, WslError, __version__
 from wsl.cluster.parts import Mark, Part, Parts
 from wsl.cluster.plan import missing
@@ -82,8 +83,13 @@ class Result:
         return {"parts": self.num_parts, "made": self.num_made, "kept": self.num_kept}
 
 
-def make_part(folder: str, part: Part) -> Outcome:
-    """Makes one part, on a worker; a finished one is left as it is."""
+def make_part(folder: str, part: Part, stores: str | None) -> Outcome:
+    """Makes one part, on a worker; a finished one is left as it is.
+
+    `stores` says how object stores are reached, as `wsl.storage` hands it to processes that it starts.
+    """
+    if stores is not None:
+        os.environ[storage.ENVIRONMENT] = stores
     from wsl.cluster import tasks
 
     parts = Parts(folder)
@@ -109,9 +115,9 @@ class PartMaker:
         """Answers once the actor is there."""
         return True
 
-    def make_part(self, folder: str, part: Part) -> Outcome:
+    def make_part(self, folder: str, part: Part, stores: str | None) -> Outcome:
         """As `make_part`."""
-        return make_part(folder, part)
+        return make_part(folder, part, stores)
 
 
 def import_ray() -> Any:
@@ -382,6 +388,9 @@ class _Flight:
         self._parts, self._line, self._tally, self._result = parts, line, tally, result
         self._tries: dict[str, int] = {}
 
+    def _given(self, part: Part) -> tuple[str, Part, str | None]:
+        return str(self._parts.folder), part, os.environ.get(storage.ENVIRONMENT)
+
     def by_tasks(self, level: list[Part]) -> None:
         """Makes parts by plain tasks, which Ray itself begins again where a worker or node is lost."""
         options = self._cluster.options() | {"max_retries": TRIES, "scheduling_strategy": "SPREAD"}
@@ -392,7 +401,7 @@ class _Flight:
                 slots = self._cluster.num_slots()
                 while waiting and len(flying) < 2 * slots:
                     part = waiting.popleft()
-                    flying[task.remote(str(self._parts.folder), part)] = part
+                    flying[task.remote(*self._given(part))] = part
                 ready, _ = self._ray.wait(list(flying), num_returns=1, timeout=1.0)
                 for ref in ready:
                     part = flying.pop(ref)
@@ -423,7 +432,7 @@ class _Flight:
                 for actor in sorted(busy, key=lambda one: busy[one]):
                     while waiting and busy[actor] < AT_AN_ACTOR:
                         part = waiting.popleft()
-                        ref = actor.make_part.remote(str(self._parts.folder), part)
+                        ref = actor.make_part.remote(*self._given(part))
                         flying[ref] = (part, actor)
                         busy[actor] += 1
                 ready, _ = self._ray.wait([*flying, *starting], num_returns=1, timeout=1.0)

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wsl import storage
 from wsl._core import UsageError
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import file_groups, merge_tree, size_of, stamp_of
+from wsl.cluster.plan import absolute, file_groups, merge_tree, size_of
 from wsl.cluster.running import Result, connect
 from wsl.config import ClusterConfig
 from wsl.index import Index
@@ -98,12 +99,12 @@ def select(
             "theirs are; select from them on one machine (--cluster none), or class-first"
         )
     limits = _limits(settings, memory)
-    paths = [os.path.abspath(file) for file in files]
+    paths = [absolute(file) for file in files]
     leaves = [
         Part(
             "select",
             number,
-            {"files": {path: stamp_of(path) for path in group}, "columns": list(columns), **selection},
+            {"files": {path: storage.stamp(path) for path in group}, "columns": list(columns), **selection},
             (),
             limits,
         )
@@ -152,7 +153,7 @@ def _limits(settings: ClusterConfig, memory: Mapping[str, Any] | None = None) ->
 
 def _are_ranges(files: Sequence[str]) -> bool:
     """Whether each file says which range of samples it holds, no two of which meet."""
-    known = [read_metadata(Path(file)) for file in files]
+    known = [read_metadata(file if storage.is_remote(file) else Path(file)) for file in files]
     if not all("first_sample" in one for one in known):
         return False
     spans = sorted(span_of(one) for one in known)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsl import _core
+from wsl import _core, storage
 from wsl._core import DataError, UsageError
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import stamp_of
 from wsl.prediction_files import scored_parts
 from wsl.selection import TopK
 from wsl.source import open_stream
@@ -26,14 +25,19 @@ def make(parts: Parts, part: Part) -> None:
         KINDS[part.kind](parts, part, out)
 
 
-def _check_stamps(files: Mapping[str, list[int]]) -> None:
+def _check_stamps(files: Mapping[str, list[Any]]) -> None:
     """Refuses files that are not as they were when the run was planned."""
     for file, stamp in files.items():
-        if stamp_of(file) != stamp:
+        if storage.stamp(file) != stamp:
             raise DataError(
                 f"{file}: the file was changed while the run went on; run the command again when it stays "
                 f"as it is"
             )
+
+
+def _note(parts: Parts, part: Part, out: Path) -> None:
+    """A part of no work, by which the cost of one is measured."""
+    out.write_text(part.arguments["text"], encoding="utf-8")
 
 
 def _count(parts: Parts, part: Part, out: Path) -> None:
@@ -70,6 +74,7 @@ def _scan(parts: Parts, part: Part, out: Path) -> None:
         with_classes=given["with_classes"],
         key_scope=given["key_scope"],
         num_threads=part.limits["num_threads"],
+        storage=storage.core(),
     )
     _check_stamps(given["shards"])
 
@@ -156,6 +161,7 @@ def _merge_states(parts: Parts, part: Part, out: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Parts, Part, Path], Any]] = {
+    "note": _note,
     "count": _count,
     "mergecounts": _merge_counts,
     "scan": _scan,

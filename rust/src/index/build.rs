@@ -39,8 +39,12 @@ use super::scan::{Scan, scan_shard};
 use crate::count::CountOptions;
 use crate::job::Job;
 use crate::spill::Memory;
+use crate::store::{Storage, is_remote};
 use crate::vocabulary::Vocabulary;
 use crate::{Error, Result};
+
+/// Shards in stores that are scanned at once; each holds a window of at most a request.
+const MAX_SCANS: usize = 16;
 
 /// Where the labels of samples come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +81,8 @@ pub struct BuildOptions {
     pub resume_key: Option<String>,
     /// Whether the new shards follow those of the index that is there.
     pub append: bool,
+    /// How shards in stores are reached.
+    pub storage: Storage,
 }
 
 /// An index being built; visible only after [`publish`](Self::publish).
@@ -294,17 +300,19 @@ impl Builder {
     /// `job` advances by shards.
     pub fn add_shards(&mut self, paths: &[(PathBuf, String)], job: &Job) -> Result<()> {
         self.check_stems(paths)?;
-        let pool = self.thread_pool()?;
+        let pool = self.scanning_pool(paths)?;
         let num_threads = pool.current_num_threads();
         let with_classes = self.options.labels == LabelSource::Members;
         let scope = self.options.key_scope;
+        let storage = self.options.storage.clone();
+        let storage = &storage;
         let num_done = self.shards.len() - self.num_shards_kept;
         job.advance(num_done as u64);
         let left = paths.get(num_done..).unwrap_or_default();
         for some in left.chunks(2 * num_threads) {
             let scans: Vec<Result<Scan>> = pool.install(|| {
                 some.par_iter()
-                    .map(|(path, _)| scan_shard(path, with_classes, scope, job))
+                    .map(|(path, _)| scan_shard(path, with_classes, scope, storage, job))
                     .collect()
             });
             for ((_, name), scan) in some.iter().zip(scans) {
@@ -338,6 +346,17 @@ impl Builder {
     /// Shards of this build that are done.
     pub(super) fn num_shards_done(&self) -> usize {
         self.shards.len() - self.num_shards_kept
+    }
+
+    /// Threads that scan; those of shards in stores wait for answers, so more of them are of use.
+    fn scanning_pool(&self, paths: &[(PathBuf, String)]) -> Result<rayon::ThreadPool> {
+        let is_waiting = paths.iter().any(|(path, _)| path.to_str().is_some_and(is_remote));
+        if self.options.num_threads.is_some() || !is_waiting {
+            return self.thread_pool();
+        }
+        let num_threads = self.options.storage.limits().num_requests.min(MAX_SCANS);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
+        pool.map_err(|error| Error::usage(format!("{num_threads} scanning threads: {error}")))
     }
 
     pub(super) fn thread_pool(&self) -> Result<rayon::ThreadPool> {
@@ -395,6 +414,7 @@ impl Builder {
             header_checksum: scan.summary.header_checksum,
             first_sample: first,
             num_samples: self.num_samples - first,
+            etag: scan.etag.clone(),
         });
         Ok(())
     }

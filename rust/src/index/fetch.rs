@@ -1,4 +1,4 @@
-//! Reading images: many at once, neighbours together, from a bounded number of open files.
+//! Reading images: many at once, neighbours together, from a bounded number of open files, or from stores.
 //!
 //! The samples asked for are sorted by place; those that lie close together come with one read. They
 //! come in chunks of a few mebibytes, each read into the same memory, for the caller to copy from.
@@ -6,6 +6,10 @@
 //! What the page cache holds is copied at once. Of the rest the kernel is first told everything that a
 //! chunk lacks, so that the disk works on all of it, and only then is it waited for; once something had
 //! to be waited for, the chunk after is announced as well.
+//!
+//! Shards in stores are asked for by ranges, many at once; there a request costs more than a gap of a
+//! mebibyte, so more is read together. Where whole shards are kept in a local folder
+//! ([`Storage::cached`](crate::store::Storage::cached)), they are fetched into it and read as files.
 //!
 //! Files are read with `pread` and never mapped: a shard that is cut short while it is read is an error
 //! and not the end of the process. Nothing here keeps a thread, and no lock is waited for, so an index
@@ -20,6 +24,7 @@ use super::format::NO_SHARD;
 use super::read::Index;
 use crate::job::Job;
 use crate::shard::{self, BLOCK};
+use crate::store::{Object, Span};
 use crate::{Error, Result};
 
 /// Samples with less between them are read together.
@@ -30,6 +35,8 @@ const MAX_RUN: u64 = 1 << 20;
 const CHUNK: usize = 4 << 20;
 /// Threads that add to the bytes of a chunk.
 const MAX_CHUNKS: usize = 4;
+/// Bytes of a chunk from stores, unless one request is longer.
+const STORED_CHUNK: usize = 64 << 20;
 /// Memory that an index keeps between calls.
 pub(super) const MAX_KEPT: usize = MAX_CHUNKS * CHUNK;
 /// Where one run in so many has to be waited for, the next chunk is announced.
@@ -83,6 +90,8 @@ pub struct Fetch<'a> {
     index: &'a Index,
     wanted: Vec<Wanted<'a>>,
     runs: Vec<Run>,
+    /// The first run from a store; those from files come before.
+    first_stored: usize,
     num_threads: usize,
     /// Runs that are done.
     done: usize,
@@ -130,17 +139,26 @@ impl Index {
                 }
             }
         }
-        wanted.sort_unstable_by_key(|one| (one.shard, one.start));
+        let by_ranges = |one: &Wanted<'_>| self.is_in_store(one.shard) && !self.storage.has_cache();
+        wanted.sort_unstable_by_key(|one| (by_ranges(one), one.shard, one.start));
+        let (local, stored) = wanted.split_at(wanted.partition_point(|one| !by_ranges(one)));
         let mut runs = Vec::with_capacity(wanted.len());
-        let mut first = 0;
-        for some in wanted.chunk_by(together(MAX_RUN)) {
-            let end = some.iter().map(Wanted::end).max().unwrap_or_default();
-            let length = (end - some[0].start) as usize;
-            runs.push(Run { wanted: first..first + some.len(), length });
-            first += some.len();
-        }
-        let bytes = self.scratch.take();
-        Ok(Fetch { index: self, wanted, runs, num_threads, done: 0, is_cold: false, bytes })
+        add_runs(&mut runs, local, 0, together(MAX_GAP, MAX_RUN));
+        let first_stored = runs.len();
+        let limits = self.storage.limits();
+        let near = together(limits.gap_bytes, limits.request_bytes);
+        add_runs(&mut runs, stored, local.len(), near);
+        self.storage.tally().want(stored.iter().map(|one| u64::from(one.size)).sum());
+        Ok(Fetch {
+            index: self,
+            wanted,
+            runs,
+            first_stored,
+            num_threads,
+            done: 0,
+            is_cold: false,
+            bytes: self.scratch.take(),
+        })
     }
 
     fn want(&self, place: usize, ordinal: u64) -> Result<Wanted<'_>> {
@@ -185,9 +203,13 @@ impl Fetch<'_> {
             self.bytes.resize(length, 0);
         }
         let mut bytes = std::mem::take(&mut self.bytes);
-        let waited = self.read(first..next, &mut bytes[..length], job);
+        let done = if first < self.first_stored {
+            self.read(first..next, &mut bytes[..length], job)
+        } else {
+            self.read_stored(first..next, &mut bytes[..length], job).map(|()| false)
+        };
         self.bytes = bytes;
-        self.is_cold |= waited?;
+        self.is_cold |= done?;
         self.done = next;
         let runs = &self.runs[first..next];
         Ok(Some(Chunk { wanted: &self.wanted, runs, bytes: &self.bytes[..length] }))
@@ -195,9 +217,13 @@ impl Fetch<'_> {
 
     /// The run after those that make a chunk with `first`, and their bytes.
     fn chunk_from(&self, first: usize) -> (usize, usize) {
-        let limit = CHUNK * self.num_threads.min(MAX_CHUNKS);
+        let (end, limit) = if first < self.first_stored {
+            (self.first_stored, CHUNK * self.num_threads.min(MAX_CHUNKS))
+        } else {
+            (self.runs.len(), STORED_CHUNK)
+        };
         let (mut next, mut length) = (first, 0);
-        while let Some(run) = self.runs.get(next)
+        while let Some(run) = self.runs[..end].get(next)
             && (next == first || length + run.length <= limit)
         {
             length += run.length;
@@ -227,6 +253,32 @@ impl Fetch<'_> {
         let waited = late.len() * RARE > runs.len();
         self.on_threads(late.into_iter().map(Task::Wait).collect(), job)?;
         Ok(waited)
+    }
+
+    /// Reads some runs out of stores, many at once, one after another into `bytes`.
+    fn read_stored(&self, runs: Range<usize>, mut bytes: &mut [u8], job: &Job) -> Result<()> {
+        let mut requests: Vec<Span> = Vec::with_capacity(runs.len());
+        let mut readings = Vec::with_capacity(runs.len());
+        let mut last = None;
+        for run in &self.runs[runs] {
+            let (own, rest) = bytes.split_at_mut(run.length);
+            bytes = rest;
+            let wanted = &self.wanted[run.wanted.clone()];
+            let first = &wanted[0];
+            let (uri, _, etag) = match last.take() {
+                Some((shard, stored)) if shard == first.shard => stored,
+                _ => self.index.stored(first.shard)?,
+            };
+            let range = first.start..first.start + run.length as u64;
+            requests.push(Span { uri: uri.clone(), range, etag: etag.clone() });
+            readings.push(Reading { wanted, bytes: own });
+            last = Some((first.shard, (uri, 0, etag)));
+        }
+        self.index.storage.read_spans(requests, job, |number, answer| {
+            let reading = &mut readings[number];
+            reading.bytes.copy_from_slice(answer);
+            self.index.check_headers(reading)
+        })
     }
 
     /// Does some tasks on all threads; returns what is yet to be waited for.
@@ -277,8 +329,8 @@ impl Drop for Fetch<'_> {
     }
 }
 
-/// The shard that a thread read last.
-type Last = Option<(u32, Arc<File>)>;
+/// The shard that a thread read last, and its file: none of a shard in a store of which no copy is kept.
+type Last = Option<(u32, Option<Arc<File>>)>;
 
 impl Index {
     /// Does a task; returns a run that the page cache lacks.
@@ -291,12 +343,13 @@ impl Index {
         job.check()?;
         match task {
             Task::Announce(wanted, length) => {
-                let file = self.file_of(&wanted[0], last)?;
-                disk::announce(file, wanted[0].start, length);
+                if let Some(file) = self.file_of(&wanted[0], last, job)? {
+                    disk::announce(file, wanted[0].start, length);
+                }
             }
             Task::Try(reading) => {
                 let first = &reading.wanted[0];
-                let file = self.file_of(first, last)?;
+                let Some(file) = self.file_of(first, last, job)? else { return Ok(Some(reading)) };
                 if !disk::read_cached(file, reading.bytes, first.start) {
                     disk::announce(file, first.start, reading.bytes.len());
                     return Ok(Some(reading));
@@ -304,28 +357,59 @@ impl Index {
                 self.check_headers(&reading)?;
             }
             Task::Wait(reading) => {
-                let first = &reading.wanted[0];
-                let file = self.file_of(first, last)?;
-                disk::read(file, reading.bytes, first.start).map_err(|error| {
-                    if error.kind() != std::io::ErrorKind::UnexpectedEof {
-                        let path = self.shard_path(first.shard);
-                        return path.map_or_else(|error| error, |path| Error::io(path, error));
+                match self.file_of(&reading.wanted[0], last, job)? {
+                    Some(file) => self.wait(file, reading.wanted, reading.bytes)?,
+                    None => {
+                        let first = &reading.wanted[0];
+                        let (uri, _, etag) = self.stored(first.shard)?;
+                        let range = first.start..first.start + reading.bytes.len() as u64;
+                        let answer = self.storage.read_span(Span { uri, range, etag }, job)?;
+                        reading.bytes.copy_from_slice(&answer);
                     }
-                    let last = reading.wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
-                    self.changed(last, "the file ends before its end")
-                })?;
+                }
                 self.check_headers(&reading)?;
             }
         }
         Ok(None)
     }
 
-    fn file_of<'l>(&self, one: &Wanted<'_>, last: &'l mut Last) -> Result<&'l File> {
+    fn wait(&self, file: &File, wanted: &[Wanted<'_>], bytes: &mut [u8]) -> Result<()> {
+        let first = &wanted[0];
+        disk::read(file, bytes, first.start).map_err(|error| {
+            if error.kind() != std::io::ErrorKind::UnexpectedEof {
+                let path = self.shard_path(first.shard);
+                return path.map_or_else(|error| error, |path| Error::io(path, error));
+            }
+            let last = wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
+            self.changed(last, "the file ends before its end")
+        })
+    }
+
+    /// The file of a shard, or of the copy that is kept of one in a store; none where there is no room
+    /// for a copy.
+    fn file_of<'l>(
+        &self,
+        one: &Wanted<'_>,
+        last: &'l mut Last,
+        job: &Job,
+    ) -> Result<Option<&'l File>> {
         let file = match last.take() {
             Some((shard, file)) if shard == one.shard => file,
-            _ => self.open.get(one.shard, || self.shard_path(one.shard))?,
+            _ if self.is_in_store(one.shard) => self.copy_of(one.shard, job)?,
+            _ => Some(self.open.get(one.shard, || self.shard_path(one.shard))?),
         };
-        Ok(&*last.insert((one.shard, file)).1)
+        Ok(last.insert((one.shard, file)).1.as_deref())
+    }
+
+    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<File>>> {
+        let (uri, size, etag) = self.stored(shard)?;
+        let object = match etag {
+            Some(etag) => {
+                Object { uri: uri.to_string(), size, etag: etag.to_string(), modified_ms: 0 }
+            }
+            None => self.storage.seen(&uri, job)?,
+        };
+        Ok(self.storage.cached(&object, job)?.map(Arc::new))
     }
 
     fn check_headers(&self, reading: &Reading<'_, '_>) -> Result<()> {
@@ -356,12 +440,28 @@ impl Index {
     }
 }
 
-/// Whether a sample is read together with the one before it.
-fn together(max_run: u64) -> impl FnMut(&Wanted<'_>, &Wanted<'_>) -> bool {
+/// Adds the runs of some samples, the first of which is number `first` of all that are wanted.
+fn add_runs(
+    runs: &mut Vec<Run>,
+    wanted: &[Wanted<'_>],
+    mut first: usize,
+    together: impl FnMut(&Wanted<'_>, &Wanted<'_>) -> bool,
+) {
+    for some in wanted.chunk_by(together) {
+        let end = some.iter().map(Wanted::end).max().unwrap_or_default();
+        let length = (end - some[0].start) as usize;
+        runs.push(Run { wanted: first..first + some.len(), length });
+        first += some.len();
+    }
+}
+
+/// Whether a sample is read together with the one before it: at most `max_gap` bytes lie between them,
+/// and all that is read together is at most `max_run` long.
+fn together(max_gap: u64, max_run: u64) -> impl FnMut(&Wanted<'_>, &Wanted<'_>) -> bool {
     let mut start = None;
     move |one, other| {
         let from = *start.get_or_insert(one.start);
-        let near = one.shard == other.shard && other.start <= one.end().saturating_add(MAX_GAP);
+        let near = one.shard == other.shard && other.start <= one.end().saturating_add(max_gap);
         let joined = near && other.end() - from <= max_run;
         if !joined {
             start = None;

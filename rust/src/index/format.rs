@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! manifest.json        format version, counts, parts with rows, sizes and checksums, fingerprint
-//! shards.arrow         one row a shard: path, size, header_checksum, first_sample, num_samples
+//! shards.arrow         one row a shard: path, size, header_checksum, first_sample, num_samples, and
+//!                      etag where shards lie in a store
 //! part-00000.arrow     one row a sample: key, shard, offset, size, labels
 //! keys.idx             one u64 a sample, sorted: the upper bits of its key's hash, and its ordinal
 //! vocabulary.parquet   the labels; absent where the index has none
@@ -248,15 +249,17 @@ pub fn part_schema() -> SchemaRef {
     ]))
 }
 
-/// The columns of `shards.arrow`.
-pub fn shards_schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![
+/// The columns of `shards.arrow`; `etag` is there where a shard lies in a store.
+pub fn shards_schema(with_etags: bool) -> SchemaRef {
+    let mut fields = vec![
         Field::new("path", DataType::Utf8, false),
         Field::new("size", DataType::UInt64, false),
         Field::new("header_checksum", DataType::UInt64, false),
         Field::new("first_sample", DataType::UInt64, false),
         Field::new("num_samples", DataType::UInt64, false),
-    ]))
+    ];
+    fields.extend(with_etags.then(|| Field::new("etag", DataType::Utf8, true)));
+    Arc::new(Schema::new(fields))
 }
 
 /// Writes `batches` as an Arrow IPC file named `name` in `folder`, whole or not at all.

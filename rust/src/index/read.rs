@@ -5,8 +5,9 @@
 //! was replaced after indexing is an error and never another image.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use arrow_array::Array;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_ipc::reader::FileReader;
@@ -22,10 +23,13 @@ use super::map::Map;
 use super::part::{self, Part, Row};
 use crate::job::Job;
 use crate::shard;
+use crate::store::{Report, Storage, is_remote};
 use crate::{Error, Result};
 
 /// How often an index is opened again that is replaced meanwhile.
 const MAX_TRIES: usize = 5;
+/// Shards in stores that are verified at once.
+const MAX_SCANS: usize = 16;
 
 /// One row of `shards.arrow`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,9 @@ pub struct Shard {
     pub first_sample: u64,
     /// Its samples.
     pub num_samples: u64,
+    /// The etag that it had when it was indexed, where it lies in a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 /// An index over tar shards.
@@ -52,6 +59,11 @@ pub struct Index {
     starts: Vec<u64>,
     shards: Vec<Shard>,
     shard_root: PathBuf,
+    /// Whether the shards lie elsewhere than when the index was built.
+    is_moved: bool,
+    /// Which shards lie in a store; empty where none does.
+    in_store: Vec<bool>,
+    pub(super) storage: Storage,
     keys: KeyFile,
     dropped: Vec<Dropped>,
     pub(super) open: OpenFiles,
@@ -65,7 +77,29 @@ impl Index {
     ///
     /// Where the index is replaced or appended to meanwhile, the new one is opened.
     pub fn open(folder: impl AsRef<Path>, shard_root: Option<&Path>) -> Result<Self> {
-        let folder = folder.as_ref();
+        Self::open_in(folder, shard_root, &Storage::default())
+    }
+
+    /// The same, with shards in stores reached through `storage`.
+    pub fn open_in(
+        folder: impl AsRef<Path>,
+        shard_root: Option<&Path>,
+        storage: &Storage,
+    ) -> Result<Self> {
+        let mut index = Self::open_newest(folder.as_ref(), shard_root)?;
+        index.storage = storage.apart();
+        let in_store: Vec<bool> = (0..index.shards.len() as u32)
+            .map(|number| {
+                index.shard_path(number).is_ok_and(|path| path.to_str().is_some_and(is_remote))
+            })
+            .collect();
+        if in_store.contains(&true) {
+            index.in_store = in_store;
+        }
+        Ok(index)
+    }
+
+    fn open_newest(folder: &Path, shard_root: Option<&Path>) -> Result<Self> {
         let mut manifest = Manifest::read(folder)?;
         for _ in 1..MAX_TRIES {
             let error = match Self::of_manifest(folder, manifest.clone(), shard_root) {
@@ -102,6 +136,7 @@ impl Index {
             }
             None => Vec::new(),
         };
+        let is_moved = shard_root.is_some();
         let shard_root = match shard_root {
             Some(root) => root.to_path_buf(),
             None => folder.join(&manifest.shard_root),
@@ -113,6 +148,9 @@ impl Index {
             starts,
             shards,
             shard_root,
+            is_moved,
+            in_store: Vec::new(),
+            storage: Storage::default(),
             keys,
             dropped,
             open: OpenFiles::default(),
@@ -281,12 +319,42 @@ impl Index {
         match shard.path.split_once("://") {
             None => Ok(self.shard_root.join(&shard.path)),
             Some(("file", path)) => Ok(PathBuf::from(path)),
+            // Shards of a store that were moved lie in one folder.
+            Some((_, path)) if self.is_moved => {
+                Ok(self.shard_root.join(path.rsplit('/').next().unwrap_or(path)))
+            }
+            Some(_) if is_remote(&shard.path) => Ok(PathBuf::from(&shard.path)),
             Some((scheme, _)) => Err(Error::usage(format!(
-                "the shard {} lies in a store of kind {scheme:?}, which is not read yet; copy the shards \
-                 to a local folder and name it (shard_root)",
+                "the shard {} lies in a store of kind {scheme:?}, which is not read; copy the shards \
+                 to a local folder or another store and name it (shard_root)",
                 shard.path
             ))),
         }
+    }
+
+    /// Whether a shard lies in a store.
+    #[inline]
+    pub(super) fn is_in_store(&self, shard: u32) -> bool {
+        self.in_store.get(shard as usize).is_some_and(|&is| is)
+    }
+
+    /// Whether any shard lies in a store.
+    pub fn has_stored_shards(&self) -> bool {
+        !self.in_store.is_empty()
+    }
+
+    /// A shard in a store as it was when it was indexed; its etag is known where it was not moved.
+    pub(super) fn stored(&self, shard: u32) -> Result<(Arc<str>, u64, Option<Arc<str>>)> {
+        let path = self.shard_path(shard)?;
+        let uri: Arc<str> = path.to_string_lossy().into();
+        let shard = &self.shards[shard as usize];
+        let etag = shard.etag.as_deref().filter(|_| !self.is_moved);
+        Ok((uri, shard.size, etag.map(Arc::from)))
+    }
+
+    /// What reading shards in stores took since the index was opened.
+    pub fn read_report(&self) -> Report {
+        self.storage.tally().report()
     }
 
     /// Reads every byte of the index and the headers of every shard and holds them against what was
@@ -313,23 +381,47 @@ impl Index {
                 self.folder.display()
             )));
         }
-        (0..self.shards.len()).into_par_iter().try_for_each(|number| {
-            let path = self.shard_path(number as u32)?;
-            let shard = &self.shards[number];
-            let found = shard::summarize(&path, job)?;
-            job.advance(found.size);
-            if (found.size, found.header_checksum) != (shard.size, shard.header_checksum) {
-                return Err(Error::data(format!(
-                    "{}: expected the {} bytes that were indexed, found {} bytes{}; build the index \
-                     again",
-                    path.display(),
-                    shard.size,
-                    found.size,
-                    if found.size == shard.size { " with other tar headers" } else { "" }
-                )));
-            }
-            Ok(())
-        })
+        self.verify_shards(job)
+    }
+
+    fn verify_shards(&self, job: &Job) -> Result<()> {
+        let verify_all = || {
+            let numbers = (0..self.shards.len() as u32).into_par_iter();
+            numbers.try_for_each(|number| self.verify_shard(number, job))
+        };
+        if self.in_store.is_empty() {
+            return verify_all();
+        }
+        // Shards in stores wait for answers.
+        let num_threads = self.storage.limits().num_requests.min(MAX_SCANS);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
+        pool.map_err(|error| Error::usage(format!("{num_threads} threads: {error}")))?
+            .install(verify_all)
+    }
+
+    fn verify_shard(&self, number: u32, job: &Job) -> Result<()> {
+        let path = self.shard_path(number)?;
+        let shard = &self.shards[number as usize];
+        let (found, etag) = shard::summarize(&path, &self.storage, job)?;
+        job.advance(found.size);
+        let is_replaced =
+            !self.is_moved && shard.etag.is_some() && etag.is_some() && shard.etag != etag;
+        if is_replaced || (found.size, found.header_checksum) != (shard.size, shard.header_checksum)
+        {
+            let differs = match (found.size == shard.size, is_replaced) {
+                (false, _) => "",
+                (true, true) => " that were written anew",
+                (true, false) => " with other tar headers",
+            };
+            return Err(Error::data(format!(
+                "{}: expected the {} bytes that were indexed, found {} bytes{differs}; build the index \
+                 again",
+                path.display(),
+                shard.size,
+                found.size,
+            )));
+        }
+        Ok(())
     }
 
     fn verify_rows(&self, part: &Part, job: &Job) -> Result<()> {
@@ -381,7 +473,8 @@ fn read_shards(folder: &Path, manifest: &Manifest) -> Result<Vec<Shard>> {
     let bad =
         |what: &str| Error::data(format!("{}: {what}; build the index again", path.display()));
     let reader = FileReader::try_new(std::io::Cursor::new(&map[..]), None)?;
-    if reader.schema().fields() != shards_schema().fields() {
+    let with_etags = reader.schema().fields().len() > 5;
+    if reader.schema().fields() != shards_schema(with_etags).fields() {
         return Err(bad("its columns are not those of a table of shards"));
     }
     let mut shards = Vec::new();
@@ -390,6 +483,7 @@ fn read_shards(folder: &Path, manifest: &Manifest) -> Result<Vec<Shard>> {
         let paths = batch.column(0).as_string::<i32>();
         let number =
             |column: usize, row| batch.column(column).as_primitive::<UInt64Type>().value(row);
+        let etags = with_etags.then(|| batch.column(5).as_string::<i32>());
         for row in 0..batch.num_rows() {
             shards.push(Shard {
                 path: paths.value(row).to_owned(),
@@ -397,6 +491,9 @@ fn read_shards(folder: &Path, manifest: &Manifest) -> Result<Vec<Shard>> {
                 header_checksum: number(2, row),
                 first_sample: number(3, row),
                 num_samples: number(4, row),
+                etag: etags
+                    .filter(|etags| etags.is_valid(row))
+                    .map(|etags| etags.value(row).to_owned()),
             });
         }
     }

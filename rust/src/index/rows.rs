@@ -100,12 +100,18 @@ pub(super) fn shards_batch(shards: &[Shard]) -> Result<RecordBatch> {
     let numbers = |number: fn(&Shard) -> u64| -> ArrayRef {
         Arc::new(UInt64Array::from(shards.iter().map(number).collect::<Vec<_>>()))
     };
-    let columns: Vec<ArrayRef> = vec![
+    let mut columns: Vec<ArrayRef> = vec![
         Arc::new(paths.finish()),
         numbers(|shard| shard.size),
         numbers(|shard| shard.header_checksum),
         numbers(|shard| shard.first_sample),
         numbers(|shard| shard.num_samples),
     ];
-    Ok(RecordBatch::try_new(shards_schema(), columns)?)
+    let with_etags = shards.iter().any(|shard| shard.etag.is_some());
+    if with_etags {
+        let mut etags = StringBuilder::new();
+        shards.iter().for_each(|shard| etags.append_option(shard.etag.as_deref()));
+        columns.push(Arc::new(etags.finish()));
+    }
+    Ok(RecordBatch::try_new(shards_schema(with_etags), columns)?)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::format::KeyScope;
 use crate::job::Job;
 use crate::shard::{IMAGE_EXTENSIONS, Member, Scanner, Summary, split_name};
+use crate::store::Storage;
 use crate::{Error, Result};
 
 /// Longer `.cls` members are refused.
@@ -29,6 +30,8 @@ pub(super) struct Scan {
     /// What was passed over, by cause.
     pub(super) left_out: BTreeMap<Cow<'static, str>, u64>,
     pub(super) summary: Summary,
+    /// Of a shard in a store.
+    pub(super) etag: Option<String>,
 }
 
 impl Scan {
@@ -69,9 +72,10 @@ pub(super) fn scan_shard(
     path: &Path,
     with_classes: bool,
     scope: KeyScope,
+    storage: &Storage,
     job: &Job,
 ) -> Result<Scan> {
-    let mut scanner = Scanner::open(path)?;
+    let mut scanner = Scanner::open_in(path, storage, Some(job))?;
     let mut samples = Samples::default();
     let mut member = Member::default();
     let mut number = 0_u64;
@@ -116,10 +120,11 @@ pub(super) fn scan_shard(
         }
     }
     let Samples { keys, key_ends, places, classes, left_out, .. } = samples;
-    Ok(Scan { keys, key_ends, places, classes, left_out, summary: scanner.summary() })
+    let (summary, etag) = (scanner.summary(), scanner.etag().map(str::to_owned));
+    Ok(Scan { keys, key_ends, places, classes, left_out, summary, etag })
 }
 
-fn read_class(path: &Path, scanner: &mut Scanner, member: &Member) -> Result<u32> {
+fn read_class(path: &Path, scanner: &mut Scanner<'_>, member: &Member) -> Result<u32> {
     let content = scanner.content(member, MAX_CLASS_BYTES)?;
     let class = std::str::from_utf8(&content).ok().and_then(|text| text.trim().parse().ok());
     class.filter(|&class| class <= MAX_CLASS).ok_or_else(|| {

@@ -16,6 +16,7 @@ use super::format::KeyScope;
 use super::scan::{Scan, scan_shard};
 use crate::job::Job;
 use crate::publish::Unpublished;
+use crate::store::Storage;
 use crate::{Error, Result};
 
 /// Scans shards into the file `out`, which appears whole; `with_classes` reads their `.cls` members.
@@ -25,6 +26,7 @@ pub fn save_scans(
     with_classes: bool,
     scope: KeyScope,
     num_threads: usize,
+    storage: &Storage,
     job: &Job,
 ) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
@@ -32,7 +34,9 @@ pub fn save_scans(
     let mut file = Unpublished::create(out)?;
     for some in shards.chunks(2 * pool.current_num_threads()) {
         let scans: Vec<Result<Scan>> = pool.install(|| {
-            some.par_iter().map(|path| scan_shard(path, with_classes, scope, job)).collect()
+            some.par_iter()
+                .map(|path| scan_shard(path, with_classes, scope, storage, job))
+                .collect()
         });
         for scan in scans {
             let mut line = serde_json::to_vec(&scan?).map_err(|error| damaged(out, &error))?;

@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 
 use super::arrow::{Batches, Table, import_stream};
 use super::call::long_call;
+use super::storage::{self, Storage};
 use crate::count::{CountOptions, HashtagCounts as Counts, Ranked};
 use crate::hashtag::{Rejection, Scratch, normalize};
 use crate::members::{MemberOptions, MemberRecords};
@@ -23,18 +24,22 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// The records held in the `.json` or `.txt` members of shards: columns of keys and of hashtags.
 #[pyfunction]
-#[pyo3(signature = (shards, *, key_column, hashtags_column, separator=None, shard_column=None))]
+#[pyo3(signature = (
+    shards, *, key_column, hashtags_column, separator=None, shard_column=None, storage=None
+))]
 fn member_records(
     shards: Vec<PathBuf>,
     key_column: String,
     hashtags_column: String,
     separator: Option<String>,
     shard_column: Option<String>,
+    storage: Option<PyRef<'_, Storage>>,
 ) -> PyResult<Table> {
+    let storage = storage::given(storage);
     let options = MemberOptions { hashtags: hashtags_column, key_column, separator, shard_column };
     let schema = MemberRecords::schema(&options);
-    MemberRecords::new(Vec::new(), options.clone())?;
-    let open = move || match MemberRecords::new(shards.clone(), options.clone()) {
+    MemberRecords::new(Vec::new(), options.clone(), storage.clone())?;
+    let open = move || match MemberRecords::new(shards.clone(), options.clone(), storage.clone()) {
         Ok(records) => Box::new(records) as Batches,
         Err(error) => Box::new(std::iter::once(Err(error))),
     };

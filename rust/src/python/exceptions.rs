@@ -27,6 +27,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Usage(message) => UsageError::new_err(message),
             Error::Data(message) => DataError::new_err(message),
+            Error::Store { uri, errno, message } => PyOSError::new_err((errno, message, uri)),
             Error::Cancelled => PyKeyboardInterrupt::new_err(()),
             Error::Io { path, source } => match source.raw_os_error() {
                 // Three arguments make Python choose FileNotFoundError and its like by the number.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use pyo3::buffer::PyBuffer;
@@ -12,6 +13,7 @@ use super::arrow::import_stream;
 use super::buffer;
 use super::call::long_call;
 use super::exceptions::UsageError;
+use super::storage::{self, Storage};
 use super::vocabulary::Vocabulary;
 use crate::count::CountOptions;
 use crate::index::format::{KeyScope, LabelKind};
@@ -43,15 +45,21 @@ type Members<'a> = Vec<(Cow<'a, [u8]>, u64, u64, u64)>;
 
 /// Name, first header, offset and size of each regular file of a shard; where the end mark is.
 #[pyfunction]
-fn scan_shard(py: Python<'_>, path: PathBuf) -> PyResult<(Members<'_>, u64)> {
-    let (members, end) = long_call(py, None, |job| crate::shard::members(&path, job))?;
+#[pyo3(signature = (path, *, storage=None))]
+fn scan_shard<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    storage: Option<PyRef<'_, Storage>>,
+) -> PyResult<(Members<'py>, u64)> {
+    let storage = storage::given(storage);
+    let (members, end) = long_call(py, None, |job| crate::shard::members(&path, &storage, job))?;
     let row = |m: crate::shard::Member| (Cow::Owned(m.name), m.start, m.offset, m.size);
     Ok((members.into_iter().map(row).collect(), end))
 }
 
 /// Scans shards into a file for `IndexBuilder.add_scanned`.
 #[pyfunction]
-#[pyo3(signature = (shards, out, *, with_classes, key_scope="global", num_threads=1, progress=None))]
+#[pyo3(signature = (shards, out, *, with_classes, key_scope="global", num_threads=1, storage=None, progress=None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
 fn save_scans(
     py: Python<'_>,
@@ -60,11 +68,12 @@ fn save_scans(
     with_classes: bool,
     key_scope: &str,
     num_threads: usize,
+    storage: Option<PyRef<'_, Storage>>,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let scope = KeyScope::parse(key_scope)?;
+    let (scope, storage) = (KeyScope::parse(key_scope)?, storage::given(storage));
     long_call(py, progress, |job| {
-        crate::index::save_scans(&shards, &out, with_classes, scope, num_threads, job)
+        crate::index::save_scans(&shards, &out, with_classes, scope, num_threads, &storage, job)
     })
 }
 
@@ -87,7 +96,7 @@ impl IndexBuilder {
     #[new]
     #[pyo3(signature = (
         folder, labels, *, key_scope="global", num_threads=None, include=None, exclude=None, limits=None,
-        memory_bytes=None, spill_dir=None, part_rows=1_048_576, resume_key=None, append=false
+        memory_bytes=None, spill_dir=None, part_rows=1_048_576, resume_key=None, append=false, storage=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
     fn new(
@@ -104,6 +113,7 @@ impl IndexBuilder {
         part_rows: usize,
         resume_key: Option<String>,
         append: bool,
+        storage: Option<PyRef<'_, Storage>>,
     ) -> PyResult<Self> {
         let labels = match labels {
             "none" => LabelSource::None,
@@ -126,6 +136,7 @@ impl IndexBuilder {
             part_rows,
             resume_key,
             append,
+            storage: storage::given(storage),
         };
         Ok(Self { inner: Some(long_call(py, None, |_| Builder::new(folder, options))?) })
     }
@@ -271,9 +282,20 @@ type Labels<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 impl Index {
     /// Opens the index in `folder`.
     #[staticmethod]
-    #[pyo3(signature = (folder, *, shard_root=None))]
-    fn open(py: Python<'_>, folder: PathBuf, shard_root: Option<PathBuf>) -> PyResult<Self> {
-        Ok(Self { inner: long_call(py, None, |_| Mapped::open(folder, shard_root.as_deref()))? })
+    #[pyo3(signature = (folder, *, shard_root=None, storage=None))]
+    fn open(
+        py: Python<'_>,
+        folder: PathBuf,
+        shard_root: Option<PathBuf>,
+        storage: Option<PyRef<'_, Storage>>,
+    ) -> PyResult<Self> {
+        let (root, storage) = (shard_root.as_deref(), storage::given(storage));
+        Ok(Self { inner: long_call(py, None, |_| Mapped::open_in(folder, root, &storage))? })
+    }
+
+    /// Requests to stores since it was opened, repeated ones, bytes asked for and bytes that came.
+    fn read_report(&self) -> (u64, u64, u64, u64) {
+        storage::numbers(self.inner.read_report())
     }
 
     fn __len__(&self) -> usize {
@@ -295,9 +317,18 @@ impl Index {
     }
 
     /// Key, path of the shard, offset and size of a sample.
-    fn row(&self, ordinal: u64) -> PyResult<(String, PathBuf, u64, u32)> {
+    fn row(&self, ordinal: u64) -> PyResult<(String, OsString, u64, u32)> {
         let row = self.inner.row(ordinal)?;
-        Ok((row.key.to_owned(), self.inner.shard_path(row.shard)?, row.offset, row.size))
+        // A path object would take a slash from a URI.
+        let path = self.inner.shard_path(row.shard)?.into_os_string();
+        Ok((row.key.to_owned(), path, row.offset, row.size))
+    }
+
+    /// Where each shard lies.
+    fn shard_paths(&self) -> PyResult<Vec<OsString>> {
+        let numbers = 0..self.inner.shards().len() as u32;
+        let place = |number| Ok(self.inner.shard_path(number)?.into_os_string());
+        Ok(numbers.map(place).collect::<crate::Result<_>>()?)
     }
 
     /// The keys of samples (int64 ordinals).
@@ -328,7 +359,8 @@ impl Index {
         let empty = PyBytes::new(py, b"");
         let mut images = vec![empty; ordinals.len()];
         // A batch takes well under a tenth of a second; a thread for it would cost more than the read.
-        let is_quick = progress.is_none() && ordinals.len() <= 4096;
+        let is_quick =
+            progress.is_none() && ordinals.len() <= 4096 && !self.inner.has_stored_shards();
         loop {
             let chunk = if is_quick {
                 py.detach(|| fetch.next_chunk(&Job::new()))?

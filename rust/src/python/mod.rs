@@ -12,6 +12,7 @@ mod exceptions;
 mod index;
 mod selection;
 mod spill;
+mod storage;
 mod vocabulary;
 
 use pyo3::prelude::*;
@@ -27,5 +28,6 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     epoch::register(module)?;
     selection::register(module)?;
     spill::register(module)?;
+    storage::register(module)?;
     vocabulary::register(module)
 }

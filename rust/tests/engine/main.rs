@@ -6,4 +6,6 @@ mod count;
 mod hashtag;
 mod selection;
 mod shard;
+#[cfg(feature = "cloud")]
+mod store;
 mod vocabulary;

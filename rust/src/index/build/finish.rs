@@ -9,7 +9,7 @@ use super::{Builder, LabelSource};
 use crate::index::dropped::next_name;
 use crate::index::format::{
     self, FORMAT, FORMAT_VERSION, FileEntry, KeyScope, LabelKind, MANIFEST, Manifest, entry_of,
-    shards_schema, write_table,
+    write_table,
 };
 use crate::index::journal::JOURNAL;
 use crate::index::keys::{self, AllParts};
@@ -43,8 +43,9 @@ impl Builder {
         let unused_key = self.label_scans(job)?.or(unused_key);
         let old = self.old.clone();
         let name = next_name("shards", "arrow", old.as_ref().map(|old| &old.shards));
-        let batch = shards_batch(&self.shards);
-        let shards = write_table(&self.folder, &name, &shards_schema(), [batch])?;
+        let batch = shards_batch(&self.shards)?;
+        let schema = batch.schema();
+        let shards = write_table(&self.folder, &name, &schema, [Ok(batch)])?;
         let keys = self.write_keys(old.as_ref(), job)?;
         self.refuse_shares(unused_key.as_deref())?;
         let vocabulary_file = vocabulary.map(|(labels, file)| {
