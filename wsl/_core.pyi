@@ -85,6 +85,14 @@ class HashtagCounts:
         num_threads: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
+    def update_parquet(
+        self,
+        files: list[str | PathLike[str]],
+        *,
+        hashtags_column: str,
+        num_threads: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> bool: ...
     def merge(self, other: HashtagCounts) -> None: ...
     def save(self, path: str | PathLike[str]) -> None: ...
     @staticmethod
@@ -200,6 +208,15 @@ class IndexBuilder:
         key_format: str | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
+    def index_parquet(
+        self,
+        files: list[str | PathLike[str]],
+        *,
+        key_column: str,
+        hashtags_column: str,
+        vocabulary: Vocabulary,
+        progress: Callable[[int], object] | None = None,
+    ) -> bool: ...
     def add_shards(
         self,
         paths: list[tuple[str | PathLike[str], str]],

@@ -14,14 +14,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from wsl import _core, storage
 from wsl._core import UsageError
 from wsl.hashtags import count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index
 from wsl.locking import locked
-from wsl.source import find_files, open_records
+from wsl.source import find_files, open_records, plain_parquet
 from wsl.vocabulary import Vocabulary
 
 STAGED = "building.parquet"
@@ -148,6 +148,8 @@ def build_index(
             storage=storage.core(),
         )
 
+        # What is counted here is written at once, so that a killed build need not count again.
+        is_written = label_kind == "hashtag" and not isinstance(vocabulary, Vocabulary)
         if label_kind == "hashtag":
             limits_of_counting = _Limits(memory_bytes, spill_dir, num_threads)
             count = functools.partial(_count, records, columns, min_count, max_labels, limits_of_counting)
@@ -164,6 +166,8 @@ def build_index(
             highest = builder.highest_class or 0
             vocabulary = Vocabulary.of_classes(class_names or [str(n) for n in range(highest + 1)])
         assert vocabulary is None or isinstance(vocabulary, Vocabulary)
+        if label_kind is not None and vocabulary is not None and known is None and not is_written:
+            vocabulary.write(folder / STAGED)
         _publish(builder, folder, known, label_kind, vocabulary, root, provenance)
         return Index.open(folder)
 
@@ -256,8 +260,6 @@ def _publish(
     """Makes the index visible; one that is added to keeps its vocabulary's file."""
     if label_kind is None:
         vocabulary = None
-    if vocabulary is not None and known is None:
-        vocabulary.write(folder / STAGED)
     builder.publish(
         None if vocabulary is None else vocabulary.core,
         vocabulary_file=STAGED if known is None else VOCABULARY,
@@ -296,6 +298,16 @@ def _add_records(
     joined: bool,
     progress: Callable[[int], object] | None,
 ) -> None:
+    others = joined or columns.separator is not None or columns.key_format is not None
+    files = [] if others else plain_parquet(records)
+    if files and builder.index_parquet(
+        cast("list[str | os.PathLike[str]]", files),
+        key_column=columns.key_column,
+        hashtags_column=columns.hashtags_column,
+        vocabulary=vocabulary.core,
+        progress=progress,
+    ):
+        return
     shard_column = None
     if key_scope == "shard":
         shard_column = columns.shard_column or SHARD

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
 from wsl import _core
-from wsl.source import open_records
+from wsl.source import open_records, plain_parquet
 
 HEADS = (1, 10, 100, 1000)
 COVERAGES = (0.5, 0.8, 0.9)
@@ -126,6 +126,14 @@ def count_hashtags(
     Raises UsageError for an unknown column and DataError for files that cannot be read.
     """
     counts = HashtagCounts(_core.HashtagCounts(memory_bytes=memory_bytes, spill_dir=spill_dir))
+    files = [] if separator is not None or storage_options else plain_parquet(source)
+    if files and counts.core.update_parquet(
+        cast("list[str | os.PathLike[str]]", files),
+        hashtags_column=hashtags_column,
+        num_threads=num_threads,
+        progress=progress,
+    ):
+        return counts
     records = open_records(
         source, hashtags_column=hashtags_column, separator=separator, storage_options=storage_options
     )

@@ -176,10 +176,14 @@ def scan(
     return pl.scan_csv(files, separator=separator, infer_schema=False, **options)
 
 
+def _are_beside_shards(files: list[str]) -> bool:
+    return all("://" not in file and Path(file).with_suffix(".tar").is_file() for file in files)
+
+
 def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
     """img2dataset's tables say of every row whether its image is in the tar beside."""
     in_store = all(storage.is_remote(file) for file in files)
-    if not in_store and not all(Path(file).with_suffix(".tar").is_file() for file in files):
+    if not in_store and not _are_beside_shards(files):
         return frame
     try:
         has_status = "status" in frame.collect_schema()
@@ -189,6 +193,15 @@ def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
         # One question for all: they were written together.
         has_status = _core.HAS_STORES and storage.exists(os.path.splitext(files[0])[0] + ".tar")
     return frame.filter(pl.col("status") == "success") if has_status else frame
+
+
+def plain_parquet(source: object) -> list[str]:
+    """The files of `source` where it names local Parquet files and every row of them counts, else none."""
+    if not isinstance(source, (str, os.PathLike, list, tuple)):
+        return []
+    files = find_files(source)
+    has_url = any("://" in file for file in files)
+    return [] if has_url or kind_of(files) != "parquet" or _are_beside_shards(files) else files
 
 
 def expected_rows(source: object) -> int | None:

@@ -13,7 +13,10 @@
 //!
 //! [`merge`]: HashtagCounts::merge
 
+mod dictionary;
+mod feed;
 mod file;
+mod hot;
 mod local;
 mod ranked;
 mod run;
@@ -22,6 +25,7 @@ mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use arrow_array::RecordBatch;
 use arrow_schema::ArrowError;
@@ -29,8 +33,10 @@ use rayon::prelude::*;
 
 use crate::hashtag::{Tag, TagColumn, Tally};
 use crate::job::Job;
+use crate::parquet::ParquetTags;
 use crate::spill::Memory;
 use crate::{Error, Result};
+use feed::Feed;
 use local::Local;
 use ranked::{BYTES_PER_TAG, Ranker};
 pub use ranked::{Ranked, RankedIter};
@@ -74,6 +80,28 @@ pub struct HashtagCounts {
     multiplicities: Option<Arc<BTreeMap<u64, u64>>>,
 }
 
+/// The threads of one update.
+struct Workers {
+    pool: rayon::ThreadPool,
+    locals: Vec<Local>,
+    /// What they leave to the table.
+    table_memory: usize,
+}
+
+impl Workers {
+    fn new(options: &CountOptions, memory: &Memory) -> Result<Self> {
+        let num_threads = options.threads()?;
+        let local_memory = (memory.bytes() / 4 / num_threads).min(LOCAL_MEMORY);
+        let table_memory = memory.bytes().saturating_sub(local_memory * num_threads);
+        let local = |_| Local::new(options.separator.as_deref(), local_memory);
+        let locals = (0..num_threads).map(local).collect::<Result<_>>()?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
+        let pool =
+            pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
+        Ok(Self { pool, locals, table_memory })
+    }
+}
+
 /// A segment for each partition.
 type Run = Vec<Segment>;
 
@@ -105,6 +133,23 @@ impl HashtagCounts {
         options: &CountOptions,
         job: &Job,
     ) -> Result<()> {
+        self.add(|added| added.count(batches, options, job))
+    }
+
+    /// Adds the records of Parquet files; `job` advances by records.
+    ///
+    /// When it fails, the counts are as before the call.
+    pub fn update_parquet(
+        &mut self,
+        tags: &ParquetTags,
+        options: &CountOptions,
+        job: &Job,
+    ) -> Result<()> {
+        self.add(|added| added.count_parquet(tags, options, job))
+    }
+
+    /// Adds what `count` puts into counts of nothing.
+    fn add(&mut self, count: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let mut memory = self.memory.clone();
         if let Some(limit) = memory.limit {
             if self.table_memory() > limit / 2 {
@@ -114,7 +159,7 @@ impl HashtagCounts {
             memory.limit = Some(limit - self.table_memory());
         }
         let mut added = Self::new(memory);
-        added.count(batches, options, job)?;
+        count(&mut added)?;
         if self.tally == Tally::default() {
             added.memory = self.memory.clone();
             *self = added;
@@ -129,16 +174,8 @@ impl HashtagCounts {
         options: &CountOptions,
         job: &Job,
     ) -> Result<()> {
-        let num_threads = options.threads()?;
-        let local_memory = (self.memory.bytes() / 4 / num_threads).min(LOCAL_MEMORY);
-        let table_memory = self.memory.bytes().saturating_sub(local_memory * num_threads);
-        let mut locals = (0..num_threads)
-            .map(|_| Local::new(options.separator.as_deref(), local_memory))
-            .collect::<Result<Vec<_>>>()?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(num_threads)
-            .build()
-            .map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
+        let Workers { pool, mut locals, table_memory } = Workers::new(options, &self.memory)?;
+        let num_threads = locals.len();
         for batch in batches {
             let batch = batch?;
             let column = tag_column(&batch, options)?;
@@ -158,7 +195,33 @@ impl HashtagCounts {
             }
         }
         pool.install(|| self.take_in(&mut locals, table_memory))?;
-        for local in &locals {
+        self.take_tallies(&locals)
+    }
+
+    fn count_parquet(
+        &mut self,
+        tags: &ParquetTags,
+        options: &CountOptions,
+        job: &Job,
+    ) -> Result<()> {
+        let Workers { pool, mut locals, table_memory } = Workers::new(options, &self.memory)?;
+        let next = AtomicUsize::new(0);
+        let mut feeds: Vec<Feed<'_>> = locals.iter().map(|_| Feed::new(tags, &next)).collect();
+        loop {
+            let ended = pool.install(|| {
+                let fed = locals.par_iter_mut().zip(&mut feeds);
+                fed.map(|(local, feed)| feed.fill(local, job)).collect::<Result<Vec<bool>>>()
+            })?;
+            pool.install(|| self.take_in(&mut locals, table_memory))?;
+            if ended.into_iter().all(|ended| ended) {
+                return self.take_tallies(&locals);
+            }
+        }
+    }
+
+    /// Adds the books of the threads, which must balance.
+    fn take_tallies(&mut self, locals: &[Local]) -> Result<()> {
+        for local in locals {
             self.tally.add(&local.tally);
             local.sizes.iter().for_each(|(size, records)| self.sizes.add(size, records));
         }

@@ -21,6 +21,7 @@ pub mod index;
 pub mod job;
 pub mod members;
 pub mod noise;
+pub mod parquet;
 pub mod publish;
 pub mod resample;
 pub mod selection;

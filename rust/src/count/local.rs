@@ -7,153 +7,23 @@
 //! processor's first-level cache.
 
 use crate::Result;
-use crate::hashtag::{
-    Block, FEW, Gathered, Key, Other, RecordReader, TagColumn, Tally, VIEW_INLINE,
-};
+use crate::hashtag::{Block, FEW, Gathered, Key, Other, RecordReader, Rejection, TagColumn, Tally};
 use crate::job::Job;
+use crate::parquet::Numbers;
 
 use super::Sizes;
+use super::dictionary::Dictionary;
+use super::hot::{HotLongTags, HotTags};
 use super::waiting::{Arrivals, Waiting};
 
 /// Rows between two looks at the [`Job`].
 const ROWS_PER_CHECK: usize = 4096;
 
 /// Rows whose hot tags are counted before the others are looked at.
-const BLOCK_ROWS: usize = 64;
-
-/// Hot tags of a thread; with 32 bytes each they fit a processor's second-level cache.
-const HOT_SLOTS: usize = 16384;
-
-/// The most credit; what was common once gives way in bounded time.
-const MOST_CREDIT: u32 = 1 << 16;
+pub(super) const BLOCK_ROWS: usize = 64;
 
 /// Tags that are brought to the hot ones together.
 const BATCH: usize = 256;
-
-/// One in so many of the tags that are not hot challenges the hot one of its place: that tells what is
-/// common well enough.
-const CHALLENGERS: usize = 16;
-
-#[derive(Debug, Clone, Copy)]
-struct Hot {
-    key: Key,
-    count: u32,
-    /// The count at the last challenge.
-    counted: u32,
-    /// How often the tag was seen, beyond how often others were that belong to its place.
-    credit: u32,
-    /// The row of the [`HotTags`] in which the tag was seen last.
-    row: u32,
-}
-
-impl Hot {
-    fn new(key: Key, count: u32) -> Self {
-        Self { key, count, counted: 0, credit: 0, row: 0 }
-    }
-
-    /// Whether the tag keeps its place, given that another came for it.
-    fn holds(&mut self) -> bool {
-        let credit = self.credit.saturating_add(self.count - self.counted).min(MOST_CREDIT);
-        self.counted = self.count;
-        self.credit = credit.saturating_sub(CHALLENGERS as u32);
-        credit >= CHALLENGERS as u32
-    }
-}
-
-/// The tags that a thread keeps close: each in the one place that its key gives it. No long tag is
-/// among them.
-#[derive(Debug)]
-struct HotTags {
-    slots: Vec<Hot>,
-    bits: u32,
-    /// Rows counted by [`count_views`](Self::count_views) since the slots' rows were reset.
-    num_rows: u32,
-    /// Tags that were not hot since the last one that challenged.
-    num_others: usize,
-}
-
-impl HotTags {
-    fn new(memory: usize) -> Self {
-        let bits = (memory / size_of::<Hot>()).clamp(64, HOT_SLOTS).ilog2();
-        Self { slots: vec![Hot::new(Key::NONE, 0); 1 << bits], bits, num_rows: 0, num_others: 0 }
-    }
-
-    /// Counts those texts of a block that are hot tags in normal form, each once in its record, and
-    /// lays the others down in `others`, whose number it returns with the number of duplicates.
-    ///
-    /// There is no branch on which is which, nor on where records end, for that is anybody's guess: a 1
-    /// in `begins` tells it. A text that merely stands for a hot tag is among the others.
-    #[inline]
-    fn count_views(
-        &mut self,
-        views: &[u128],
-        begins: &[u8],
-        num_kept: &mut [u8; BLOCK_ROWS],
-        others: &mut [Other],
-    ) -> (usize, usize) {
-        if self.num_rows > u32::MAX - BLOCK_ROWS as u32 {
-            self.slots.iter_mut().for_each(|slot| slot.row = 0);
-            self.num_rows = 0;
-        }
-        let first_row = self.num_rows + 1;
-        self.num_rows += BLOCK_ROWS as u32;
-        let Self { slots, bits, .. } = self;
-        let (mut row, mut num_others, mut num_duplicates) = (0, 0, 0);
-        for (place, (&view, &begins)) in views.iter().zip(begins).enumerate() {
-            row += usize::from(begins);
-            let stamp = first_row + row as u32;
-            let key = Key::of_view(view);
-            let slot = &mut slots[key.place(*bits)];
-            let is_hot = slot.key.equals(key) & (view as u32 as usize <= VIEW_INLINE);
-            let is_new = is_hot & (slot.row != stamp);
-            slot.count += u32::from(is_new);
-            slot.row = if is_hot { stamp } else { slot.row };
-            num_kept[row % BLOCK_ROWS] += u8::from(is_new);
-            num_duplicates += usize::from(is_hot & !is_new);
-            others[num_others] = Other::new(row, place);
-            num_others += usize::from(!is_hot);
-        }
-        (num_others, num_duplicates)
-    }
-
-    /// Counts the hot ones of a batch and lays the others down in `others`; returns how many.
-    fn count(
-        &mut self,
-        batch: &[(u64, Key)],
-        others: &mut [(u64, Key)],
-        mut gone: impl FnMut(Key, u32),
-    ) -> usize {
-        let mut num_others = 0;
-        for &(hash, key) in batch {
-            let slot = &mut self.slots[key.place(self.bits)];
-            if slot.key.equals(key) {
-                slot.count += 1;
-                continue;
-            }
-            self.num_others += 1;
-            if self.num_others >= CHALLENGERS && !key.is_long() {
-                self.num_others = 0;
-                if !slot.holds() {
-                    gone(slot.key, slot.count);
-                    *slot = Hot::new(key, 1);
-                    continue;
-                }
-            }
-            others[num_others] = (hash, key);
-            num_others += 1;
-        }
-        num_others
-    }
-
-    /// Tells all counts and begins again from 0; the places stay who they were.
-    fn hand_over(&mut self, mut gone: impl FnMut(Key, u32)) {
-        for slot in &mut self.slots {
-            slot.credit = slot.credit.saturating_add(slot.count - slot.counted).min(MOST_CREDIT);
-            gone(slot.key, std::mem::take(&mut slot.count));
-            slot.counted = 0;
-        }
-    }
-}
 
 /// What the work on a block of records needs.
 #[derive(Debug)]
@@ -218,6 +88,35 @@ impl Local {
         })
     }
 
+    /// A dictionary whose entries are the texts of the one record of a column.
+    pub(super) fn dictionary(&mut self, entries: &TagColumn) -> Dictionary {
+        Dictionary::new(entries, &mut self.reader)
+    }
+
+    /// Counts records by the numbers of their dictionary entries.
+    pub(super) fn count_numbers(&mut self, dictionary: &mut Dictionary, records: &Numbers) {
+        dictionary.count(records, &mut self.tally, &mut self.sizes);
+        self.reader.note_texts(records.num_texts());
+    }
+
+    /// Lets the counts of a dictionary wait, until too much does; whether all wait.
+    pub(super) fn hand_over_dictionary(&mut self, dictionary: &mut Dictionary) -> bool {
+        let is_done = dictionary.hand_over(&mut self.cache.waiting);
+        self.cache.is_full |= self.cache.waiting.is_full();
+        is_done
+    }
+
+    /// Counts nulls in lists.
+    pub(super) fn note_nulls(&mut self, number: u64) {
+        self.tally.rejected[Rejection::Null as usize] += number;
+        self.reader.note_texts(number);
+    }
+
+    /// Whether rows are left of those that it took on.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.rows.is_empty()
+    }
+
     /// Takes on some rows of the next column.
     pub(super) fn take(&mut self, rows: std::ops::Range<usize>) {
         self.rows = rows;
@@ -255,7 +154,10 @@ impl Local {
         };
         bench.lay_out(rows.len(), views.len());
         let Bench { starts, num_kept, begins, others, .. } = &mut **bench;
-        let (num_others, num_duplicates) = cache.hot.count_views(views, begins, num_kept, others);
+        let (num_others, short) = cache.hot.count_views(views, begins, num_kept, others);
+        let (num_others, long) =
+            cache.hot_long.count_views(column, views, num_kept, &mut others[..num_others]);
+        let num_duplicates = short + long;
         tally.num_duplicates += num_duplicates as u64;
         let block = Block { views, starts: &starts[..rows.len()] };
         reader.note(&block, views.len() - num_others - num_duplicates, tally);
@@ -295,6 +197,7 @@ impl Local {
 #[derive(Debug)]
 struct Cache {
     hot: HotTags,
+    hot_long: HotLongTags,
     waiting: Waiting,
     /// The tags of a batch that are not hot.
     others: Vec<(u64, Key)>,
@@ -307,6 +210,7 @@ impl Cache {
     fn new(memory: usize) -> Self {
         Self {
             hot: HotTags::new(memory / 4),
+            hot_long: HotLongTags::new(memory / 8),
             waiting: Waiting::new(memory / 2),
             others: vec![(0, Key::default()); BATCH],
             is_full: false,
@@ -316,14 +220,17 @@ impl Cache {
 
     /// Counts the hot tags of a batch and lets the others wait.
     fn count(&mut self, batch: Gathered<'_>) {
-        let Self { hot, waiting, others, .. } = self;
+        let Self { hot, hot_long, waiting, others, .. } = self;
         for some in batch.tags.chunks(BATCH) {
-            let num_others = hot.count(some, others, |key, count| waiting.push_counted(key, count));
+            let num_others = hot.count(some, others, |tag, count| waiting.push_counted(tag, count));
             for &(hash, key) in &others[..num_others] {
-                if key.is_long() {
-                    waiting.push_long(hash, key, batch.bytes);
-                } else {
+                if !key.is_long() {
                     waiting.push(hash, key);
+                    continue;
+                }
+                let tag = key.hashed_tag(hash, batch.bytes).unstored();
+                if !hot_long.count(&tag, |tag, count| waiting.push_counted(tag, count)) {
+                    waiting.push_long(&tag);
                 }
             }
         }
@@ -337,8 +244,9 @@ impl Cache {
     }
 
     fn hand_over(&mut self) {
-        let Self { hot, waiting, .. } = self;
-        hot.hand_over(|key, count| waiting.push_counted(key, count));
+        let Self { hot, hot_long, waiting, .. } = self;
+        hot.hand_over(|tag, count| waiting.push_counted(tag, count));
+        hot_long.hand_over(|tag, count| waiting.push_counted(tag, count));
     }
 
     fn clear(&mut self) {

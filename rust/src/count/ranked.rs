@@ -83,7 +83,7 @@ impl RankedIter {
         if let Content::Table { rows, arena } = &self.ranked.content {
             let Some(&(key, count)) = rows.get(self.place) else { return Ok(false) };
             self.place += 1;
-            each(key.tag(arena).text(&mut [0; 16]), count);
+            each(key.hashed_tag(0, arena).text(&mut [0; 16]), count);
             return Ok(true);
         }
         let Some(merge) = &mut self.merge else { return Ok(false) };

@@ -4,7 +4,7 @@
 //! stretch of it: each stretch has a row of its own here, so that the table takes a row in within a few
 //! lines of memory that are near by then.
 
-use crate::hashtag::Key;
+use crate::hashtag::{Key, Tag};
 
 /// Parts of a table.
 pub(super) const PARTITIONS: usize = 1 << PARTITION_BITS;
@@ -35,7 +35,7 @@ pub(super) struct Waiting {
     capacity: usize,
     lens: Vec<u32>,
     num_keys: usize,
-    /// Hot tags with their counts, and what a row cannot hold.
+    /// Tags with their counts, and what a row cannot hold.
     counted: Vec<Vec<(Key, u64)>>,
     num_counted: usize,
     /// The bytes of long tags.
@@ -115,19 +115,18 @@ impl Waiting {
         self.num_keys += 1;
     }
 
-    pub(super) fn push_long(&mut self, hash: u64, key: Key, bytes: &[u8]) {
-        let tag = key.hashed_tag(hash, bytes);
+    pub(super) fn push_long(&mut self, tag: &Tag<'_>) {
         self.num_bytes += tag.long().len();
-        let key = tag.stored(&mut self.bytes[partition_of(hash)]);
-        self.push(hash, key);
+        let key = tag.stored(&mut self.bytes[partition_of(tag.hash())]);
+        self.push(tag.hash(), key);
     }
 
-    pub(super) fn push_counted(&mut self, key: Key, count: u32) {
-        if count > 0 {
-            let partition = partition_of(key.tag(&[]).hash());
-            self.counted[partition].push((key, u64::from(count)));
-            self.num_counted += 1;
-        }
+    pub(super) fn push_counted(&mut self, tag: &Tag<'_>, count: u32) {
+        let partition = partition_of(tag.hash());
+        self.num_bytes += tag.long().len();
+        let key = tag.stored(&mut self.bytes[partition]);
+        self.counted[partition].push((key, u64::from(count)));
+        self.num_counted += 1;
     }
 
     /// Whether the rows are as good as full: three quarters, for they do not fill alike.

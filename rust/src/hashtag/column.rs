@@ -5,10 +5,10 @@ use std::ops::Range;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{ByteArrayType, ByteViewType};
 use arrow_array::{Array, ArrayRef, GenericByteArray, GenericByteViewArray, OffsetSizeTrait};
-use arrow_buffer::NullBuffer;
+use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow_schema::DataType;
 
-use super::{FEW, INLINE, VIEW_INLINE};
+use super::{FEW, INLINE, Key, Tag, VIEW_INLINE};
 use crate::{Error, Result};
 
 /// A column of text in any of Arrow's layouts, read as bytes: nothing is assumed to be UTF-8.
@@ -24,7 +24,7 @@ enum Texts {
 #[derive(Debug, Clone)]
 struct Offsets<O: arrow_buffer::ArrowNativeType> {
     offsets: arrow_buffer::ScalarBuffer<O>,
-    data: arrow_buffer::Buffer,
+    data: Buffer,
     nulls: Option<NullBuffer>,
 }
 
@@ -59,7 +59,7 @@ impl<O: OffsetSizeTrait> Offsets<O> {
 #[derive(Debug, Clone)]
 struct Views {
     views: arrow_buffer::ScalarBuffer<u128>,
-    buffers: Vec<arrow_buffer::Buffer>,
+    buffers: Vec<Buffer>,
     nulls: Option<NullBuffer>,
 }
 
@@ -134,6 +134,14 @@ impl<'a> Raw<'a> {
         }
     }
 
+    /// The bytes of a short text, zero behind it, and its length.
+    pub(super) fn short(&self) -> Option<(u128, usize)> {
+        match *self {
+            Self::Short(bits, length) => Some((bits & !(u128::MAX << (8 * length)), length)),
+            _ => None,
+        }
+    }
+
     #[inline]
     fn of(data: &'a [u8], start: usize, end: usize) -> Self {
         let length = end.wrapping_sub(start);
@@ -203,8 +211,8 @@ impl Texts {
 #[derive(Debug, Clone)]
 enum Rows {
     Text,
-    Small(arrow_buffer::OffsetBuffer<i32>),
-    Large(arrow_buffer::OffsetBuffer<i64>),
+    Small(OffsetBuffer<i32>),
+    Large(OffsetBuffer<i64>),
     View { starts: Vec<usize>, sizes: Vec<usize> },
     Fixed(usize),
     Nulls,
@@ -259,6 +267,36 @@ impl TagColumn {
         Ok(Self { rows, nulls: array.nulls().cloned(), texts, len: array.len() })
     }
 
+    /// A column of texts that are views into `data`: those of the first record begin at the first of
+    /// `starts`, and so on; at the last one those of the last record end. They ascend.
+    pub(crate) fn of_views(starts: Vec<i32>, views: Vec<u128>, data: Buffer) -> Self {
+        let views = Views { views: views.into(), buffers: vec![data], nulls: None };
+        let none = Self { rows: Rows::Nulls, nulls: None, texts: Texts::View(views), len: 0 };
+        none.with_starts(starts)
+    }
+
+    /// The same texts with other records.
+    pub(crate) fn with_starts(self, starts: Vec<i32>) -> Self {
+        let len = starts.len().saturating_sub(1);
+        Self { rows: Rows::Small(OffsetBuffer::new(starts.into())), nulls: None, len, ..self }
+    }
+
+    /// One record whose texts lie in `bytes` and end where `ends` says.
+    pub(crate) fn of_one_record(bytes: Vec<u8>, ends: Vec<i64>) -> Self {
+        let rows = Rows::Fixed(ends.len());
+        let offsets: Vec<i64> = std::iter::once(0).chain(ends).collect();
+        let texts = Offsets { offsets: offsets.into(), data: Buffer::from_vec(bytes), nulls: None };
+        Self { rows, nulls: None, texts: Texts::Large(texts), len: 1 }
+    }
+
+    /// The memory of the views, to be used again; empty where others use it too.
+    pub(crate) fn into_views(self) -> Vec<u128> {
+        match self.texts {
+            Texts::View(views) => views.views.into_inner().into_vec().unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Number of records.
     pub fn len(&self) -> usize {
         self.len
@@ -295,6 +333,38 @@ impl TagColumn {
         texts.views.get(range?)
     }
 
+    /// The key of the tag that a text is, if it is a tag in normal form and a view that holds itself; else
+    /// the key of no tag, or of one that the text does not stand for.
+    #[inline(always)]
+    pub(crate) fn key(&self, text: usize) -> Key {
+        match &self.texts {
+            Texts::View(texts) => match texts.views.get(text) {
+                Some(&view) if view as u32 as usize <= VIEW_INLINE => Key::of_view(view),
+                _ => Key::NONE,
+            },
+            _ => Key::NONE,
+        }
+    }
+
+    /// The tag of a text of plain characters, that needs no more than lower case.
+    #[inline(always)]
+    pub(crate) fn plain(&self, text: usize) -> Option<Tag<'_>> {
+        match self.raw(text) {
+            Raw::Null => None,
+            Raw::Short(bits, length) => Tag::plain(bits, length),
+            Raw::Long(text) => Tag::plain_long(text),
+        }
+    }
+
+    /// A text that is a view, where it is too long for a key.
+    #[inline(always)]
+    pub(crate) fn long_text(&self, view: u128) -> Option<&[u8]> {
+        match &self.texts {
+            Texts::View(texts) if view as u32 as usize > INLINE => texts.outside(view),
+            _ => None,
+        }
+    }
+
     /// A text that is a view.
     #[inline]
     pub(super) fn view(&self, view: u128) -> Raw<'_> {
@@ -305,13 +375,13 @@ impl TagColumn {
     }
 
     /// The bytes of a text.
-    pub(super) fn text(&self, text: usize) -> Option<&[u8]> {
+    pub(crate) fn text(&self, text: usize) -> Option<&[u8]> {
         self.texts.get(text)
     }
 
     /// The texts of a record.
     #[inline(always)]
-    pub(super) fn range(&self, row: usize) -> Range<usize> {
+    pub(crate) fn range(&self, row: usize) -> Range<usize> {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
             return 0..0;
         }

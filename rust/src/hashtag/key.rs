@@ -57,9 +57,21 @@ impl Key {
         (mixed.wrapping_mul(SEEDS[0]) >> (64 - bits)) as usize
     }
 
+    /// The same for 16 bytes of any meaning.
+    #[inline(always)]
+    pub(crate) fn place_of(bits: u128, place_bits: u32) -> usize {
+        Self { low: bits as u64, high: (bits >> 64) as u64 }.place(place_bits)
+    }
+
     #[inline]
     pub(crate) fn is_long(self) -> bool {
         self.high >= LONG
+    }
+
+    /// Bytes of a long tag.
+    #[inline]
+    pub(crate) fn long_len(self) -> usize {
+        usize::from((self.high >> 48) as u8)
     }
 
     /// Whether the keys are the same, found without a branch.
@@ -79,15 +91,15 @@ impl Key {
 
     fn long_bytes(self, arena: &[u8]) -> &[u8] {
         let start = self.low as usize;
-        let length = (self.high >> 48) as u8;
-        arena.get(start..start + usize::from(length)).unwrap_or_default()
+        arena.get(start..start + self.long_len()).unwrap_or_default()
     }
 
     /// The order of the tags' bytes; long tags lie in `arena`.
     #[inline]
     pub(crate) fn compare(self, other: Self, arena: &[u8]) -> std::cmp::Ordering {
         if self.is_long() || other.is_long() {
-            let (a, b) = (self.tag(arena), other.tag(arena));
+            // Their hashes do not matter.
+            let (a, b) = (self.hashed_tag(0, arena), other.hashed_tag(0, arena));
             return a.bytes(&mut [0; 16]).cmp(b.bytes(&mut [0; 16]));
         }
         // No tag holds a zero byte, so the padding sorts a tag before those that begin with it.
@@ -231,6 +243,19 @@ impl<'a> Tag<'a> {
     #[inline]
     pub(crate) fn is_view(&self, view: u128) -> bool {
         view as u32 as usize <= VIEW_INLINE && self.key.equals(Key::of_view(view))
+    }
+
+    /// The tag as it was before it was stored: the key of a long one says nothing of where it lies.
+    #[inline]
+    pub(crate) fn unstored(self) -> Self {
+        let low = if self.is_long() { 0 } else { self.key.low };
+        Self { key: Key { low, ..self.key }, ..self }
+    }
+
+    /// Its key; that of a long tag says where its bytes lie only once it is stored.
+    #[inline]
+    pub(crate) fn key(&self) -> Key {
+        self.key
     }
 
     /// Its hash.

@@ -16,8 +16,48 @@ pub(crate) const FEW: usize = 24;
 pub struct RecordReader {
     separator: Option<String>,
     scratch: Scratch,
+    forms: Forms,
     record: Record,
     num_tags_in: u64,
+}
+
+/// Short texts that are not plain, as bits of how many are remembered.
+const FORM_BITS: u32 = 12;
+
+/// The normal forms of short texts that are not plain: what is seen once is seen again.
+#[derive(Debug, Default)]
+struct Forms {
+    /// A text and its length, the hash and the key of its tag; nothing before the first.
+    slots: Vec<(u128, u64, Key)>,
+}
+
+impl Forms {
+    /// The tag of a text; that of a short one is remembered where it is short too.
+    fn find<'a>(
+        &mut self,
+        raw: &Raw<'a>,
+        scratch: &'a mut Scratch,
+        buffer: &'a mut [u8; 16],
+    ) -> std::result::Result<Tag<'a>, Rejection> {
+        let Some((bits, length)) = raw.short() else {
+            return normalize(raw.bytes(buffer), scratch).map(Tag::new);
+        };
+        let text = bits | (length as u128) << 120;
+        let place = Key::place_of(text, FORM_BITS);
+        if let Some(&(known, hash, key)) = self.slots.get(place)
+            && known == text
+        {
+            return Ok(key.hashed_tag(hash, &[]));
+        }
+        let tag = Tag::new(normalize(raw.bytes(buffer), scratch)?);
+        if !tag.is_long() {
+            if self.slots.is_empty() {
+                self.slots.resize(1 << FORM_BITS, (u128::MAX, 0, Key::NONE));
+            }
+            self.slots[place] = (text, tag.hash(), tag.key());
+        }
+        Ok(tag)
+    }
 }
 
 /// The distinct tags of the records read and not yet forgotten.
@@ -124,12 +164,12 @@ impl Other {
     }
 
     #[inline(always)]
-    fn row(self) -> usize {
+    pub(crate) fn row(self) -> usize {
         (self.0 & 0xff) as usize
     }
 
     #[inline(always)]
-    fn place(self) -> usize {
+    pub(crate) fn place(self) -> usize {
         (self.0 >> 8) as usize
     }
 }
@@ -201,7 +241,7 @@ impl RecordReader {
         tally: &mut Tally,
         num_kept: &mut [u8],
     ) {
-        let Self { record, scratch, .. } = self;
+        let Self { record, scratch, forms, .. } = self;
         record.begin();
         let mut row = 0;
         let first = record.tags.len();
@@ -214,9 +254,9 @@ impl RecordReader {
             let before = record.tags.len();
             let mut buffer = [0; 16];
             let view = block.views[other.place()];
-            match tag_of(column.view(view), scratch, &mut buffer) {
-                Ok(tag) if tag.is_long() || tag.is_view(view) => keep(record, &tag, tally),
-                Ok(tag) => keep_unless_among(record, block.views_of(row), &tag, tally),
+            match tag_of(column.view(view), forms, scratch, &mut buffer) {
+                Ok(tag) if is_text(column, view, &tag) => keep(record, &tag, tally),
+                Ok(tag) => keep_unless_among(record, column, block.views_of(row), &tag, tally),
                 Err(cause) => tally.reject(cause),
             }
             num_kept[row] += (record.tags.len() - before) as u8;
@@ -229,6 +269,21 @@ impl RecordReader {
         self.num_tags_in += block.views.len() as u64;
         tally.num_records += block.starts.len() as u64;
         tally.num_hashtags += num_kept as u64;
+    }
+
+    /// The normal form of a text of a column; what else its record has is not looked at.
+    pub(crate) fn normal_form<'a>(
+        &'a mut self,
+        column: &'a TagColumn,
+        text: usize,
+        buffer: &'a mut [u8; 16],
+    ) -> std::result::Result<Tag<'a>, Rejection> {
+        tag_of(column.raw(text), &mut self.forms, &mut self.scratch, buffer)
+    }
+
+    /// Notes texts that were counted elsewhere.
+    pub(crate) fn note_texts(&mut self, number: u64) {
+        self.num_tags_in += number;
     }
 
     /// What [`gather`](Self::gather) laid down.
@@ -245,10 +300,10 @@ impl RecordReader {
     fn take_list(&mut self, column: &TagColumn, row: usize, tally: &mut Tally) {
         let texts = column.range(row);
         self.num_tags_in += texts.len() as u64;
-        let Self { record, scratch, .. } = self;
+        let Self { record, scratch, forms, .. } = self;
         for index in texts {
             let mut buffer = [0; 16];
-            match tag_of(column.raw(index), scratch, &mut buffer) {
+            match tag_of(column.raw(index), forms, scratch, &mut buffer) {
                 Ok(tag) => keep(record, &tag, tally),
                 Err(cause) => tally.reject(cause),
             }
@@ -263,7 +318,7 @@ impl RecordReader {
     /// Splits a text. Pieces between white space are never empty; between separators they can be,
     /// and are rejected then, except that an empty text has no pieces.
     fn split(&mut self, text: &[u8], tally: &mut Tally) {
-        let Self { separator, scratch, record, num_tags_in } = self;
+        let Self { separator, scratch, record, num_tags_in, .. } = self;
         if let Some(separator) = separator {
             if text.is_empty() {
                 return;
@@ -295,6 +350,7 @@ impl RecordReader {
 #[inline(always)]
 fn tag_of<'a>(
     raw: Raw<'a>,
+    forms: &mut Forms,
     scratch: &'a mut Scratch,
     buffer: &'a mut [u8; 16],
 ) -> std::result::Result<Tag<'a>, Rejection> {
@@ -303,7 +359,7 @@ fn tag_of<'a>(
         Raw::Short(bits, length) => Tag::plain(bits, length),
         Raw::Long(text) => Tag::plain_long(text),
     };
-    plain.map_or_else(|| normalize(raw.bytes(buffer), scratch).map(Tag::new), Ok)
+    plain.map_or_else(|| forms.find(&raw, scratch, buffer), Ok)
 }
 
 #[inline(always)]
@@ -313,9 +369,28 @@ fn keep(record: &mut Record, tag: &Tag<'_>, tally: &mut Tally) {
     }
 }
 
+/// Whether a text is the tag in normal form.
+#[inline(always)]
+fn is_text(column: &TagColumn, view: u128, tag: &Tag<'_>) -> bool {
+    if tag.is_long() {
+        // Mostly the very same bytes.
+        column
+            .long_text(view)
+            .is_some_and(|text| std::ptr::eq(text, tag.long()) || text == tag.long())
+    } else {
+        tag.is_view(view)
+    }
+}
+
 /// Keeps a tag, unless a text of its record is the tag in normal form.
-fn keep_unless_among(record: &mut Record, views: &[u128], tag: &Tag<'_>, tally: &mut Tally) {
-    if views.iter().any(|&view| tag.is_view(view)) {
+fn keep_unless_among(
+    record: &mut Record,
+    column: &TagColumn,
+    views: &[u128],
+    tag: &Tag<'_>,
+    tally: &mut Tally,
+) {
+    if views.iter().any(|&view| is_text(column, view, tag)) {
         tally.num_duplicates += 1;
     } else {
         keep(record, tag, tally);

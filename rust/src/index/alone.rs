@@ -9,10 +9,12 @@ use arrow_schema::ArrowError;
 
 use super::build::Builder;
 use super::encode::BatchEncoder;
+use super::group::GroupEncoder;
 use super::records::{Columns, Keys};
 use crate::Result;
 use crate::count::CountOptions;
 use crate::job::Job;
+use crate::parquet::ParquetRecords;
 use crate::vocabulary::Vocabulary;
 
 impl Builder {
@@ -40,11 +42,39 @@ impl Builder {
             number += batch.num_rows();
             job.advance(batch.num_rows() as u64);
         }
+        self.note_records(number, encoder.num_unknown());
+        Ok(())
+    }
+
+    /// The same with the records of Parquet files.
+    pub fn index_parquet(
+        &mut self,
+        records: &ParquetRecords,
+        vocabulary: &Vocabulary,
+        job: &Job,
+    ) -> Result<()> {
+        let mut encoder = GroupEncoder::new(self.thread_pool()?, records, vocabulary)?;
+        let (mut number, num_done) = (0, self.num_records_done());
+        loop {
+            let groups = encoder.next_groups(job)?;
+            if groups.is_empty() {
+                break;
+            }
+            for group in groups {
+                self.push_group(number, &group, num_done.saturating_sub(number))?;
+                number += group.len();
+                job.advance(group.len() as u64);
+            }
+        }
+        self.note_records(number, encoder.num_unknown());
+        Ok(())
+    }
+
+    fn note_records(&mut self, number: usize, num_unknown: u64) {
         let fresh = [
             ("records".to_owned(), number as u64),
-            ("hashtags_outside_the_vocabulary".to_owned(), encoder.num_unknown()),
+            ("hashtags_outside_the_vocabulary".to_owned(), num_unknown),
         ];
         self.set_counts(fresh.into(), false);
-        Ok(())
     }
 }

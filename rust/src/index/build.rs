@@ -30,6 +30,7 @@ use self::lists::Lists;
 use super::dropped::Dropped;
 use super::encode::BatchEncoder;
 use super::format::{FileEntry, KeyScope, Manifest, NO_SHARD, PART_ROWS, part_schema, write_table};
+use super::group::Group;
 use super::journal::{Head, Journal, Kind, Step};
 use super::part::Part;
 use super::read::{Index, Shard};
@@ -434,6 +435,30 @@ impl Builder {
         } else {
             Ok(())
         }
+    }
+
+    /// Adds the records of a group from `row` on, the first of which is the record `number`.
+    pub(super) fn push_group(&mut self, number: usize, group: &Group, row: usize) -> Result<()> {
+        if !self.lists.is_empty() {
+            return (row..group.len()).try_for_each(|row| {
+                let (key, labels) = group.row(row);
+                self.push_record(number + row, key, labels)
+            });
+        }
+        let mut row = row;
+        while row < group.len() {
+            let end = group.len().min(row + self.options.part_rows - self.rows.len());
+            let num_empty = self.rows.push_group(group, row..end);
+            if num_empty > 0 {
+                *self.count("samples_without_labels") += num_empty;
+            }
+            self.num_samples += (end - row) as u64;
+            row = end;
+            if self.rows.len() == self.options.part_rows {
+                self.write_rows(number + row, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Records alone that a killed build has taken.

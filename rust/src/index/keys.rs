@@ -22,6 +22,13 @@ use crate::{Error, Result};
 
 const HEADER: usize = 16;
 
+/// Up to so many samples entries are sorted as they are written, without the lower bits of the hash:
+/// only a few thousand of these then have the same upper bits by chance.
+const MOST_PACKED: u64 = 1 << 26;
+
+/// Entries are brought near their places by so many of their upper bits, and then sorted there.
+const BUCKET_BITS: u32 = 11;
+
 /// Bits of an entry that hold an ordinal below `num_samples`.
 fn ordinal_bits(num_samples: u64) -> u32 {
     (u64::BITS - num_samples.saturating_sub(1).leading_zeros()).max(1)
@@ -144,7 +151,24 @@ pub(super) fn write(
     };
     writer.put(KEYS_MAGIC)?;
     writer.put(&num_samples.to_le_bytes())?;
-    if num_samples.saturating_mul(32) <= (memory.bytes() / 2) as u64 {
+    let in_memory = num_samples.saturating_mul(32) <= (memory.bytes() / 2) as u64;
+    if in_memory && num_samples <= MOST_PACKED {
+        let mut entries = Vec::with_capacity(num_samples as usize);
+        let bits = writer.bits;
+        each_key(parts, job, |hash, ordinal| {
+            entries.push(packed(hash, ordinal, bits));
+            Ok(())
+        })?;
+        let entries = sorted(entries);
+        if distinct {
+            writer.find_doubled(
+                &entries,
+                |entry| entry >> bits,
+                |entry| entry & ((1 << bits) - 1),
+            )?;
+        }
+        writer.put_entries(&entries)?;
+    } else if in_memory {
         let mut entries = Vec::with_capacity(num_samples as usize);
         each_key(parts, job, |hash, ordinal| {
             entries.push((hash, ordinal));
@@ -197,6 +221,41 @@ fn each_key(
     Ok(())
 }
 
+fn packed(hash: u64, ordinal: u64, bits: u32) -> u64 {
+    hash >> bits << bits | ordinal
+}
+
+/// The entries in order: brought to buckets by their upper bits, each of which fits a processor's cache.
+fn sorted(mut entries: Vec<u64>) -> Vec<u64> {
+    const BUCKETS: usize = 1 << BUCKET_BITS;
+    let bucket = |entry: u64| (entry >> (u64::BITS - BUCKET_BITS)) as usize;
+    if entries.len() < 64 * BUCKETS {
+        entries.sort_unstable();
+        return entries;
+    }
+    let mut places = [0; BUCKETS];
+    entries.iter().for_each(|&entry| places[bucket(entry)] += 1);
+    let lens = places;
+    let mut start = 0;
+    for place in &mut places {
+        start += std::mem::replace(place, start);
+    }
+    let mut near = vec![0; entries.len()];
+    for entry in entries {
+        let place = &mut places[bucket(entry)];
+        near[*place] = entry;
+        *place += 1;
+    }
+    let (mut rest, mut buckets) = (near.as_mut_slice(), Vec::with_capacity(BUCKETS));
+    for len in lens {
+        let (first, others) = rest.split_at_mut(len);
+        buckets.push(first);
+        rest = others;
+    }
+    buckets.into_par_iter().for_each(<[u64]>::sort_unstable);
+    near
+}
+
 struct Writer<'a> {
     file: Unpublished,
     hasher: Xxh3,
@@ -217,15 +276,19 @@ impl Writer<'_> {
     fn take(&mut self, mut entries: Vec<(u64, u64)>) -> Result<()> {
         entries.par_sort_unstable();
         if self.distinct {
-            self.find_doubled(&entries)?;
+            self.find_doubled(&entries, |entry| entry.0, |entry| entry.1)?;
         }
         let bits = self.bits;
-        let mut packed: Vec<u64> =
-            entries.into_iter().map(|(hash, ordinal)| hash >> bits << bits | ordinal).collect();
+        let packed = entries.into_iter().map(|(hash, ordinal)| packed(hash, ordinal, bits));
+        let mut packed: Vec<u64> = packed.collect();
         // Hashes that differ in their lower bits alone now stand by ordinal.
         packed.sort_unstable();
+        self.put_entries(&packed)
+    }
+
+    fn put_entries(&mut self, entries: &[u64]) -> Result<()> {
         let mut bytes = Vec::with_capacity(8 << 12);
-        for some in packed.chunks(1 << 12) {
+        for some in entries.chunks(1 << 12) {
             bytes.clear();
             some.iter().for_each(|entry| bytes.extend_from_slice(&entry.to_le_bytes()));
             self.put(&bytes)?;
@@ -233,10 +296,17 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn find_doubled(&mut self, entries: &[(u64, u64)]) -> Result<()> {
-        for some in entries.chunk_by(|one, other| one.0 == other.0).filter(|some| some.len() > 1) {
-            let mut keys: Vec<&str> =
-                some.iter().map(|&(_, ordinal)| self.parts.key(ordinal)).collect::<Result<_>>()?;
+    /// Compares the keys of entries that stand together with one hash, or as much as there is of it.
+    fn find_doubled<T: Copy>(
+        &mut self,
+        entries: &[T],
+        hash: impl Fn(T) -> u64,
+        ordinal: impl Fn(T) -> u64,
+    ) -> Result<()> {
+        let alike = entries.chunk_by(|&one, &other| hash(one) == hash(other));
+        for some in alike.filter(|some| some.len() > 1) {
+            let keys = some.iter().map(|&entry| self.parts.key(ordinal(entry)));
+            let mut keys: Vec<&str> = keys.collect::<Result<_>>()?;
             keys.sort_unstable();
             for pair in keys.windows(2).filter(|pair| pair[0] == pair[1]) {
                 self.num_doubled += 1;

@@ -12,6 +12,7 @@ mod factors;
 mod fetch;
 mod files;
 pub mod format;
+mod group;
 mod join;
 mod journal;
 mod keys;

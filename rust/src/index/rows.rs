@@ -1,5 +1,6 @@
 //! Rows under way: of the part being filled, and of the table of shards.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::builder::StringBuilder;
@@ -7,7 +8,8 @@ use arrow_array::{ArrayRef, ListArray, RecordBatch, StringArray, UInt32Array, UI
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field};
 
-use super::format::{BATCH_ROWS, part_schema, shards_schema};
+use super::format::{BATCH_ROWS, NO_SHARD, part_schema, shards_schema};
+use super::group::Group;
 use super::read::Shard;
 use crate::{Error, Result};
 
@@ -37,6 +39,27 @@ impl Rows {
         self.sizes.push(place.2);
         self.labels.extend_from_slice(labels);
         self.label_ends.push(self.labels.len());
+    }
+
+    /// Adds records without images; returns how many of them have no labels.
+    pub(super) fn push_group(&mut self, group: &Group, rows: Range<usize>) -> u64 {
+        let (keys, key_ends) = group.keys(rows.clone());
+        let (labels, label_ends) = group.labels(rows.clone());
+        let (key_base, label_base) = (self.keys.len(), self.labels.len());
+        self.keys.extend_from_slice(keys);
+        self.key_ends.extend(key_ends.map(|end| key_base + end));
+        self.labels.extend_from_slice(labels);
+        let (mut last, mut num_empty) = (0, 0);
+        self.label_ends.extend(label_ends.map(|end| {
+            num_empty += u64::from(end == last);
+            last = end;
+            label_base + end
+        }));
+        let len = self.shards.len() + rows.len();
+        self.shards.resize(len, NO_SHARD);
+        self.offsets.resize(len, 0);
+        self.sizes.resize(len, 0);
+        num_empty
     }
 
     /// Forgets the rows and keeps the memory.
@@ -73,11 +96,7 @@ impl Rows {
 }
 
 /// Arrow's offsets of the rows from `start` to `end`, and the values they span.
-fn spans(
-    ends: &[usize],
-    start: usize,
-    end: usize,
-) -> Result<(OffsetBuffer<i32>, std::ops::Range<usize>)> {
+fn spans(ends: &[usize], start: usize, end: usize) -> Result<(OffsetBuffer<i32>, Range<usize>)> {
     let base = if start == 0 { 0 } else { ends[start - 1] };
     let offset = |end: usize| {
         i32::try_from(end - base).map_err(|_| {

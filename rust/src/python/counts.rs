@@ -11,6 +11,7 @@ use super::storage::{self, Storage};
 use crate::count::{CountOptions, HashtagCounts as Counts, Ranked};
 use crate::hashtag::{Rejection, Scratch, normalize};
 use crate::members::{MemberOptions, MemberRecords};
+use crate::parquet::ParquetTags;
 use crate::spill::Memory;
 use crate::zipf;
 
@@ -81,6 +82,26 @@ impl HashtagCounts {
         let options = CountOptions { column: hashtags_column, separator, num_threads };
         let inner = &mut self.inner;
         long_call(py, progress, |job| inner.update(batches, &options, job))
+    }
+
+    /// Adds the records of Parquet files whose column of hashtags is laid out in a common way; False, and
+    /// nothing is read, where it is not.
+    #[pyo3(signature = (files, *, hashtags_column, num_threads=None, progress=None))]
+    fn update_parquet(
+        &mut self,
+        py: Python<'_>,
+        files: Vec<PathBuf>,
+        hashtags_column: String,
+        num_threads: Option<usize>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let inner = &mut self.inner;
+        long_call(py, progress, |job| {
+            let Some(tags) = ParquetTags::open(&files, &hashtags_column) else { return Ok(false) };
+            let options = CountOptions { column: hashtags_column, separator: None, num_threads };
+            inner.update_parquet(&tags, &options, job)?;
+            Ok(true)
+        })
     }
 
     /// Adds counts made apart.

@@ -19,6 +19,7 @@ use crate::count::CountOptions;
 use crate::index::format::{KeyScope, LabelKind};
 use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, LabelSource};
 use crate::job::Job;
+use crate::parquet::ParquetRecords;
 use crate::resample::Scheme;
 use crate::spill::Memory;
 
@@ -199,6 +200,27 @@ impl IndexBuilder {
         let (builder, labels) = (self.builder()?, &vocabulary.inner);
         long_call(py, progress, |job| {
             builder.index_records(batches, &columns, &options, labels, job)
+        })
+    }
+
+    /// The same with the records of Parquet files whose columns are laid out in a common way; False, and
+    /// nothing is read, where they are not.
+    #[pyo3(signature = (files, *, key_column, hashtags_column, vocabulary, progress=None))]
+    fn index_parquet(
+        &mut self,
+        py: Python<'_>,
+        files: Vec<PathBuf>,
+        key_column: &str,
+        hashtags_column: &str,
+        vocabulary: PyRef<'_, Vocabulary>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let (builder, labels) = (self.builder()?, &vocabulary.inner);
+        long_call(py, progress, |job| {
+            let records = ParquetRecords::open(&files, hashtags_column, key_column);
+            let Some(records) = records else { return Ok(false) };
+            builder.index_parquet(&records, labels, job)?;
+            Ok(true)
         })
     }
 

@@ -44,6 +44,13 @@ impl Encoder {
         place
     }
 
+    /// Reads the slots where tags are sought, so that their ways from memory are made together.
+    pub(crate) fn touch<'t>(&self, tags: impl Iterator<Item = &'t Tag<'t>>) {
+        let mask = self.slots.len() - 1;
+        let seen = tags.fold(0, |all, tag| all ^ self.slots[tag.hash() as usize & mask].1);
+        std::hint::black_box(seen);
+    }
+
     /// The label of a tag.
     #[inline]
     pub fn encode(&self, tag: &Tag<'_>) -> Option<u32> {

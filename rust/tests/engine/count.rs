@@ -244,3 +244,65 @@ proptest! {
         prop_assert_eq!(bytes_of(&of_views), bytes_of(&of_texts));
     }
 }
+
+#[test]
+fn hot_tags_and_texts_that_stand_for_them_count_once_in_a_record() {
+    let long = "a-tag-of-more-than-fifteen-bytes";
+    let longest = "x".repeat(120);
+    let texts = [
+        "cat",
+        "Cat",
+        "#cat",
+        "c\u{200b}at",
+        long,
+        &long.to_uppercase(),
+        &format!(" #{long}"),
+        &longest,
+        &longest.to_uppercase(),
+        "z\u{f6}k\u{f6}d\u{f6}p\u{e9}-z\u{f6}k\u{f6}",
+        "Z\u{f6}k\u{f6}d\u{f6}p\u{e9}-z\u{f6}k\u{f6}",
+        "\u{df}",
+        "SS",
+        "ss",
+        "\u{fb01}sh",
+        "fish",
+        "thirteen-byte",
+        "Thirteen-byte",
+        "",
+        "#",
+    ];
+    let normal = |text: &str| {
+        let mut scratch = wsl_core::hashtag::Scratch::default();
+        wsl_core::hashtag::normalize(text.as_bytes(), &mut scratch).ok().map(str::to_owned)
+    };
+    let mut random = 1_u64;
+    let mut next = |below: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) % below
+    };
+    let mut views = ListBuilder::new(StringViewBuilder::new());
+    let (mut expected, mut num_duplicates) = (BTreeMap::<String, u64>::new(), 0);
+    for _ in 0..60_000 {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..next(8) {
+            // The first ones are the commonest, and there are some that are rare.
+            let number = (next(25) * next(25) / 24) as usize;
+            let text =
+                texts.get(number).map_or_else(|| format!("rare-{}", next(500)), |&t| t.to_owned());
+            views.values().append_value(&text);
+            if let Some(tag) = normal(&text)
+                && !seen.insert(tag)
+            {
+                num_duplicates += 1;
+            }
+        }
+        views.append(true);
+        seen.into_iter().for_each(|tag| *expected.entry(tag).or_default() += 1);
+    }
+    let column: ArrayRef = Arc::new(views.finish());
+    let batch = RecordBatch::try_from_iter([("hashtags", column)]).unwrap();
+    let mut counts = HashtagCounts::default();
+    counts.update([Ok(batch)], &options(2), &Job::new()).unwrap();
+    assert_eq!(counts.tally().num_duplicates, num_duplicates);
+    assert_eq!(ranked(&mut counts).into_iter().collect::<BTreeMap<_, _>>(), expected);
+}

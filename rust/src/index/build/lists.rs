@@ -31,6 +31,11 @@ impl Lists {
         Ok(Self { include, exclude: set(&options.exclude)? })
     }
 
+    /// Whether all keys are taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.include.is_none() && self.exclude.is_empty()
+    }
+
     pub(super) fn cause(&self, key: &[u8]) -> Option<&'static str> {
         if self.exclude.contains(key) {
             return Some("excluded");

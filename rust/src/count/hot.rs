@@ -1,0 +1,298 @@
+//! Tags that a thread keeps close, counted where they are.
+//!
+//! Each tag has one place that its key gives it, and holds it as long as it is seen more often than what
+//! else falls on the place. [`HotTags`] are short ones, which are their own keys; beside each of
+//! [`HotLongTags`] lie its bytes.
+
+use super::local::BLOCK_ROWS;
+use crate::hashtag::{Key, Other, Tag, TagColumn, VIEW_INLINE};
+
+/// Hot tags of a thread; with 32 bytes each they fit a processor's second-level cache.
+const HOT_SLOTS: usize = 16384;
+
+/// The most credit; what was common once gives way in bounded time.
+const MOST_CREDIT: u32 = 1 << 16;
+
+/// One in so many of the tags that are not hot challenges the hot one of its place: that tells what is
+/// common well enough.
+const CHALLENGERS: usize = 16;
+
+#[derive(Debug, Clone, Copy)]
+struct Hot {
+    key: Key,
+    count: u32,
+    /// The count at the last challenge.
+    counted: u32,
+    /// How often the tag was seen, beyond how often others were that belong to its place.
+    credit: u32,
+    /// The row of the [`HotTags`] in which the tag was seen last.
+    row: u32,
+}
+
+impl Hot {
+    fn new(key: Key, count: u32) -> Self {
+        Self { key, count, counted: 0, credit: 0, row: 0 }
+    }
+
+    /// Tells the tag and its count, unless that is 0.
+    fn tell(&self, gone: &mut impl FnMut(&Tag<'_>, u32)) {
+        if self.count > 0 {
+            gone(&self.key.tag(&[]), self.count);
+        }
+    }
+
+    /// Counts from 0 again; how common the tag is stays known.
+    fn begin_again(&mut self) {
+        self.credit = self.credit.saturating_add(self.count - self.counted).min(MOST_CREDIT);
+        self.count = 0;
+        self.counted = 0;
+    }
+
+    /// Whether the tag keeps its place, given that another came for it.
+    fn holds(&mut self) -> bool {
+        let credit = self.credit.saturating_add(self.count - self.counted).min(MOST_CREDIT);
+        self.counted = self.count;
+        self.credit = credit.saturating_sub(CHALLENGERS as u32);
+        credit >= CHALLENGERS as u32
+    }
+}
+
+/// Rows counted by their views since the rows of the slots were reset.
+#[derive(Debug, Default)]
+struct Rows(u32);
+
+impl Rows {
+    /// The number of the first row of the next block; `reset` is called where numbers begin anew.
+    fn begin(&mut self, reset: impl FnOnce()) -> u32 {
+        if self.0 > u32::MAX - BLOCK_ROWS as u32 {
+            reset();
+            self.0 = 0;
+        }
+        self.0 += BLOCK_ROWS as u32;
+        self.0 + 1 - BLOCK_ROWS as u32
+    }
+}
+
+/// The tags that a thread keeps close: each in the one place that its key gives it. No long tag is
+/// among them.
+#[derive(Debug)]
+pub(super) struct HotTags {
+    slots: Vec<Hot>,
+    bits: u32,
+    rows: Rows,
+    /// Tags that were not hot since the last one that challenged.
+    num_others: usize,
+}
+
+impl HotTags {
+    pub(super) fn new(memory: usize) -> Self {
+        let bits = (memory / size_of::<Hot>()).clamp(64, HOT_SLOTS).ilog2();
+        Self {
+            slots: vec![Hot::new(Key::NONE, 0); 1 << bits],
+            bits,
+            rows: Rows::default(),
+            num_others: 0,
+        }
+    }
+
+    /// Counts those texts of a block that are hot tags in normal form, each once in its record, and
+    /// lays the others down in `others`, whose number it returns with the number of duplicates.
+    ///
+    /// There is no branch on which is which, nor on where records end, for that is anybody's guess: a 1
+    /// in `begins` tells it. A text that merely stands for a hot tag is among the others.
+    #[inline]
+    pub(super) fn count_views(
+        &mut self,
+        views: &[u128],
+        begins: &[u8],
+        num_kept: &mut [u8; BLOCK_ROWS],
+        others: &mut [Other],
+    ) -> (usize, usize) {
+        let Self { slots, bits, rows, .. } = self;
+        let first_row = rows.begin(|| slots.iter_mut().for_each(|slot| slot.row = 0));
+        let (mut row, mut num_others, mut num_duplicates) = (0, 0, 0);
+        for (place, (&view, &begins)) in views.iter().zip(begins).enumerate() {
+            row += usize::from(begins);
+            let stamp = first_row + row as u32;
+            let key = Key::of_view(view);
+            let slot = &mut slots[key.place(*bits)];
+            let is_hot = slot.key.equals(key) & (view as u32 as usize <= VIEW_INLINE);
+            let is_new = is_hot & (slot.row != stamp);
+            slot.count += u32::from(is_new);
+            slot.row = if is_hot { stamp } else { slot.row };
+            num_kept[row % BLOCK_ROWS] += u8::from(is_new);
+            num_duplicates += usize::from(is_hot & !is_new);
+            others[num_others] = Other::new(row, place);
+            num_others += usize::from(!is_hot);
+        }
+        (num_others, num_duplicates)
+    }
+
+    /// Counts the hot ones of a batch and lays the others down in `others`; returns how many. Those that
+    /// give way are told to `gone`.
+    pub(super) fn count(
+        &mut self,
+        batch: &[(u64, Key)],
+        others: &mut [(u64, Key)],
+        mut gone: impl FnMut(&Tag<'_>, u32),
+    ) -> usize {
+        let mut num_others = 0;
+        for &(hash, key) in batch {
+            let slot = &mut self.slots[key.place(self.bits)];
+            if slot.key.equals(key) {
+                slot.count += 1;
+                continue;
+            }
+            self.num_others += 1;
+            if self.num_others >= CHALLENGERS && !key.is_long() {
+                self.num_others = 0;
+                if !slot.holds() {
+                    slot.tell(&mut gone);
+                    *slot = Hot::new(key, 1);
+                    continue;
+                }
+            }
+            others[num_others] = (hash, key);
+            num_others += 1;
+        }
+        num_others
+    }
+
+    /// Tells all counts and begins again from 0; the places stay who they were.
+    pub(super) fn hand_over(&mut self, mut gone: impl FnMut(&Tag<'_>, u32)) {
+        for slot in &mut self.slots {
+            slot.tell(&mut gone);
+            slot.begin_again();
+        }
+    }
+}
+
+/// The longest of [`HotLongTags`], in bytes; with the rest of a slot they are two lines of cache.
+const MOST_LONG: usize = 96;
+
+const LONG_SLOTS: usize = 4096;
+
+#[derive(Debug, Clone, Copy)]
+struct HotLong {
+    hot: Hot,
+    bytes: [u8; MOST_LONG],
+}
+
+/// The commonest long tags of a thread.
+#[derive(Debug)]
+pub(super) struct HotLongTags {
+    slots: Vec<HotLong>,
+    rows: Rows,
+    num_others: usize,
+}
+
+impl HotLongTags {
+    pub(super) fn new(memory: usize) -> Self {
+        let size = 1 << (memory / size_of::<HotLong>()).clamp(16, LONG_SLOTS).ilog2();
+        let none = HotLong { hot: Hot::new(Key::NONE, 0), bytes: [0; MOST_LONG] };
+        Self { slots: vec![none; size], rows: Rows::default(), num_others: 0 }
+    }
+
+    /// Counts those of the `others` in a block that are hot tags in normal form, each once in its record, and
+    /// leaves the rest; returns how many these are, and the number of duplicates.
+    pub(super) fn count_views(
+        &mut self,
+        column: &TagColumn,
+        views: &[u128],
+        num_kept: &mut [u8; BLOCK_ROWS],
+        others: &mut [Other],
+    ) -> (usize, usize) {
+        let Self { slots, rows, .. } = self;
+        let first_row = rows.begin(|| slots.iter_mut().for_each(|slot| slot.hot.row = 0));
+        let (mut num_others, mut num_duplicates) = (0, 0);
+        for number in 0..others.len() {
+            let other = others[number];
+            if let Some(text) = column.long_text(views[other.place()]) {
+                let place = place_of(text) & (slots.len() - 1);
+                let slot = &mut slots[place];
+                if slot.is(text) {
+                    let stamp = first_row + other.row() as u32;
+                    let is_new = slot.hot.row != stamp;
+                    slot.hot.row = stamp;
+                    slot.hot.count += u32::from(is_new);
+                    num_kept[other.row() % BLOCK_ROWS] += u8::from(is_new);
+                    num_duplicates += usize::from(!is_new);
+                    continue;
+                }
+            }
+            others[num_others] = other;
+            num_others += 1;
+        }
+        (num_others, num_duplicates)
+    }
+
+    /// Counts a long tag where it is hot; one that gives way to it is told to `gone`.
+    #[inline]
+    pub(super) fn count(&mut self, tag: &Tag<'_>, mut gone: impl FnMut(&Tag<'_>, u32)) -> bool {
+        let text = tag.long();
+        if text.len() > MOST_LONG {
+            return false;
+        }
+        let place = place_of(text) & (self.slots.len() - 1);
+        let slot = &mut self.slots[place];
+        if slot.is(text) {
+            slot.hot.count += 1;
+            return true;
+        }
+        self.num_others += 1;
+        if self.num_others < CHALLENGERS {
+            return false;
+        }
+        self.num_others = 0;
+        if slot.hot.holds() {
+            return false;
+        }
+        slot.tell(&mut gone);
+        slot.hot = Hot::new(tag.key(), 1);
+        slot.bytes[..text.len()].copy_from_slice(text);
+        true
+    }
+
+    /// Tells all counts and begins again from 0; the places stay who they were.
+    pub(super) fn hand_over(&mut self, mut gone: impl FnMut(&Tag<'_>, u32)) {
+        for slot in &mut self.slots {
+            slot.tell(&mut gone);
+            slot.hot.begin_again();
+        }
+    }
+}
+
+/// A number for a text of 16 bytes or more, from its ends and its length.
+#[inline(always)]
+fn place_of(text: &[u8]) -> usize {
+    let ends = text.first_chunk::<16>().zip(text.last_chunk::<16>());
+    ends.map_or(0, |(first, last)| {
+        let bits = u128::from_le_bytes(*first) ^ u128::from_le_bytes(*last).rotate_left(59);
+        Key::place_of(bits ^ text.len() as u128, 24)
+    })
+}
+
+/// Whether two texts of one length are the same: most are looked at in two overlapping pieces.
+#[inline(always)]
+fn same(one: &[u8], other: &[u8]) -> bool {
+    match (one.first_chunk::<16>(), one.last_chunk::<16>()) {
+        (Some(first), Some(last)) if one.len() <= 32 => {
+            other.first_chunk() == Some(first) && other.last_chunk() == Some(last)
+        }
+        _ => one == other,
+    }
+}
+
+impl HotLong {
+    #[inline(always)]
+    fn is(&self, text: &[u8]) -> bool {
+        let length = self.hot.key.long_len();
+        length == text.len() && self.bytes.get(..length).is_some_and(|bytes| same(bytes, text))
+    }
+
+    fn tell(&self, gone: &mut impl FnMut(&Tag<'_>, u32)) {
+        if self.hot.count > 0 {
+            gone(&Tag::of_bytes(&self.bytes[..self.hot.key.long_len()]), self.hot.count);
+        }
+    }
+}

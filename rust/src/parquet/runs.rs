@@ -1,0 +1,227 @@
+//! Runs of small numbers: how Parquet writes levels and the numbers of dictionary entries.
+//!
+//! A run is either one number and how often it comes, or groups of eight numbers packed into as many
+//! bits as the largest one needs. Runs are read piece by piece, for a few bytes can stand for any number
+//! of numbers.
+//! <https://parquet.apache.org/docs/file-format/data-pages/encodings/>
+
+use super::{Fault, Parsed};
+
+/// Bytes that must follow those of the runs, so that eight are read at once wherever a number begins.
+pub(super) const PADDING: usize = 8;
+
+/// Where the reading of runs is; their bytes lie elsewhere.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Runs {
+    at: usize,
+    end: usize,
+    width: u32,
+    run: Run,
+    /// Numbers left in the run.
+    left: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Run {
+    Same(u32),
+    /// The bit at which the next number begins.
+    Packed(u64),
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self::Same(0)
+    }
+}
+
+impl Runs {
+    /// Runs of numbers of `width` bits, 32 at most, in the bytes from `start` to `end`.
+    pub(super) fn new(start: usize, end: usize, width: u32) -> Self {
+        Self { at: start, end, width, run: Run::default(), left: 0 }
+    }
+
+    /// Whether the next `wanted` numbers are `number`, one run of it; they are read if so.
+    pub(super) fn skip_same(&mut self, bytes: &[u8], number: u32, wanted: u64) -> Parsed<bool> {
+        if self.left == 0 {
+            self.begin(bytes)?;
+        }
+        let same = self.left >= wanted && matches!(self.run, Run::Same(found) if found == number);
+        if same {
+            self.left -= wanted;
+        }
+        Ok(same)
+    }
+
+    /// Reads the next `wanted` numbers to the end of `out`. [`PADDING`] bytes follow the runs in `bytes`.
+    pub(super) fn read(&mut self, bytes: &[u8], wanted: usize, out: &mut Vec<u32>) -> Parsed<()> {
+        let mut wanted = wanted as u64;
+        while wanted > 0 {
+            if self.left == 0 {
+                self.begin(bytes)?;
+            }
+            let number = self.left.min(wanted);
+            match self.run {
+                Run::Same(same) => out.resize(out.len() + number as usize, same),
+                Run::Packed(bit) => {
+                    let next = bit + number * u64::from(self.width);
+                    if next.div_ceil(8) > self.end as u64 {
+                        return Err(Fault::Short);
+                    }
+                    unpack(bytes, bit, self.width, number, out);
+                    self.run = Run::Packed(next);
+                }
+            }
+            self.left -= number;
+            wanted -= number;
+        }
+        Ok(())
+    }
+
+    /// Reads the head of the next run.
+    fn begin(&mut self, bytes: &[u8]) -> Parsed<()> {
+        let mut head = 0_u64;
+        for shift in (0..).step_by(7) {
+            let byte =
+                *bytes.get(..self.end).and_then(|all| all.get(self.at)).ok_or(Fault::Short)?;
+            self.at += 1;
+            // 32 bits are all that the format has; more would overflow below.
+            if shift > 28 {
+                return Err(Fault::Wrong("a run of more than 2^32 numbers"));
+            }
+            head |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                break;
+            }
+        }
+        let length = head >> 1;
+        if length == 0 {
+            return Err(Fault::Wrong("a run of no numbers"));
+        }
+        if head & 1 == 1 {
+            // The last run may be cut short where nothing is wanted of it.
+            self.run = Run::Packed(8 * self.at as u64);
+            self.left = 8 * length;
+            let size = length as usize * self.width as usize;
+            self.at = self.at.saturating_add(size).min(self.end);
+            return Ok(());
+        }
+        let size = self.width.div_ceil(8) as usize;
+        let stored = bytes.get(self.at..self.at + size).filter(|_| self.at + size <= self.end);
+        let mut number = [0; 4];
+        number[..size].copy_from_slice(stored.ok_or(Fault::Short)?);
+        self.run = Run::Same(u32::from_le_bytes(number));
+        self.left = length;
+        self.at += size;
+        Ok(())
+    }
+}
+
+/// Unpacks numbers whose bits lie within `bytes`, with [`PADDING`] bytes behind them.
+fn unpack(bytes: &[u8], bit: u64, width: u32, number: u64, out: &mut Vec<u32>) {
+    let mask = (1_u64 << width) - 1;
+    let mut bit = bit;
+    out.extend((0..number).map(|_| {
+        let start = (bit / 8) as usize;
+        let word = bytes.get(start..start + 8).and_then(|word| word.try_into().ok());
+        let word = word.map_or(0, u64::from_le_bytes);
+        let found = (word >> (bit % 8)) & mask;
+        bit += u64::from(width);
+        found as u32
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The plain twin of the reader: writes numbers in runs of given lengths.
+    fn write(pieces: &[(bool, Vec<u32>)], width: u32) -> (Vec<u8>, Vec<u32>) {
+        let (mut bytes, mut numbers) = (Vec::new(), Vec::new());
+        let head = |bytes: &mut Vec<u8>, mut value: u64| {
+            while value >= 0x80 {
+                bytes.push(value as u8 | 0x80);
+                value >>= 7;
+            }
+            bytes.push(value as u8);
+        };
+        for (packed, values) in pieces {
+            if *packed {
+                let mut values = values.clone();
+                values.resize(values.len().next_multiple_of(8), 0);
+                head(&mut bytes, (values.len() as u64 / 8) << 1 | 1);
+                let mut bits = Vec::new();
+                for value in &values {
+                    bits.extend((0..width).map(|bit| value >> bit & 1 == 1));
+                }
+                bytes.extend(bits.chunks(8).map(|byte| {
+                    byte.iter().enumerate().fold(0, |all, (bit, &on)| all | u8::from(on) << bit)
+                }));
+                numbers.extend(values);
+            } else {
+                let value = values[0];
+                head(&mut bytes, (values.len() as u64) << 1);
+                bytes.extend(&value.to_le_bytes()[..width.div_ceil(8) as usize]);
+                numbers.extend(std::iter::repeat_n(value, values.len()));
+            }
+        }
+        (bytes, numbers)
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_read_as_they_were_written_in_pieces_of_any_size(
+            width in 0_u32..=32,
+            pieces in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u32>(), 1..40)), 0..8),
+            step in 1_usize..50,
+            front in 0_usize..3,
+        ) {
+            let mask = ((1_u64 << width) - 1) as u32;
+            let pieces: Vec<_> = pieces
+                .into_iter()
+                .map(|(packed, values)| (packed, values.into_iter().map(|v| v & mask).collect()))
+                .collect();
+            let (written, numbers) = write(&pieces, width);
+            let mut bytes = vec![7; front];
+            bytes.extend(&written);
+            let end = bytes.len();
+            bytes.extend([0xff; PADDING]);
+            let mut runs = Runs::new(front, end, width);
+            let mut found = Vec::new();
+            while found.len() < numbers.len() {
+                let wanted = step.min(numbers.len() - found.len());
+                prop_assert_eq!(runs.read(&bytes, wanted, &mut found), Ok(()));
+            }
+            prop_assert_eq!(&found, &numbers);
+            prop_assert_eq!(runs.read(&bytes, 1, &mut found), Err(Fault::Short));
+        }
+
+        #[test]
+        fn any_bytes_give_numbers_or_a_fault(
+            bytes in prop::collection::vec(any::<u8>(), PADDING..60), width in 0_u32..=32
+        ) {
+            let mut out = Vec::new();
+            let mut runs = Runs::new(0, bytes.len() - PADDING, width);
+            for _ in 0..20 {
+                if runs.read(&bytes, 100, &mut out).is_err() {
+                    break;
+                }
+            }
+            prop_assert!(out.len() <= 2000);
+        }
+    }
+
+    #[test]
+    fn a_run_of_one_number_is_passed_over_at_once() {
+        let (mut bytes, _) = write(&[(false, vec![3; 10]), (false, vec![1; 5])], 2);
+        let end = bytes.len();
+        bytes.extend([0; PADDING]);
+        let mut runs = Runs::new(0, end, 2);
+        assert_eq!(runs.skip_same(&bytes, 3, 9), Ok(true));
+        assert_eq!(runs.skip_same(&bytes, 3, 2), Ok(false));
+        let mut out = Vec::new();
+        assert_eq!(runs.read(&bytes, 3, &mut out), Ok(()));
+        assert_eq!(out, [3, 1, 1]);
+    }
+}
