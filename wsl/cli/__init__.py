@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from wsl._core import UsageError, __version__
-from wsl.cli import data, demo, doctor, hashtags, index, report, selection, study, training
+from wsl.cli import cluster, data, demo, doctor, hashtags, index, report, selection, study, training
 from wsl.cli.console import print_error
 from wsl.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, exit_code, explain
 
@@ -60,7 +60,7 @@ def _use_storage_of_workspace() -> None:
         Workspace.find()
 
 
-for group in (demo, data, hashtags, index, training, selection, study, report, doctor):
+for group in (demo, data, hashtags, index, training, selection, study, report, cluster, doctor):
     group.register(app)
 
 
