@@ -134,10 +134,13 @@ print(json.dumps({"seconds": cpu() - before}))
 WIDSINDEX = (
     TIMER
     + """
-from wids import wids
+import argparse, contextlib
+from wids import wids_index
+options = argparse.Namespace(files=sys.argv[2:], output=sys.argv[1], name="bench", base=None, info=None)
 before = cpu()
-number = sum(wids.compute_num_samples(name) for name in sys.argv[1:])
-print(json.dumps({"seconds": cpu() - before, "samples": number}))
+with contextlib.redirect_stdout(sys.stderr):
+    wids_index.main_create(options)
+print(json.dumps({"seconds": cpu() - before}))
 """
 )
 
@@ -150,23 +153,35 @@ def bench_scan(options: argparse.Namespace) -> None:
     members = 2 * SHARDS * PER_SHARD
     for shard in shards:
         shard.read_bytes()
+    peers = {
+        "Energon prepare (its scan alone)": (ENERGON, [options.folder, *(shard.name for shard in shards)]),
+        "widsindex create": (WIDSINDEX, [options.folder / "shardindex.json", *shards]),
+    }
+    rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as out:
-        for threads in (1, 2):
-            build = lambda n=threads: wsl.build_index(  # noqa: E731
-                Path(out) / "i", shards, label_kind="class", num_threads=n, overwrite=True
-            )
-            show(f"wsl index build, {threads} thread(s)", members / timed(build), "members/s")
-    show(
-        "wsl, headers to a Python list",
-        members / timed(lambda: [*map(_core.scan_shard, shards)]),
-        "members/s",
-    )
-    found = run_peer(options, ENERGON, options.folder, *(shard.name for shard in shards))
-    if found:
-        show("Energon prepare (its scan alone)", members / found["seconds"], "members/s")
-    found = run_peer(options, WIDSINDEX, *shards)
-    if found:
-        show("widsindex", members / found["seconds"], "members/s")
+
+        def build(threads: int) -> None:
+            wsl.build_index(Path(out) / "i", shards, label_kind="class", num_threads=threads, overwrite=True)
+
+        build(1)
+        for _ in range(options.rounds):
+            for threads in (1, 2):
+                rate = members / timed(lambda n=threads: build(n))
+                rates.setdefault(f"wsl index build, {threads} thread(s)", []).append(rate)
+            rate = members / timed(lambda: [*map(_core.scan_shard, shards)])
+            rates.setdefault("wsl, headers to a Python list", []).append(rate)
+            for name, (code, arguments) in peers.items():
+                found = run_peer(options, code, *arguments)
+                if found:
+                    rates.setdefault(name, []).append(members / found["seconds"])
+    ours = float(np.median(rates["wsl index build, 1 thread(s)"]))
+    for name, some in rates.items():
+        show(
+            name,
+            float(np.median(some)),
+            "members/s",
+            f"the build on one {ours / float(np.median(some)):.1f} x",
+        )
 
 
 MDS = (
@@ -222,19 +237,17 @@ def bench_read(options: argparse.Namespace) -> None:
         shard.read_bytes()
     order = np.random.default_rng(0).integers(0, len(index), 300_000)
     rows = [index.row(int(ordinal)) for ordinal in order[:100_000]]
-    open_files = {row["shard"]: os.open(row["shard"], os.O_RDONLY) for row in rows}
+    open_files = {path: os.open(path, os.O_RDONLY) for path in {row["shard"] for row in rows}}
     places = [(open_files[row["shard"]], row["size"] + 512, row["offset"] - 512) for row in rows]
-    rates: dict[str, list[float]] = {}
-    for _ in range(5):
-        for name, work, number in (
-            (
-                "wsl",
-                lambda: [index.read(order[at : at + BATCH]) for at in range(0, len(order), BATCH)],
-                300_000,
-            ),
-            ("os.pread", lambda: [os.pread(*place) for place in places], len(places)),
-        ):
-            rates.setdefault(name, []).append(number / timed(work))
+
+    def read_all() -> None:
+        for at in range(0, len(order), BATCH):
+            index.read(order[at : at + BATCH])
+
+    rates: dict[str, list[float]] = {"wsl, index.read": [], "os.pread": []}
+    for _ in range(options.rounds):
+        rates["wsl, index.read"].append(len(order) / timed(read_all))
+        rates["os.pread"].append(len(places) / timed(lambda: [os.pread(*place) for place in places]))
         for name, code, arguments in (
             ("MDS LocalDataset", MDS, [options.folder / "mds", "local", 20_000, *shards]),
             ("MDS StreamingDataset", MDS, [options.folder / "mds", "streaming", 20_000, *shards]),
@@ -406,33 +419,54 @@ def bench_epoch(options: argparse.Namespace) -> None:
         for _ in range(3):
             seconds = timed(lambda s=stream, c=calls: [s[at * CALL : (at + 1) * CALL] for at in range(c)])
             show(f"positions {name}", calls * CALL / seconds, "positions/s", "one thread")
-    _torch_samplers(min(num, options.peer_samples))
+    _torch_samplers(options)
 
 
-def _torch_samplers(num: int) -> None:
-    import torch
-    from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
+SAMPLER = (
+    TIMER
+    + """
+import torch
+from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
 
-    print(f"beside, at {num:,} samples (WeightedRandomSampler at 2^24 at most), to the first sample:")
-    weights = torch.rand(min(num, 1 << 24)) + 0.25
+def repeated(factors):
+    # detectron2's RepeatFactorTrainingSampler in a plain form: an epoch is a list, made and shuffled.
+    whole = torch.trunc(factors)
+    repeats = whole + (torch.rand(len(factors)) < factors - whole).float()
+    ids = [i for i, n in enumerate(repeats.tolist()) for _ in range(int(n))]
+    yield from torch.tensor(ids)[torch.randperm(len(ids))].tolist()
 
-    def repeat_factor_sampler() -> Iterator[int]:
-        factors = torch.rand(num) * 1.5 + 0.25
-        whole = torch.trunc(factors)
-        repeats = whole + (torch.rand(num) < factors - whole).float()
-        ids = [i for i, n in enumerate(repeats.tolist()) for _ in range(int(n))]
-        yield from torch.tensor(ids)[torch.randperm(len(ids))].tolist()
+name, num = sys.argv[1], int(sys.argv[2])
+factors = torch.rand(num) * 1.5 + 0.25
+samplers = {
+    "RandomSampler": lambda: iter(RandomSampler(range(num))),
+    "DistributedSampler": lambda: iter(DistributedSampler(range(num), 2, 0)),
+    "WeightedRandomSampler": lambda: iter(WeightedRandomSampler(factors, num)),
+    "RepeatFactorTrainingSampler": lambda: repeated(factors),
+}
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+base, started, before = peak(), time.perf_counter(), cpu()
+stream = samplers[name]()
+next(stream)
+first = time.perf_counter() - started
+shown = 1 + sum(1 for _ in stream)
+print(json.dumps({"first": first, "rate": shown / (cpu() - before), "mib": peak() - base}))
+"""
+)
 
-    samplers: dict[str, Callable[[], Iterator[Any]]] = {
-        "torch RandomSampler": lambda: iter(RandomSampler(range(num))),
-        "torch DistributedSampler": lambda: iter(DistributedSampler(range(num), 2, 0)),  # type: ignore[arg-type]
-        "torch WeightedRandomSampler": lambda: iter(WeightedRandomSampler(weights, len(weights))),  # type: ignore[arg-type]
-        "repeat factors in a list": repeat_factor_sampler,
+
+def _torch_samplers(options: argparse.Namespace) -> None:
+    sizes = {
+        "RandomSampler": options.peer_samples,
+        "DistributedSampler": options.peer_samples,
+        # It refuses more.
+        "WeightedRandomSampler": min(options.peer_samples, 1 << 24),
+        "RepeatFactorTrainingSampler": options.peer_samples,
     }
-    for name, make in samplers.items():
-        started = time.perf_counter()
-        next(make())
-        show(name, time.perf_counter() - started, "s", f"largest so far {memory_mib('VmHWM'):,.0f} MiB")
+    for name, size in sizes.items():
+        found = run_peer(options, SAMPLER, name, min(size, options.samples))
+        if found:
+            note = f"{size:,} samples: first after {found['first']:.1f} s, {found['mib']:,.0f} MiB"
+            show(f"torch, {name}", found["rate"], "positions/s", note)
 
 
 PARTS = {
