@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import multiprocessing
 from pathlib import Path
 
 import pytest
+import worlds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsl import DataError, UsageError
+import wsl
+from wsl import DataError, UsageError, _core
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import FAN_IN, file_groups, merge_tree, missing
 from wsl.cluster.seen import Tally, status
@@ -132,6 +135,26 @@ def test_only_what_the_last_part_still_asks_for_is_made(tmp_path: Path) -> None:
     assert leaves[3] not in left[0]
     written(parts, levels[2][0], b"z")
     assert [len(level) for level in missing(levels, parts)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "columns", "empty", "more", "bytes"])
+def test_damaged_scans_are_an_error_and_no_index(tmp_path: Path, damage: str) -> None:
+    shards = [Path(path) for path in sorted(glob.glob(worlds.write_shards(tmp_path / "shards", 2, 3)))]
+    scans = tmp_path / "scans"
+    _core.save_scans(list(shards), scans, with_classes=True)
+    lines = scans.read_bytes().splitlines(keepends=True)
+    wrong = {
+        "cut": lines[0] + lines[1][:-20],
+        "columns": lines[0].replace(b'"classes":[0,', b'"classes":[') + lines[1],
+        "empty": b"",
+        "more": b"".join([*lines, lines[0]]),
+        "bytes": lines[0].replace(b"0", b"\xff", 1) + lines[1],
+    }[damage]
+    assert wrong != scans.read_bytes()
+    scans.write_bytes(wrong)
+    with pytest.raises((DataError, UsageError), match=r"scans|was not scanned"):
+        wsl.build_index(tmp_path / "index", shards, label_kind="class", scanned=[scans])
+    assert not (tmp_path / "index" / "manifest.json").exists()
 
 
 def test_status_says_what_is_done_and_what_failed(tmp_path: Path) -> None:
