@@ -49,7 +49,7 @@ def main(job: dict[str, Any]) -> int:
         import torch
 
         import wsl.scoring
-        import wsl.scoring_rank  # noqa: F401
+        import wsl.scoring_rank
 
         torch.set_num_threads(1)
         wsl.scoring.RANGE = job["scores"]
