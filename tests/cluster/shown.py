@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import worlds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,9 +207,10 @@ class Verb:
 class Show:
     """The rows of the table."""
 
-    def __init__(self, pair: Pair, folder: Path, verbs: list[Verb]) -> None:
+    def __init__(self, pair: Pair, folder: Path, verbs: list[Verb], part_s: float) -> None:
         self.pair, self.folder, self.verbs = pair, folder, verbs
         self.failed = False
+        self.part_s = part_s
         self.environment = pair.environment | {"SHOWN_RANGE": "16"}
 
     def row(self, name: str, verb: str, outcome: str, good: bool) -> None:
@@ -390,16 +393,54 @@ class Show:
         )
 
     def overhead(self) -> None:
-        """Two nodes of one core against one process with two threads, at parts of about a minute."""
-        records = self.folder / "large"
-        glob = worlds.write_records(records, 2, 200)
-        names = sorted(records.iterdir())
-        for number in range(2, 200):
-            shutil.copyfile(names[number % 2], records / f"records-{number:04}.parquet")
-        print(
-            f"  not run by itself: time 'wsl counts build --records {glob}' by hand on data of the wanted "
-            f"size"
+        """Two nodes of one core against one process with two threads, at parts of `part_s` seconds."""
+        folder = self.folder / "large"
+        folder.mkdir()
+        first = folder / "records-0000.parquet"
+        write_large(first)
+        once = self.timed(
+            Verb("count", ["counts", "build", "--records", str(first), "--workers", "1"], "", "", 0)
         )
+        copies = max(round(self.part_s / once), 1)
+        for number in range(1, 6 * copies):
+            os.link(first, folder / f"records-{number:04}.parquet")
+        group = str(copies * first.stat().st_size)
+        given = ["counts", "build", "--records", str(folder / "*.parquet")]
+        one = self.timed(Verb("count", [*given, "--workers", "2"], "", "", 0), POLARS_MAX_THREADS="2")
+        self.pair.up(2)
+        address = f"{self.pair.hosts[0]}:{PORT}"
+        there = [
+            "--cluster",
+            address,
+            "--cluster-group",
+            group,
+            "--cluster-dir",
+            str(self.folder / "large.parts"),
+        ]
+        two = self.timed(Verb("count", [*given, *there], "", "", 0))
+        said = (
+            f"6 parts of {copies * once:.0f} s: one process {one:.0f} s, nodes {two:.0f} s, {one / two:.2f}"
+        )
+        self.row("overhead", "count", said, one / two >= 0.8)
+
+    def timed(self, verb: Verb, **more: str) -> float:
+        out = self.folder / "timed.counts"
+        for file in (out, out.with_name("timed.counts.json")):
+            file.unlink(missing_ok=True)
+        begun = time.monotonic()
+        code = self.pair.run(verb.command(out, None), SHOWN_RANGE="16", **more).wait()
+        if code:
+            raise SystemExit(f"a timed command ended with {code}; see {self.folder}/commands.log")
+        return time.monotonic() - begun
+
+
+def write_large(file: Path, num_rows: int = 2_000_000) -> None:
+    """Two million records of four hashtags each, a million different ones among them."""
+    draw = np.random.default_rng(0)
+    numbers = np.minimum(draw.pareto(0.8, 4 * num_rows), 1e6).astype(np.int64)
+    tags = pl.select(pl.format("#hashtag{}", pl.Series(numbers))).to_series().reshape((num_rows, 4))
+    keys = pl.select(pl.format("k{}", pl.int_range(num_rows))).to_series()
+    pl.DataFrame({"key": keys, "hashtags": tags.cast(pl.List(pl.String))}).write_parquet(file)
 
 
 def main() -> int:
@@ -410,6 +451,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--verbs", nargs="*", default=["count", "index", "score", "select"])
     parser.add_argument("--parts", type=int, default=200)
+    parser.add_argument("--part-seconds", type=float, default=60.0, help="For the overhead.")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if os.geteuid() != 0 or shutil.which("ip") is None:
@@ -459,7 +501,7 @@ def main() -> int:
     ]
     verbs = [verb for verb in verbs if verb.name in options.verbs]
     with Pair(folder) as pair:
-        show = Show(pair, folder, verbs)
+        show = Show(pair, folder, verbs, options.part_seconds)
         show.singles()
         show.everything(options.only)
     return int(show.failed)
