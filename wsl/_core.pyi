@@ -42,6 +42,7 @@ __all__ = [
     "log_odds",
     "member_records",
     "normalize_hashtag",
+    "save_scans",
     "scan_shard",
 ]
 __version__: str
@@ -148,6 +149,16 @@ class Vocabulary:
 # --- index (rust/src/python/index.rs) ---
 
 def drop_keys(folder: str | PathLike[str], keys: list[str]) -> tuple[int, int, list[str]]: ...
+def save_scans(
+    shards: list[str | PathLike[str]],
+    out: str | PathLike[str],
+    *,
+    with_classes: bool,
+    key_scope: str = "global",
+    num_threads: int = 1,
+    storage: Storage | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> None: ...
 def scan_shard(
     path: str | PathLike[str], *, storage: Storage | None = None
 ) -> tuple[list[tuple[bytes, int, int, int]], int]: ...
@@ -209,6 +220,13 @@ class IndexBuilder:
     def add_shards(
         self,
         paths: list[tuple[str | PathLike[str], str]],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> None: ...
+    def add_scanned(
+        self,
+        files: list[str | PathLike[str]],
+        names: list[str],
         *,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...

@@ -79,6 +79,7 @@ def build_index(
     num_threads: int | None = None,
     provenance: dict[str, Any] | None = None,
     append: Literal["all records", "new records"] | None = None,
+    scanned: Sequence[Path] | None = None,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Index:
@@ -109,6 +110,8 @@ def build_index(
 
     `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
     all of the index's again, or only those of the new shards (of the new samples, without shards).
+
+    `scanned` are files of scans of all these shards, made elsewhere (`wsl.cluster.indexing`).
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options
     that do not fit together, an index that is there already or another process that builds it, DataError
@@ -154,7 +157,11 @@ def build_index(
             again = append != "new records"
             _add_records(builder, records, columns, key_scope, vocabulary, again, bool(shards), progress)
         root = _shard_root(folder, shards, known)
-        builder.add_shards([_place(shard, root) for shard in shards], progress=progress)
+        places: list[tuple[str | os.PathLike[str], str]] = [_place(shard, root) for shard in shards]
+        if scanned is None:
+            builder.add_shards(places, progress=progress)
+        else:
+            builder.add_scanned(list(scanned), [name for _, name in places], progress=progress)
         if label_kind == "class" and vocabulary is None:
             highest = builder.highest_class or 0
             vocabulary = Vocabulary.of_classes(class_names or [str(n) for n in range(highest + 1)])

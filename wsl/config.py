@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -165,13 +166,37 @@ class StageSource(Config):
         return dict.fromkeys([self.index] if isinstance(self.index, str) else self.index, 1.0)
 
 
+class ClusterConfig(Config):
+    """The Ray cluster that commands over much data run on; `cluster: ADDRESS` is enough."""
+
+    address: str = "auto"
+    """HOST:PORT of the head, or auto: the cluster that this machine is a node of."""
+    folder: Path | None = None
+    """Where parts lie, a folder that all nodes see under this path; absent, beside the result."""
+    group_bytes: Bytes = 2 * 2**30
+    """Files are taken together up to so many bytes; a part should take one to five minutes."""
+    group_samples: Positive = 4 * 65_536
+    """Samples that are scored into one state of a selection."""
+    num_cpus: Positive = 1
+    """CPUs, and so threads, of one task."""
+    memory_bytes: Bytes | None = None
+    """Memory that Ray reserves for one task; absent, --memory and what Python takes beside it."""
+
+
 class WorkspaceConfig(Config):
     """The file `wsl.yaml`."""
 
+    cluster: ClusterConfig | None = None
+    """Where commands run; absent, on this machine."""
     indexes: dict[str, IndexConfig]
     stages: dict[Stage, StageSource] = {}
     storage: StorageConfig = StorageConfig()
     """How object stores are reached."""
+
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _address_alone(cls, value: Any) -> Any:
+        return {"address": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _stages_name_indexes(self) -> Self:

@@ -96,8 +96,11 @@ def build_counts(
     num_threads: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
+    counter: Callable[[], HashtagCounts] | None = None,
 ) -> bool:
     """Counts record files into the file `out`; False where it is there already, of the same files.
+
+    `counter` stands in for the counting: a cluster's, say.
 
     Raises UsageError where `out` was made of others and `overwrite` is not given.
     """
@@ -108,7 +111,9 @@ def build_counts(
     }
     if _is_there(out, made_of, overwrite):
         return False
-    if sources:
+    if counter is not None:
+        counts = counter()
+    elif sources:
         counts = count_hashtags(
             sources,
             hashtags_column=columns.hashtags,
@@ -210,13 +215,21 @@ def make_vocabulary(
     *,
     memory: Memory | None = None,
     num_threads: int | None = None,
+    counter: Callable[[], HashtagCounts] | None = None,
 ) -> Vocabulary:
-    """Counts the hashtags and makes the vocabulary that the settings ask for; paths are from `root`."""
-    counts = count_hashtags(
-        records,
-        hashtags_column=settings.hashtags_column,
-        num_threads=num_threads,
-        **(memory or UNLIMITED).options(),
+    """Counts the hashtags and makes the vocabulary that the settings ask for; paths are from `root`.
+
+    `counter` stands in for the counting.
+    """
+    counts = (
+        counter()
+        if counter is not None
+        else count_hashtags(
+            records,
+            hashtags_column=settings.hashtags_column,
+            num_threads=num_threads,
+            **(memory or UNLIMITED).options(),
+        )
     )
     chosen = settings.vocabulary
     vocabulary = Vocabulary.build(

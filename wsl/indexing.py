@@ -12,8 +12,8 @@ from typing import Any, Literal
 from wsl import storage
 from wsl._core import DataError, UsageError
 from wsl.building import build_index
-from wsl.config import IndexConfig
-from wsl.counting import Memory, make_vocabulary, record_files
+from wsl.config import ClusterConfig, IndexConfig
+from wsl.counting import Columns, Memory, make_vocabulary, record_files
 from wsl.index import MANIFEST, Index
 from wsl.progress import silent
 from wsl.vocabulary import Vocabulary
@@ -21,6 +21,8 @@ from wsl.workspace import Workspace, fingerprint, match_files
 
 Progress = Callable[[int], object]
 Append = Literal["all records", "new records"]
+OnCluster = tuple[ClusterConfig, Path]
+"""A cluster, and the folder for parts that its nodes see."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,11 @@ def build_one_index(
     memory: Memory | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
+    cluster: OnCluster | None = None,
 ) -> BuildResult:
     """Builds the index at `path`, adds shards that are new, finds it up to date, or goes on with it.
+
+    On a `cluster` its nodes count the hashtags and scan the shards; this process joins and writes.
 
     UsageError where it was built with other options or inputs and `overwrite` is not given.
     """
@@ -90,7 +95,7 @@ def build_one_index(
         key_scope=settings.key_scope,
         shard_column=settings.shard_column,
         key_format=settings.key_format,
-        vocabulary=_vocabulary(settings, root, held, memory, num_threads),
+        vocabulary=_vocabulary(settings, root, held, memory, num_threads, cluster),
         class_names=_lines(root, settings.class_names) if settings.class_names else None,
         include=_lines(root, settings.include) if settings.include else None,
         exclude=_lines(root, settings.exclude) if settings.exclude else [],
@@ -100,6 +105,7 @@ def build_one_index(
         num_threads=num_threads,
         provenance=provenance,
         append=inputs.append,
+        scanned=_scanned(inputs.shards, settings, cluster),
         overwrite=True,
         progress=progress,
     )
@@ -107,13 +113,32 @@ def build_one_index(
 
 
 def _vocabulary(
-    settings: IndexConfig, root: Path, held: list[str], memory: Memory | None, num_threads: int | None
+    settings: IndexConfig,
+    root: Path,
+    held: list[str],
+    memory: Memory | None,
+    num_threads: int | None,
+    cluster: OnCluster | None,
 ) -> Vocabulary | Callable[[], Vocabulary] | None:
     if settings.vocabulary.file is not None:
         return Vocabulary.read(root / settings.vocabulary.file)
     if settings.label_kind != "hashtag":
         return None
-    return functools.partial(make_vocabulary, held, settings, root, memory=memory, num_threads=num_threads)
+    limits: dict[str, Any] = {"memory": memory, "num_threads": num_threads}
+    if cluster is not None:
+        from wsl.cluster.counting import load
+
+        columns = Columns(settings.hashtags_column)
+        limits["counter"] = functools.partial(load, held, columns, memory or Memory(), *cluster)
+    return functools.partial(make_vocabulary, held, settings, root, **limits)
+
+
+def _scanned(shards: list[Path | str], settings: IndexConfig, cluster: OnCluster | None) -> list[Path] | None:
+    if cluster is None or not shards:
+        return None
+    from wsl.cluster.indexing import scan_shards
+
+    return scan_shards(shards, settings.label_kind == "class", settings.key_scope, *cluster)
 
 
 def _provenance(

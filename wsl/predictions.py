@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import UsageError
+from wsl.config import ClusterConfig
+from wsl.index import Index
 from wsl.locking import locked
 from wsl.publish import remove_unfinished
-from wsl.workspace import Workspace, fingerprint
+from wsl.workspace import Workspace, fingerprint, is_complete, read_run
 
 SCORING = "scoring into this folder"
 """What a process that holds the folder is doing."""
@@ -59,6 +61,8 @@ class ScoringOptions:
     batch_size: int = 256
     num_accelerators: int | None = None
     """Ranks; one in this process where None or 1."""
+    cluster: ClusterConfig | None = None
+    """The Ray cluster that scores instead."""
 
 
 def score(
@@ -75,13 +79,17 @@ def score(
     with locked(paths.out, SCORING):
         remove_unfinished(paths.out)
         job = job_of(paths, options) | {"out": str(paths.out), "keep": keep}
+        if options.cluster is not None:
+            from wsl.cluster.scoring import score as score_on_cluster
+
+            return score_on_cluster(job, teacher_of(paths, options), options.cluster)
         return score_on_ranks(job, options, paths.out)
 
 
 def job_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
     """What the ranks are told: whose scores of what, and how."""
     chosen = asdict(options)
-    del chosen["num_accelerators"]
+    del chosen["num_accelerators"], chosen["cluster"]
     return {"run": str(paths.run.resolve()), "index": str(paths.index.resolve())} | chosen
 
 
@@ -114,3 +122,22 @@ def parse_keep(text: str) -> int | None:
     if not text.isdigit() or int(text) < 1:
         raise UsageError(f"--keep {text}: expected a number of classes from 1, or all")
     return int(text)
+
+
+def teacher_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
+    """The provenance that scoring would give, without loading the network."""
+    if not is_complete(paths.run):
+        raise UsageError(
+            f"{paths.run} is not a complete run; train the teacher first: 'wsl train --stage teacher'"
+        )
+    info = read_run(paths.run)
+    return {
+        "teacher": str(paths.run),
+        "teacher_fingerprint": fingerprint(paths.run / "model.safetensors"),
+        "vocabulary_fingerprint": info.get("vocabulary_fingerprint"),
+        "index_fingerprint": Index.open(paths.index).fingerprint,
+        "num_classes": info["num_labels"],
+        "class_names": info.get("class_names"),
+        "flip": options.flip,
+        "temperature": options.temperature,
+    }

@@ -19,6 +19,7 @@ import polars as pl
 
 from wsl import dhat, storage
 from wsl._core import DataError, UsageError
+from wsl.config import ClusterConfig
 from wsl.index import Index
 from wsl.locking import locked
 from wsl.numbering import KeyedPredictions, samples_of
@@ -40,6 +41,7 @@ from wsl.predictions import (
     score,
     score_on_ranks,
     scoring_paths,
+    teacher_of,
 )
 from wsl.progress import silent
 from wsl.publish import publish_text
@@ -84,6 +86,13 @@ class SelectionRequest:
     spill_dir: Path | None = None
     num_threads: int | None = None
     overwrite: bool = False
+    cluster_dir: Path | None = None
+    """Where the parts of a cluster lie, if `scoring.cluster` names one."""
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Limits as keyword arguments of the engine's verbs."""
+        return {"memory_bytes": self.memory_bytes, "spill_dir": self.spill_dir}
 
     def new(self, num_classes: int, order: str | None = None) -> TopK:
         """An empty selection."""
@@ -176,7 +185,7 @@ def _source(request: SelectionRequest, out: File, folder: Path | None) -> _Sourc
         beside = Path(Path(out).name) if isinstance(out, str) else out
         wanted = request.scores or beside.parent / f"{beside.stem}-scores"
     paths = scoring_paths(request.checkpoint, request.index, wanted, folder)
-    made_by = _teacher_of(paths, request.scoring)
+    made_by = teacher_of(paths, request.scoring)
     files = sorted(paths.out.glob("scores-*.parquet"))
     index = Index.open(paths.index)
     if request.keep is not None:
@@ -217,12 +226,19 @@ def _take(
 ) -> dict[str, TopK]:
     """Selections that have taken all scores, by order: the one asked for, and the other to compare."""
     files = source.files
+    cluster = request.scoring.cluster
     if source.paths is not None:
         if request.keep is None and not files:
+            if cluster is not None:
+                return _score_on_cluster(request, source, dropped, num_classes, cluster)
             return _score_into_states(request, source, dropped, num_classes)
         score(source.paths, keep=source.made_by["keep"], options=request.scoring)
         files = sorted(source.paths.out.glob("scores-*.parquet"))
-    tops = {order: request.new(num_classes, order) for order in _orders(request, files, num_classes)}
+    orders = _orders(request, files, num_classes)
+    if cluster is not None:
+        _check_for_cluster(files, keyed, dropped)
+        return {order: _select_on_cluster(request, files, num_classes, order, cluster) for order in orders}
+    tops = {order: request.new(num_classes, order) for order in orders}
     for top in tops.values():
         if keyed is None:
             _feed(top, files, dropped, progress, warn)
@@ -286,6 +302,64 @@ def _without(
     where = f"{job.folder} (remove it, and the teacher scores again)"
     limits = {"memory_bytes": request.memory_bytes, "spill_dir": request.spill_dir}
     return {order: dropped.out_of_state(top, request.k, where, **limits) for order, top in tops.items()}
+
+
+def _options(request: SelectionRequest, num_classes: int, order: str) -> dict[str, Any]:
+    return {"num_classes": num_classes, "k": request.k, "p": request.p, "order": order}
+
+
+def _check_for_cluster(
+    files: Sequence[File], keyed: KeyedPredictions | None, dropped: Dropped | None
+) -> None:
+    """Refuses what nodes do not do: predictions by key, and leaving samples out of files."""
+    what = "their samples are named by key" if keyed is not None else None
+    if dropped is not None and len(dropped.samples):
+        what = f"{len(dropped.samples):,} samples of the index were taken down"
+    if what is not None:
+        raise UsageError(
+            f"{files[0]}: {what}, which a cluster does not select around; run it on one machine: --cluster "
+            f"none"
+        )
+
+
+def _score_on_cluster(
+    request: SelectionRequest,
+    source: _Source,
+    dropped: Dropped | None,
+    num_classes: int,
+    cluster: ClusterConfig,
+) -> dict[str, TopK]:
+    """Lets the nodes of a cluster score into a selection of each order that is wanted."""
+    from wsl.cluster.scoring import score_into_state
+
+    assert source.paths is not None
+    orders = [request.order]
+    if request.compare_orders and request.p < num_classes:
+        orders.append("image-first" if request.order == "class-first" else "class-first")
+    job, folder = job_of(source.paths, request.scoring), request.cluster_dir or source.paths.out / "parts"
+    tops = {
+        order: score_into_state(
+            job, source.made_by, _options(request, num_classes, order), request.memory, cluster, folder
+        )
+        for order in orders
+    }
+    if dropped is None:
+        return tops
+    where = f"{folder} (remove it, and the teacher scores again)"
+    limits = request.memory
+    return {order: dropped.out_of_state(top, request.k, where, **limits) for order, top in tops.items()}
+
+
+def _select_on_cluster(
+    request: SelectionRequest, files: Sequence[File], num_classes: int, order: str, cluster: ClusterConfig
+) -> TopK:
+    """Lets the nodes of a cluster take the files."""
+    from wsl.cluster.scoring import select as select_on_cluster
+
+    names = [str(file) for file in files]
+    options = _options(request, num_classes, order)
+    folder = request.cluster_dir or Path("cluster").absolute()
+    return select_on_cluster(names, _columns(files), options, request.memory, cluster, folder)
 
 
 def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], index: Index) -> StateJob:
@@ -395,27 +469,6 @@ def _truth(request: SelectionRequest, made_by: dict[str, Any], index: Index | No
     return dhat.Truth.read(request.truth, request.truth_column, made_by.get("class_names"), find)
 
 
-def _teacher_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
-    """The provenance that scoring would give, without loading the network."""
-    from wsl.workspace import is_complete, read_run
-
-    if not is_complete(paths.run):
-        raise UsageError(
-            f"{paths.run} is not a complete run; train the teacher first: 'wsl train --stage teacher'"
-        )
-    info = read_run(paths.run)
-    return {
-        "teacher": str(paths.run),
-        "teacher_fingerprint": fingerprint(paths.run / "model.safetensors"),
-        "vocabulary_fingerprint": info.get("vocabulary_fingerprint"),
-        "index_fingerprint": Index.open(paths.index).fingerprint,
-        "num_classes": info["num_labels"],
-        "class_names": info.get("class_names"),
-        "flip": options.flip,
-        "temperature": options.temperature,
-    }
-
-
 def _early_warnings(request: SelectionRequest, num_classes: int, num_samples: int | None) -> list[str]:
     if num_samples is None or request.k * num_classes <= num_samples:
         return []
@@ -443,11 +496,15 @@ def _late_warnings(report: dict[str, Any], selection: Selection, warn: Warn) -> 
     return [text]
 
 
+def _columns(files: Sequence[File]) -> list[str]:
+    schema = scan([str(file) for file in files]).collect_schema()
+    return [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
+
+
 def _feed(top: TopK, files: Sequence[File], dropped: Dropped | None, progress: Progress, warn: Warn) -> None:
     """Gives the files to a selection, one after another; scattered pairs together, where it matters."""
-    schema = scan([str(file) for file in files]).collect_schema()
-    columns = [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
-    scattered = top.order == "image-first" and "score" in schema
+    columns = _columns(files)
+    scattered = top.order == "image-first" and "score" in columns
     groups = [files] if scattered else [[file] for file in files]
     if scattered and (num := expected_rows([str(file) for file in files])):
         warn(f"image-first sorts {num:,} pairs by image first, {16 * num / (1 << 30):,.2f} GiB at most")

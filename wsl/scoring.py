@@ -159,22 +159,19 @@ def write_predictions(
     out.mkdir(parents=True, exist_ok=True)
     made_by = scorer.provenance | {"keep": keep}
     rank = rank or Rank()
-    covered = _covered(out, made_by, scorer.index, rank)
+    covered = covered_by(out, made_by, scorer.index, rank)
     done = sum(stop - start for start, stop in covered)
     num_new = num_scored = 0
     begun = time.monotonic()
     progress(done)
     for samples in rank.ranges(len(scorer.index), covered):
-        start, stop = samples.start, samples.stop
-        frames = []
-        for scores in scorer.score(start, stop):
-            frames.append(_table(scores, keep, scorer.num_classes))
-            done += scores.num_seen
+
+        def advance(scored: int, before: int = done) -> None:
+            nonlocal done
+            done = before + scored
             progress(done)
-        scorer.corrupt.check()
-        parts = scored_parts(scorer.index, [(start, stop)])
-        about = {"first_sample": start, "end_sample": stop, "parts": parts}
-        _write(pl.concat(frames), out / f"scores-{start:012}.parquet", made_by | about)
+
+        write_range(scorer, samples, out / file_of(samples.start), keep=keep, progress=advance)
         num_new += 1
         num_scored += len(samples)
     return {
@@ -185,6 +182,31 @@ def write_predictions(
         "out": str(out),
         **{key: value for key, value in made_by.items() if key != "class_names"},
     }
+
+
+def file_of(start: int) -> str:
+    """The name of the file with the scores of the range that begins with sample `start`."""
+    return f"scores-{start:012}.parquet"
+
+
+def write_range(
+    scorer: Scorer,
+    samples: range,
+    file: Path,
+    *,
+    keep: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> None:
+    """Scores one range of samples into a file, which appears whole."""
+    frames, done = [], 0
+    for scores in scorer.score(samples.start, samples.stop):
+        frames.append(_table(scores, keep, scorer.num_classes))
+        done += scores.num_seen
+        progress(done)
+    scorer.corrupt.check()
+    parts = scored_parts(scorer.index, [(samples.start, samples.stop)])
+    about = {"first_sample": samples.start, "end_sample": samples.stop, "parts": parts}
+    _write(pl.concat(frames), file, scorer.provenance | {"keep": keep} | about)
 
 
 @dataclass(frozen=True)
@@ -335,8 +357,9 @@ def _write(table: pl.DataFrame, file: Path, metadata: dict[str, Any]) -> None:
         table.write_parquet(temporary, metadata={"wsl": json.dumps(metadata)})
 
 
-def _covered(out: Path, made_by: dict[str, Any], index: Index, rank: Rank) -> list[Span]:
+def covered_by(out: Path, made_by: dict[str, Any], index: Index, rank: Rank | None = None) -> list[Span]:
     """What the files there cover of the rank's samples; UsageError for a file of another origin."""
+    rank = rank or Rank()
     covered = []
     for file in sorted(out.glob("scores-*.parquet")):
         number = file.stem.removeprefix("scores-")

@@ -54,7 +54,7 @@ pub struct Member {
 }
 
 /// What a whole scan found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
     /// Bytes of the file.
     pub size: u64,

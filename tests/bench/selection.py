@@ -8,7 +8,8 @@ this program: 10 M samples with 10 (class, score) pairs each, classes of uneven 
 over the ten, as zstd Parquet in four files. Every program runs in a process of its own with two threads, in
 turns, `--rounds` times; the table shows medians of CPU seconds (user and system) and wall seconds, and the
 largest peak of resident memory, each over the whole process, its start included. "decoding alone" is Polars
-reading the columns and doing nothing with them. The others break ties as they like, which is less work.
+reading the columns and doing nothing with them. wsl reads no further ahead than its commands do
+(``wsl.cli.READ_AHEAD``). The others break ties as they like, which is less work.
 
 **dense.** Rows of 1,000 scores, K = 8,000, the thresholds of a state that has seen 4 M rows of the same
 distribution, loaded from its file; then a fresh block of 256 MB. Beside it the maximum of the same block by
@@ -268,9 +269,12 @@ def dense_torch(folder: Path) -> dict[str, float]:
 DENSE = {"wsl": dense_wsl, "maximum alone": dense_maximum, "torch.topk": dense_torch}
 
 
-def environment() -> dict[str, str]:
+def environment(program: str) -> dict[str, str]:
+    from wsl.cli import READ_AHEAD
+
     number = str(THREADS)
-    return os.environ | {"POLARS_MAX_THREADS": number, "OMP_NUM_THREADS": number, "RAYON_NUM_THREADS": number}
+    threads = {"POLARS_MAX_THREADS": number, "OMP_NUM_THREADS": number, "RAYON_NUM_THREADS": number}
+    return os.environ | threads | (READ_AHEAD if program.startswith("wsl") else {})
 
 
 def measure(task: str, program: str, folder: Path) -> dict[str, float]:
@@ -278,7 +282,7 @@ def measure(task: str, program: str, folder: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", task, program, "--folder", str(folder)]
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, stdout=out, env=environment())
+        process = subprocess.Popen(command, stdout=out, env=environment(program))
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
         out.seek(0)

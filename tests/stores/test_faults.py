@@ -28,7 +28,7 @@ FAULTS = {
 def test_reads_and_an_epoch_are_the_local_ones(
     name: str, server: Server, bucket: str, tmp_path: Path
 ) -> None:
-    local, stored = both(tmp_path, bucket)
+    local, stored = both(tmp_path, bucket, num_samples=10)
     # A stalled body is waited for as long as the timeout, so only some stand still.
     plan = every(2, FAULTS[name]) if name != "stall" else _some(5, FAULTS[name])
     with proxy(server.address, plan) as (url, seen):

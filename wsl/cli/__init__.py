@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from wsl._core import UsageError, __version__
-from wsl.cli import data, demo, doctor, hashtags, index, report, selection, study, training
+from wsl.cli import cluster, data, demo, doctor, hashtags, index, report, selection, study, training
 from wsl.cli.console import print_error
 from wsl.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, exit_code, explain
 
@@ -60,12 +60,18 @@ def _use_storage_of_workspace() -> None:
         Workspace.find()
 
 
-for group in (demo, data, hashtags, index, training, selection, study, report, doctor):
+for group in (demo, data, hashtags, index, training, selection, study, report, cluster, doctor):
     group.register(app)
+
+
+READ_AHEAD = {"POLARS_ROW_GROUP_PREFETCH_SIZE": "2"}
+"""Row groups that Polars reads ahead: by default so many that they take more memory than most commands."""
 
 
 def main() -> None:
     """Runs the command line and ends the process with the exit code."""
+    for name, value in READ_AHEAD.items():
+        os.environ.setdefault(name, value)
     sys.exit(run(sys.argv[1:]))
 
 

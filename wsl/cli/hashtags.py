@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from wsl.cli.cluster import (
+    Chosen,
+    ClusterDirOption,
+    ClusterGroupOption,
+    ClusterOption,
+    choose_cluster,
+)
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
@@ -62,6 +70,9 @@ def stats(
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
+    cluster: ClusterOption = None,
+    cluster_dir: ClusterDirOption = None,
+    cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
@@ -70,9 +81,9 @@ def stats(
     from wsl import fit_zipf
 
     _check_plot(plot, overwrite)
-    counted = _counted(
-        target, records, counts, hashtags_column, separator, _memory(memory, spill_dir), workers
-    )
+    limits = _memory(memory, spill_dir)
+    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target)
+    counted = _counted(target, records, counts, hashtags_column, separator, limits, workers, chosen)
     fit = fit_zipf(counted, x_min=x_min)
     if plot is not None:
         from wsl.report import plots
@@ -144,6 +155,9 @@ def build_counts(
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
+    cluster: ClusterOption = None,
+    cluster_dir: ClusterDirOption = None,
+    cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
@@ -154,16 +168,25 @@ def build_counts(
 
     limits = _memory(memory, spill_dir)
     sources = counting.part_of(counting.sources_of(_target(target, records), records or []), part)
-    with progress("count", total=expected_rows(sources), unit="records") as advance:
-        made = counting.build_counts(
-            sources,
-            counting.Columns(hashtags_column, separator),
-            out,
-            memory=limits,
-            num_threads=workers,
-            overwrite=overwrite,
-            progress=advance,
-        )
+    columns = counting.Columns(hashtags_column, separator)
+    beside = out.with_name(f"{out.name}.parts")
+    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target, beside)
+    if chosen is not None:
+        from wsl.cluster.counting import load
+
+        counter = partial(load, sources, columns, limits, chosen.settings, chosen.folder)
+        made = counting.build_counts(sources, columns, out, overwrite=overwrite, counter=counter)
+    else:
+        with progress("count", total=expected_rows(sources), unit="records") as advance:
+            made = counting.build_counts(
+                sources,
+                columns,
+                out,
+                memory=limits,
+                num_threads=workers,
+                overwrite=overwrite,
+                progress=advance,
+            )
     _say_counts(out, made, as_json, files=len(sources))
 
 
@@ -362,6 +385,7 @@ def _counted(
     separator: str | None,
     memory: Memory,
     workers: int | None,
+    cluster: Chosen | None = None,
 ) -> HashtagCounts:
     """Counts of records, or those of files of counts."""
     from wsl import count_hashtags, counting
@@ -373,6 +397,11 @@ def _counted(
             raise UsageError("--counts: give either counts or records, not both")
         return counting.load_counts(files, memory=memory)
     sources = counting.sources_of(_target(target, records), records or [])
+    if cluster is not None:
+        from wsl.cluster.counting import load
+
+        columns = counting.Columns(hashtags_column, separator)
+        return load(sources, columns, memory, cluster.settings, cluster.folder)
     with progress("count", total=expected_rows(sources), unit="records") as advance:
         return count_hashtags(
             sources,

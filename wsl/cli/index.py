@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from wsl.cli.cluster import ClusterDirOption, ClusterGroupOption, ClusterOption, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
@@ -24,7 +26,7 @@ from wsl.cli.options import (
     WorkspaceOption,
     parse_bytes,
 )
-from wsl.progress import progress
+from wsl.progress import progress, silent
 
 app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify the index over tar shards.")
 
@@ -67,6 +69,9 @@ def build(
         typer.Option(help="CAUSE=SHARE above which the build is refused, such as keys_doubled=0.01."),
     ] = None,
     workers: ThreadsOption = None,
+    cluster: ClusterOption = None,
+    cluster_dir: ClusterDirOption = None,
+    cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
@@ -100,9 +105,13 @@ def build(
         for job in jobs:
             job[2].limits = job[2].limits | _shares(limit)
     limits = Memory(None if memory is None else parse_bytes(memory), spill_dir)
+    beside = None if out is None else out.with_name(f"{out.name}.parts")
+    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, workspace, beside)
     built = []
     for job_name, path, settings, root in jobs:
-        with progress(f"index {job_name}", unit="shards") as advance:
+        # A cluster has a line of its own.
+        line = progress(f"index {job_name}", unit="shards") if chosen is None else nullcontext(silent)
+        with line as advance:
             result = indexing.build_one_index(
                 path,
                 settings,
@@ -111,6 +120,7 @@ def build(
                 memory=limits,
                 overwrite=overwrite,
                 progress=advance,
+                cluster=None if chosen is None else (chosen.settings, chosen.folder),
             )
         note(f"index {job_name}: {result.state}, {len(result.index):,} samples in {path}")
         built.append({"name": job_name, "path": str(path), "state": result.state, **result.index.info()})

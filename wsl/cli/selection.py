@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from wsl.cli.cluster import ClusterDirOption, ClusterGroupOption, ClusterOption, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     FlipOption,
@@ -20,7 +22,7 @@ from wsl.cli.options import (
     WorkspaceOption,
     parse_bytes,
 )
-from wsl.progress import progress
+from wsl.progress import progress, silent
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -77,6 +79,9 @@ def pseudolabel(
     memory: MemoryOption = None,
     spill_dir: SpillDirOption = None,
     workers: ThreadsOption = None,
+    cluster: ClusterOption = None,
+    cluster_dir: ClusterDirOption = None,
+    cluster_group: ClusterGroupOption = None,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
@@ -85,7 +90,7 @@ def pseudolabel(
     """Select pseudo-labels; the teacher scores first where predictions are missing."""
     if context.invoked_subcommand is not None:
         return
-    from wsl import pseudolabels
+    from wsl import pseudolabels, storage
     from wsl._core import UsageError
     from wsl.predictions import ScoringOptions
 
@@ -95,6 +100,10 @@ def pseudolabel(
             "images of every class and at most 10 classes of an image"
         )
     _check_plot(plot)
+    limit = None if memory is None else parse_bytes(memory)
+    beside = None if out is None or storage.is_remote(out) else Path(f"{out}.parts")
+    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
+    settings = None if chosen is None else chosen.settings
     request = pseudolabels.SelectionRequest(
         k=k,
         p=p,
@@ -105,17 +114,19 @@ def pseudolabel(
         out=None if out is None else _place(out),
         state=state,
         keep=keep,
-        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators),
+        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, cluster=settings),
+        cluster_dir=None if chosen is None else chosen.folder,
         allow_truncated=allow_truncated,
         compare_orders=compare_orders,
         truth=truth,
         truth_column=truth_column,
-        memory_bytes=None if memory is None else parse_bytes(memory),
+        memory_bytes=limit,
         spill_dir=spill_dir,
         num_threads=workers,
         overwrite=overwrite,
     )
-    with progress("select", unit="rows") as advance:
+    # A cluster has a line of its own.
+    with progress("select", unit="rows") if settings is None else nullcontext(silent) as advance:
         report = pseudolabels.select(request, workspace, progress=advance, warn=_warn)
     _show(report, as_json, plot)
 

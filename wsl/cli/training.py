@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from wsl.cli.cluster import ClusterOption, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     FlipOption,
@@ -89,6 +90,7 @@ def score(
     num_accelerators: Annotated[
         int | None, typer.Option(min=1, help="Ranks that score; default: one.")
     ] = None,
+    cluster: ClusterOption = None,
     storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -98,7 +100,9 @@ def score(
 
     paths = predictions.scoring_paths(checkpoint, index, out, workspace)
     kept = predictions.parse_keep(keep)
-    options = predictions.ScoringOptions(flip, temperature, batch_size, num_accelerators)
+    chosen = choose_cluster(cluster, None, None, None, workspace)
+    settings = None if chosen is None else chosen.settings
+    options = predictions.ScoringOptions(flip, temperature, batch_size, num_accelerators, settings)
     report = predictions.score(paths, keep=kept, options=options)
     if as_json:
         print_json(report)

@@ -326,7 +326,7 @@ impl Builder {
     }
 
     /// Shards must have names of their own where these stand for them.
-    fn check_stems(&self, paths: &[(PathBuf, String)]) -> Result<()> {
+    pub(super) fn check_stems(&self, paths: &[(PathBuf, String)]) -> Result<()> {
         if self.options.key_scope == KeyScope::Global {
             return Ok(());
         }
@@ -342,6 +342,11 @@ impl Builder {
             }
         }
         Ok(())
+    }
+
+    /// Shards of this build that are done.
+    pub(super) fn num_shards_done(&self) -> usize {
+        self.shards.len() - self.num_shards_kept
     }
 
     /// Threads that scan; those of shards in stores wait for answers, so more of them are of use.
@@ -365,7 +370,7 @@ impl Builder {
         pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))
     }
 
-    fn take(&mut self, name: &str, scan: &Scan) -> Result<()> {
+    pub(super) fn take(&mut self, name: &str, scan: &Scan) -> Result<()> {
         let shard = u32::try_from(self.shards.len()).ok().filter(|&shard| shard < NO_SHARD);
         let shard =
             shard.ok_or_else(|| Error::usage("an index holds at most 4,294,967,294 shards"))?;
@@ -401,7 +406,7 @@ impl Builder {
                 self.write_rows(sample + 1, first)?;
             }
         }
-        for (&cause, &number) in &scan.left_out {
+        for (cause, &number) in &scan.left_out {
             *self.count(cause) += number;
         }
         self.shards.push(Shard {

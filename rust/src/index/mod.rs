@@ -23,9 +23,11 @@ pub mod read;
 mod records;
 mod rows;
 mod scan;
+mod scanned;
 pub mod takedown;
 
 pub use build::{BuildOptions, Builder, LIMITS, LabelSource};
 pub use fetch::{Chunk, Fetch};
 pub use read::Index;
 pub use records::{Columns, KeyFormat};
+pub use scanned::save_scans;

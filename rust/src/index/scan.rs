@@ -1,9 +1,11 @@
 //! One shard scanned: the samples in it, put together from members that follow one another.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use hashbrown::HashSet;
+use serde::{Deserialize, Serialize};
 
 use super::format::KeyScope;
 use crate::job::Job;
@@ -19,20 +21,31 @@ const MAX_CLASS: u32 = 100_000_000;
 const NO_CLASS: u32 = u32::MAX;
 
 /// The samples of a shard, in tar order.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Scan {
     keys: String,
     key_ends: Vec<usize>,
     places: Vec<(u64, u32)>,
     classes: Vec<u32>,
     /// What was passed over, by cause.
-    pub(super) left_out: BTreeMap<&'static str, u64>,
+    pub(super) left_out: BTreeMap<Cow<'static, str>, u64>,
     pub(super) summary: Summary,
     /// Of a shard in a store.
     pub(super) etag: Option<String>,
 }
 
 impl Scan {
+    /// Whether its columns are of one length and its keys are cut where characters begin.
+    pub(super) fn is_whole(&self) -> bool {
+        let Self { keys, key_ends, places, classes, .. } = self;
+        let ends = std::iter::once(&0).chain(key_ends);
+        key_ends.len() == places.len()
+            && classes.len() == places.len()
+            && key_ends.last().copied().unwrap_or(0) == keys.len()
+            && ends.clone().zip(key_ends).all(|(start, end)| start <= end)
+            && key_ends.iter().all(|&end| keys.is_char_boundary(end))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
@@ -103,7 +116,7 @@ pub(super) fn scan_shard(
         ("members_that_are_devices", scanner.num_devices()),
     ] {
         if number > 0 {
-            *samples.left_out.entry(cause).or_insert(0) += number;
+            *samples.left_out.entry(cause.into()).or_insert(0) += number;
         }
     }
     let Samples { keys, key_ends, places, classes, left_out, .. } = samples;
@@ -142,7 +155,7 @@ struct Samples {
     class: u32,
     /// Keys of groups of members without an image.
     imageless: Vec<String>,
-    left_out: BTreeMap<&'static str, u64>,
+    left_out: BTreeMap<Cow<'static, str>, u64>,
 }
 
 impl Samples {
@@ -179,7 +192,7 @@ impl Samples {
     }
 
     fn leave_out(&mut self, cause: &'static str) {
-        *self.left_out.entry(cause).or_insert(0) += 1;
+        *self.left_out.entry(cause.into()).or_insert(0) += 1;
     }
 
     /// Counts samples whose members do not stand together, and, where keys begin anew in every
@@ -197,10 +210,10 @@ impl Samples {
         }
         let num_split = self.imageless.iter().filter(|key| known.contains(key.as_str())).count();
         if num_split > 0 {
-            self.left_out.insert("samples_split", num_split as u64);
+            self.left_out.insert("samples_split".into(), num_split as u64);
         }
         if scope == KeyScope::Shard && num_doubled > 0 {
-            self.left_out.insert("keys_doubled", num_doubled);
+            self.left_out.insert("keys_doubled".into(), num_doubled);
         }
     }
 }

@@ -27,6 +27,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<IndexBuilder>()?;
     module.add_class::<Index>()?;
     module.add_function(wrap_pyfunction!(drop_keys, module)?)?;
+    module.add_function(wrap_pyfunction!(save_scans, module)?)?;
     module.add_function(wrap_pyfunction!(scan_shard, module)?)
 }
 
@@ -55,6 +56,26 @@ fn scan_shard<'py>(
     let (members, end) = long_call(py, None, |job| crate::shard::members(&path, &storage, job))?;
     let row = |m: crate::shard::Member| (Cow::Owned(m.name), m.start, m.offset, m.size);
     Ok((members.into_iter().map(row).collect(), end))
+}
+
+/// Scans shards into a file for `IndexBuilder.add_scanned`.
+#[pyfunction]
+#[pyo3(signature = (shards, out, *, with_classes, key_scope="global", num_threads=1, storage=None, progress=None))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+fn save_scans(
+    py: Python<'_>,
+    shards: Vec<PathBuf>,
+    out: PathBuf,
+    with_classes: bool,
+    key_scope: &str,
+    num_threads: usize,
+    storage: Option<PyRef<'_, Storage>>,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let (scope, storage) = (KeyScope::parse(key_scope)?, storage::given(storage));
+    long_call(py, progress, |job| {
+        crate::index::save_scans(&shards, &out, with_classes, scope, num_threads, &storage, job)
+    })
 }
 
 /// An index being built; visible only after `publish`.
@@ -213,6 +234,19 @@ impl IndexBuilder {
     ) -> PyResult<()> {
         let builder = self.builder()?;
         long_call(py, progress, |job| builder.add_shards(&paths, job))
+    }
+
+    /// Takes shards that `save_scans` scanned, with what the index calls them.
+    #[pyo3(signature = (files, names, *, progress=None))]
+    fn add_scanned(
+        &mut self,
+        py: Python<'_>,
+        files: Vec<PathBuf>,
+        names: Vec<String>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let builder = self.builder()?;
+        long_call(py, progress, |job| builder.add_scanned(&files, &names, job))
     }
 
     #[getter]

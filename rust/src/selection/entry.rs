@@ -112,12 +112,49 @@ pub(super) fn little(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(number)
 }
 
+/// Entries from which on a histogram finds the K-th faster than partitions do.
+const MANY: usize = 1024;
+/// Counters of the histogram.
+const COUNTERS: usize = 2048;
+
 /// Leaves the `k` smallest of `entries`, the largest of them last where there were more.
+///
+/// A histogram of the keys tells which entries are surely among them and which surely not; only those
+/// of one counter, a few where scores differ, are looked at by rank.
 pub(super) fn keep_best(entries: &mut Vec<Entry>, k: usize) {
-    if entries.len() > k {
-        entries.select_nth_unstable(k - 1);
-        entries.truncate(k);
+    if entries.len() <= k {
+        return;
     }
+    if entries.len() < MANY {
+        entries.select_nth_unstable(k - 1);
+        return entries.truncate(k);
+    }
+    let (low, high) = entries
+        .iter()
+        .fold((u32::MAX, 0), |(low, high), entry| (low.min(entry.key), high.max(entry.key)));
+    let shift = (u32::BITS - (high - low).leading_zeros()).saturating_sub(COUNTERS.ilog2());
+    let counter = |entry: &Entry| ((entry.key - low) >> shift) as usize & (COUNTERS - 1);
+    let mut counts = [0_u32; COUNTERS];
+    entries.iter().for_each(|entry| counts[counter(entry)] += 1);
+    let (mut edge, mut before) = (0, 0);
+    while before + (counts[edge] as usize) < k {
+        before += counts[edge] as usize;
+        edge += 1;
+    }
+    let mut doubtful = Vec::with_capacity(counts[edge] as usize);
+    let mut kept = 0;
+    for place in 0..entries.len() {
+        let entry = entries[place];
+        let counter = counter(&entry);
+        entries[kept] = entry;
+        kept += usize::from(counter < edge);
+        if counter == edge {
+            doubtful.push(entry);
+        }
+    }
+    entries.truncate(kept);
+    doubtful.select_nth_unstable(k - before - 1);
+    entries.extend_from_slice(&doubtful[..k - before]);
 }
 
 #[cfg(test)]
@@ -133,6 +170,31 @@ mod tests {
             scores.iter().all(|&score| score_of(descending(score)).to_bits() == score.to_bits())
         );
         assert_eq!(descending(-0.0), descending(0.0));
+    }
+
+    #[test]
+    fn the_best_are_those_of_a_sort_and_the_last_of_them_stands_last() {
+        let mut state = 7_u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state >> 33
+        };
+        for (num, values) in [(3000, 1), (3000, 3), (5000, 1 << 20), (1024, 1 << 30), (90, 40)] {
+            let entries: Vec<_> = (0..num)
+                .map(|_| Entry::new((random() % values) as f32 - 5.0, random() % 4000))
+                .collect();
+            for k in [1, 2, num as usize / 3, num as usize - 1, num as usize] {
+                let (mut found, mut sorted) = (entries.clone(), entries.clone());
+                keep_best(&mut found, k);
+                sorted.sort_unstable();
+                sorted.truncate(k);
+                if k < num as usize {
+                    assert_eq!(found.last(), sorted.last());
+                }
+                found.sort_unstable();
+                assert!(found == sorted, "{num} entries of {values} values, K = {k}");
+            }
+        }
     }
 
     #[test]

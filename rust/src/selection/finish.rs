@@ -1,7 +1,7 @@
 //! The end of a selection: its pairs by sample, each cut to its P best classes.
 //!
-//! The K best of every class are sorted by sample, on disk where they do not fit, and read as often
-//! as somebody asks: in memory there is one sample at a time.
+//! The K best of every class are sorted by sample, in memory ([`super::by_sample`]) or, within a limit,
+//! on disk where they do not fit; and read as often as somebody asks, one sample at a time.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -11,81 +11,36 @@ use arrow_array::{ArrayRef, Float32Array, RecordBatch, UInt32Array, UInt64Array}
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use rayon::prelude::*;
 
-use super::entry::{Entry, little, score_of};
+use super::by_sample::{BySample, Collector, ListedImages};
+use super::chosen::Chosen;
+use super::entry::Entry;
 use super::top_p::{SelectedPair, doubled};
 use super::{Order, Selection};
 use crate::job::Job;
-use crate::spill::{Record, Sorted, SortedReader, Sorter};
+use crate::spill::{Sorted, SortedReader, Sorter};
 use crate::{Error, Result};
 
 /// Rows of a record batch of [`Selected::batches`].
 const ROWS_PER_BATCH: usize = 1 << 16;
+/// Classes of an image that are compared with one another.
+const FEW_CLASSES: usize = 16;
 /// Entries between two looks at whether the caller asked to stop.
 const ENTRIES_PER_CHECK: u64 = 1 << 16;
 
-/// An image that a class took, in 20 bytes; by sample, then the best class first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Chosen {
-    sample_high: u32,
-    sample_low: u32,
-    key: u32,
-    class: u32,
-    /// From 1.
-    rank: u32,
+/// The chosen pairs by sample.
+#[derive(Debug, Clone)]
+enum Ordered {
+    /// Of a selection that is in memory, and may be.
+    Listed(BySample),
+    /// Of one within a limit of memory, or on disk.
+    Sorted(Sorted<Chosen>),
 }
 
-impl Chosen {
-    #[inline]
-    fn sample(self) -> u64 {
-        u64::from(self.sample_high) << 32 | u64::from(self.sample_low)
-    }
-
-    #[inline]
-    fn number(self) -> u128 {
-        u128::from(self.sample()) << 64 | u128::from(self.key) << 32 | u128::from(self.class)
-    }
-
-    fn pair(self) -> SelectedPair {
-        let score = score_of(self.key);
-        SelectedPair { sample: self.sample(), class: self.class, rank: self.rank, score }
-    }
-}
-
-impl Ord for Chosen {
-    #[inline]
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.number().cmp(&other.number()).then(self.rank.cmp(&other.rank))
-    }
-}
-
-impl PartialOrd for Chosen {
-    #[inline]
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Record for Chosen {
-    const BYTES: usize = 20;
-
-    #[inline]
-    fn put(self, out: &mut [u8]) {
-        out[..8].copy_from_slice(&self.sample().to_le_bytes());
-        out[8..12].copy_from_slice(&self.key.to_le_bytes());
-        out[12..16].copy_from_slice(&self.class.to_le_bytes());
-        out[16..].copy_from_slice(&self.rank.to_le_bytes());
-    }
-
-    #[inline]
-    fn get(bytes: &[u8]) -> Self {
-        let sample = little(&bytes[..8]);
-        let small = |at: usize| little(&bytes[at..at + 4]) as u32;
-        Self {
-            sample_high: (sample >> 32) as u32,
-            sample_low: sample as u32,
-            key: small(8),
-            class: small(12),
-            rank: small(16),
+impl Ordered {
+    fn images(&self, p: usize) -> Result<Images> {
+        match self {
+            Self::Listed(listed) => Ok(Images::listed(listed.images(0, listed.num_ranges()), p)),
+            Self::Sorted(sorted) => Images::sorted(sorted.read()?, p),
         }
     }
 }
@@ -93,7 +48,7 @@ impl Record for Chosen {
 /// What a selection came to.
 #[derive(Debug, Clone)]
 pub struct Selected {
-    chosen: Sorted<Chosen>,
+    chosen: Ordered,
     p: usize,
     num_before: Vec<u64>,
     num_after: Vec<u64>,
@@ -142,25 +97,18 @@ impl Selected {
     /// The selected pairs by ascending sample, then the best class first; may be read any number of
     /// times.
     pub fn pairs(&self) -> Result<Pairs> {
-        Ok(Pairs { images: Images::new(&self.chosen, self.p)?, place: 0 })
+        Ok(Pairs { images: self.chosen.images(self.p)?, place: 0 })
     }
 
     /// The same as record batches.
     pub fn batches(&self) -> Result<impl Iterator<Item = Result<RecordBatch>> + Send + use<>> {
         let mut pairs = self.pairs()?;
-        Ok(std::iter::from_fn(move || {
-            let rows: Result<Vec<_>> = pairs.by_ref().take(ROWS_PER_BATCH).collect();
-            match rows {
-                Ok(rows) if rows.is_empty() => None,
-                Ok(rows) => Some(batch(&rows)),
-                Err(error) => Some(Err(error)),
-            }
-        }))
+        Ok(std::iter::from_fn(move || pairs.batch().transpose()))
     }
 
     /// How many pairs are in both.
     pub fn num_common(&self, other: &Self, job: &Job) -> Result<u64> {
-        let (mut own, mut others) = (Images::new(&self.chosen, self.p)?, other.pairs()?.images);
+        let (mut own, mut others) = (self.pairs()?.images, other.pairs()?.images);
         let mut number = 0;
         let (mut a, mut b) = (own.next()?, others.next()?);
         while a && b {
@@ -181,75 +129,131 @@ impl Selected {
         Ok(number)
     }
 
+    /// Counts what is selected, and refuses doubled pairs; several ranges at a time where it can.
     fn count(&mut self, job: &Job) -> Result<()> {
-        let mut images = Images::new(&self.chosen, self.p)?;
-        let mut seen = 0;
-        while images.next()? {
-            images.check_distinct()?;
-            let kept = images.kept();
-            kept.iter().for_each(|pair| self.num_after[pair.class as usize] += 1);
-            *self.images_by_classes.entry(kept.len() as u64).or_insert(0) += 1;
-            seen += 1;
-            if seen % ENTRIES_PER_CHECK == 0 {
-                job.check()?;
+        let count = |images| Counts::of(images, self.num_after.len(), job);
+        let counts = match &self.chosen {
+            Ordered::Sorted(_) => vec![count(self.chosen.images(self.p)?)?],
+            Ordered::Listed(listed) => {
+                let num_ranges = listed.num_ranges();
+                let share = num_ranges.div_ceil(rayon::current_num_threads()).max(1);
+                let firsts = (0..num_ranges).into_par_iter().step_by(share);
+                let ranges = firsts.map(|first| (first, (first + share).min(num_ranges)));
+                let counts = ranges
+                    .map(|(first, last)| count(Images::listed(listed.images(first, last), self.p)))
+                    .collect::<Vec<Result<Counts>>>();
+                // The first error by sample, whichever thread was first.
+                counts.into_iter().collect::<Result<_>>()?
+            }
+        };
+        for found in counts {
+            self.num_after.iter_mut().zip(found.num_after).for_each(|(all, own)| *all += own);
+            for (classes, images) in found.images_by_classes {
+                *self.images_by_classes.entry(classes).or_insert(0) += images;
             }
         }
         Ok(())
     }
 }
 
-fn batch(pairs: &[SelectedPair]) -> Result<RecordBatch> {
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt64Array::from_iter_values(pairs.iter().map(|pair| pair.sample))),
-        Arc::new(UInt32Array::from_iter_values(pairs.iter().map(|pair| pair.class))),
-        Arc::new(Float32Array::from_iter_values(pairs.iter().map(|pair| pair.score))),
-        Arc::new(UInt32Array::from_iter_values(pairs.iter().map(|pair| pair.rank))),
-    ];
-    Ok(RecordBatch::try_new(Selected::schema(), columns)?)
+/// What is counted of some images.
+struct Counts {
+    num_after: Vec<u64>,
+    images_by_classes: BTreeMap<u64, u64>,
+}
+
+impl Counts {
+    fn of(mut images: Images, num_classes: usize, job: &Job) -> Result<Self> {
+        let mut num_after = vec![0; num_classes];
+        let mut by_classes = Vec::new();
+        let mut seen = 0;
+        while images.next()? {
+            images.check_distinct()?;
+            let kept = images.kept();
+            kept.iter().for_each(|pair| num_after[pair.class as usize] += 1);
+            if by_classes.len() <= kept.len() {
+                by_classes.resize(kept.len() + 1, 0);
+            }
+            by_classes[kept.len()] += 1;
+            seen += 1;
+            if seen % ENTRIES_PER_CHECK == 0 {
+                job.check()?;
+            }
+        }
+        let found = (0..).zip(by_classes).filter(|(_, images)| *images > 0);
+        Ok(Self { num_after, images_by_classes: found.collect() })
+    }
 }
 
 /// Goes through the chosen pairs, one image after another.
 #[derive(Debug)]
 struct Images {
-    chosen: SortedReader<Chosen>,
+    source: ImageSource,
     p: usize,
-    ahead: Option<Chosen>,
-    pairs: Vec<Chosen>,
+}
+
+#[derive(Debug)]
+enum ImageSource {
+    Listed(ListedImages),
+    Sorted { chosen: SortedReader<Chosen>, ahead: Option<Chosen>, pairs: Vec<Chosen> },
 }
 
 impl Images {
-    fn new(chosen: &Sorted<Chosen>, p: usize) -> Result<Self> {
-        let mut chosen = chosen.read()?;
+    fn listed(images: ListedImages, p: usize) -> Self {
+        Self { source: ImageSource::Listed(images), p }
+    }
+
+    fn sorted(mut chosen: SortedReader<Chosen>, p: usize) -> Result<Self> {
         let ahead = chosen.next_record()?;
-        Ok(Self { chosen, p, ahead, pairs: Vec::new() })
+        Ok(Self { source: ImageSource::Sorted { chosen, ahead, pairs: Vec::new() }, p })
     }
 
     /// Goes to the next image, and says whether there is one.
+    #[inline]
     fn next(&mut self) -> Result<bool> {
-        self.pairs.clear();
-        let Some(first) = self.ahead else { return Ok(false) };
-        while let Some(pair) = self.ahead.filter(|pair| pair.sample() == first.sample()) {
-            self.pairs.push(pair);
-            self.ahead = self.chosen.next_record()?;
+        let (chosen, ahead, pairs) = match &mut self.source {
+            ImageSource::Listed(images) => return Ok(images.next()),
+            ImageSource::Sorted { chosen, ahead, pairs } => (chosen, ahead, pairs),
+        };
+        pairs.clear();
+        let Some(first) = *ahead else { return Ok(false) };
+        while let Some(pair) = ahead.filter(|pair| pair.sample() == first.sample()) {
+            pairs.push(pair);
+            *ahead = chosen.next_record()?;
         }
         Ok(true)
     }
 
+    #[inline]
+    fn pairs(&self) -> &[Chosen] {
+        match &self.source {
+            ImageSource::Listed(images) => images.pairs(),
+            ImageSource::Sorted { pairs, .. } => pairs,
+        }
+    }
+
     fn sample(&self) -> u64 {
-        self.pairs.first().map_or(0, |pair| pair.sample())
+        self.pairs().first().map_or(0, |pair| pair.sample())
     }
 
     /// The P best of the image's pairs.
+    #[inline]
     fn kept(&self) -> &[Chosen] {
-        &self.pairs[..self.pairs.len().min(self.p)]
+        let pairs = self.pairs();
+        &pairs[..pairs.len().min(self.p)]
     }
 
     /// A class that took an image twice was given two scores for it.
     fn check_distinct(&self) -> Result<()> {
-        if self.pairs.len() < 2 {
+        let pairs = self.pairs();
+        // Of a few it is looked up in place.
+        let is_new = |(place, pair): (usize, &Chosen)| {
+            pairs[..place].iter().all(|other| other.class != pair.class)
+        };
+        if pairs.len() <= FEW_CLASSES && pairs.iter().enumerate().all(is_new) {
             return Ok(());
         }
-        let mut classes: Vec<_> = self.pairs.iter().map(|pair| pair.class).collect();
+        let mut classes: Vec<_> = pairs.iter().map(|pair| pair.class).collect();
         classes.sort_unstable();
         match classes.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(doubled(self.sample(), pair[0])),
@@ -265,29 +269,63 @@ pub struct Pairs {
     place: usize,
 }
 
+impl Pairs {
+    /// Goes to the next pair's image; false where there is none.
+    #[inline]
+    fn advance(&mut self) -> Result<bool> {
+        while self.place >= self.images.kept().len() {
+            self.place = 0;
+            if !self.images.next()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next pairs, as many as a batch holds; none where there are no more.
+    fn batch(&mut self) -> Result<Option<RecordBatch>> {
+        let mut samples = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut classes = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut scores = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut ranks = Vec::with_capacity(ROWS_PER_BATCH);
+        while samples.len() < ROWS_PER_BATCH && self.advance()? {
+            let rest = &self.images.kept()[self.place..];
+            let some = &rest[..rest.len().min(ROWS_PER_BATCH - samples.len())];
+            samples.extend(some.iter().map(|pair| pair.sample()));
+            classes.extend(some.iter().map(|pair| pair.class));
+            scores.extend(some.iter().map(|pair| pair.score()));
+            ranks.extend(some.iter().map(|pair| pair.rank));
+            self.place += some.len();
+        }
+        if samples.is_empty() {
+            return Ok(None);
+        }
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt64Array::from(samples)),
+            Arc::new(UInt32Array::from(classes)),
+            Arc::new(Float32Array::from(scores)),
+            Arc::new(UInt32Array::from(ranks)),
+        ];
+        Ok(Some(RecordBatch::try_new(Selected::schema(), columns)?))
+    }
+}
+
 impl Iterator for Pairs {
     type Item = Result<SelectedPair>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.place >= self.images.kept().len() {
-            self.place = 0;
-            match self.images.next() {
-                Ok(true) => {}
-                Ok(false) => return None,
-                Err(error) => return Some(Err(error)),
-            }
+        match self.advance() {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => return Some(Err(error)),
         }
         self.place += 1;
         Some(Ok(self.images.kept()[self.place - 1].pair()))
     }
 }
 
-/// What one thread finds in its parts.
-struct Found {
-    sorter: Sorter<Chosen>,
-    /// Class, images it took, the lowest score.
-    classes: Vec<(usize, u64, f32)>,
-}
+/// What a class took: how many images, and the lowest score.
+type Taken = (usize, u64, f32);
 
 impl Selection {
     /// The selection over all pairs so far, with K and P of the state or other ones; the state
@@ -303,29 +341,22 @@ impl Selection {
         open.sort_unstable_by_key(|(class, _)| *class);
         job.check()?;
         self.make_room()?;
-        let num_threads = rayon::current_num_threads().min(self.classes.parts.len()).max(1);
-        let memory = self.classes.spill.limit().map(|limit| limit / 2 / num_threads);
-        let found = (0..num_threads).into_par_iter().map(|thread| {
-            let sorter = Sorter::new(self.classes.spill.clone(), memory);
-            let mut found = Found { sorter, classes: Vec::new() };
-            // Every thread takes each so-many-th part, since frequent classes stand together.
-            for part in (thread..self.classes.parts.len()).step_by(num_threads) {
-                self.choose(part, k as usize, &open, &mut found, job)?;
-            }
-            Ok((found.sorter.finish()?, found.classes))
-        });
-        let found = found.collect::<Result<Vec<_>>>()?;
+        let in_memory = self.classes.spill.limit().is_none() && self.classes.runs.is_empty();
+        let (chosen, taken) = if in_memory {
+            self.choose_listed(k as usize, &open, job)?
+        } else {
+            self.choose_sorted(k as usize, &open, job)?
+        };
         let none = vec![0; self.num_classes as usize];
-        let (sorted, classes): (Vec<_>, Vec<_>) = found.into_iter().unzip();
         let mut selected = Selected {
-            chosen: Sorted::join(sorted, &self.classes.spill)?,
+            chosen,
             p: p as usize,
             num_before: none.clone(),
             num_after: none,
             lowest: vec![f32::NAN; self.num_classes as usize],
             images_by_classes: BTreeMap::new(),
         };
-        for (class, number, lowest) in classes.into_iter().flatten() {
+        for (class, number, lowest) in taken {
             selected.num_before[class] = number;
             selected.lowest[class] = lowest;
         }
@@ -333,30 +364,72 @@ impl Selection {
         Ok(selected)
     }
 
-    fn choose(
+    fn num_choosing(&self) -> usize {
+        rayon::current_num_threads().min(self.classes.parts.len()).max(1)
+    }
+
+    fn choose_listed(
         &self,
-        part: usize,
         k: usize,
         open: &[(u32, Entry)],
-        found: &mut Found,
         job: &Job,
-    ) -> Result<()> {
-        self.classes.visit_part(part, k, open, &mut |class, rank, entry| {
-            if rank == 0 {
-                job.check()?;
-                found.classes.push((class, 0, 0.0));
-            }
-            if let Some(last) = found.classes.last_mut() {
-                (last.1, last.2) = (rank as u64 + 1, entry.score());
-            }
-            found.sorter.push(Chosen {
-                sample_high: (entry.sample() >> 32) as u32,
-                sample_low: entry.sample() as u32,
-                key: entry.key(),
-                class: class as u32,
-                rank: rank as u32 + 1,
-            })
-        })
+    ) -> Result<(Ordered, Vec<Taken>)> {
+        let collectors = Collector::for_threads(&self.classes, open, self.num_choosing());
+        let found = collectors.into_par_iter().enumerate().map(|(thread, mut collector)| {
+            let push = &mut |chosen| {
+                collector.push(chosen);
+                Ok(())
+            };
+            let taken = self.choose(thread, k, open, push, job)?;
+            Ok((collector, taken))
+        });
+        let (collectors, taken): (Vec<_>, Vec<_>) =
+            found.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((Ordered::Listed(BySample::new(collectors)), taken.concat()))
+    }
+
+    fn choose_sorted(
+        &self,
+        k: usize,
+        open: &[(u32, Entry)],
+        job: &Job,
+    ) -> Result<(Ordered, Vec<Taken>)> {
+        let num_threads = self.num_choosing();
+        let memory = self.classes.spill.limit().map(|limit| limit / 2 / num_threads);
+        let found = (0..num_threads).into_par_iter().map(|thread| {
+            let mut sorter = Sorter::new(self.classes.spill.clone(), memory);
+            let taken = self.choose(thread, k, open, &mut |chosen| sorter.push(chosen), job)?;
+            Ok((sorter.finish()?, taken))
+        });
+        let (sorted, taken): (Vec<_>, Vec<_>) =
+            found.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((Ordered::Sorted(Sorted::join(sorted, &self.classes.spill)?), taken.concat()))
+    }
+
+    /// Gives `push` what the classes of a thread took. Every thread takes each so-many-th part, since
+    /// frequent classes stand together.
+    fn choose(
+        &self,
+        thread: usize,
+        k: usize,
+        open: &[(u32, Entry)],
+        push: &mut dyn FnMut(Chosen) -> Result<()>,
+        job: &Job,
+    ) -> Result<Vec<Taken>> {
+        let mut taken: Vec<Taken> = Vec::new();
+        for part in (thread..self.classes.parts.len()).step_by(self.num_choosing()) {
+            self.classes.visit_part(part, k, open, &mut |class, rank, entry| {
+                if rank == 0 {
+                    job.check()?;
+                    taken.push((class, 0, 0.0));
+                }
+                if let Some(last) = taken.last_mut() {
+                    (last.1, last.2) = (rank as u64 + 1, entry.score());
+                }
+                push(Chosen::new(entry, class as u32, rank as u32 + 1))
+            })?;
+        }
+        Ok(taken)
     }
 
     /// Where memory is limited and the entries take much of it, they go to disk.

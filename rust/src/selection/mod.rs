@@ -32,12 +32,15 @@
 //! **Failure.** Wrong usage (shapes, types, options) leaves the state as it was. Bad data and a
 //! cancelled call leave it half updated; from then on every call but dropping it is an error.
 
+mod by_sample;
+mod chosen;
 mod class_run;
 mod entry;
 mod finish;
 mod log_odds;
 mod pairs;
 mod pool;
+mod radix;
 mod runs;
 mod scattered;
 mod seen;

@@ -15,7 +15,9 @@ const NONE: u32 = u32::MAX;
 /// Chunks of entries.
 #[derive(Debug, Clone)]
 pub(super) struct Pool {
+    /// A power of two, 2^shift.
     chunk: usize,
+    shift: u32,
     slabs: Vec<Slab>,
     num_made: u32,
     free: Vec<u32>,
@@ -56,8 +58,8 @@ impl List {
 impl Pool {
     /// A pool of chunks that suit lists of up to `most` entries.
     pub(super) fn new(most: usize) -> Self {
-        let chunk = most.clamp(4, CHUNK);
-        Self { chunk, slabs: Vec::new(), num_made: 0, free: Vec::new() }
+        let chunk = most.clamp(4, CHUNK).next_power_of_two();
+        Self { shift: chunk.ilog2(), chunk, slabs: Vec::new(), num_made: 0, free: Vec::new() }
     }
 
     /// Bytes of a chunk.
@@ -77,13 +79,24 @@ impl Pool {
 
     #[inline]
     pub(super) fn push(&mut self, list: &mut List, entry: Entry) {
-        let filled = list.len % self.chunk;
+        let filled = list.len & (self.chunk - 1);
         if filled == 0 {
             list.last = self.take(list.last);
         }
         let (slab, place) = self.place(list.last);
-        self.slabs[slab].entries[place * self.chunk + filled] = entry;
+        self.slabs[slab].entries[(place << self.shift) + filled] = entry;
         list.len += 1;
+    }
+
+    /// Adds entries to an empty list.
+    pub(super) fn fill(&mut self, list: &mut List, entries: &[Entry]) {
+        for some in entries.chunks(self.chunk) {
+            list.last = self.take(list.last);
+            let (slab, place) = self.place(list.last);
+            let first = place << self.shift;
+            self.slabs[slab].entries[first..first + some.len()].copy_from_slice(some);
+            list.len += some.len();
+        }
     }
 
     /// A chunk to be filled after `before`.
@@ -118,12 +131,21 @@ impl Pool {
 
     /// Adds the entries of `list` to `out`, in no order.
     pub(super) fn read(&self, list: List, out: &mut Vec<Entry>) {
+        self.for_each_chunk(list, |entries| out.extend_from_slice(entries));
+    }
+
+    /// Calls `each` for the entries of `list`, in no order.
+    pub(super) fn for_each(&self, list: List, each: &mut impl FnMut(Entry)) {
+        self.for_each_chunk(list, |entries| entries.iter().for_each(|&entry| each(entry)));
+    }
+
+    fn for_each_chunk(&self, list: List, mut each: impl FnMut(&[Entry])) {
         let mut chunk = list.last;
         let mut filled = if list.len == 0 { 0 } else { (list.len - 1) % self.chunk + 1 };
         while chunk != NONE {
             let (slab, place) = self.place(chunk);
-            let first = place * self.chunk;
-            out.extend_from_slice(&self.slabs[slab].entries[first..first + filled]);
+            let first = place << self.shift;
+            each(&self.slabs[slab].entries[first..first + filled]);
             chunk = self.slabs[slab].before[place];
             filled = self.chunk;
         }

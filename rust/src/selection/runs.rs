@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use super::class_run::{ClassCount, ClassRun, Mark};
 use super::entry::{Entry, keep_best};
 use super::pool::List;
+use super::radix;
 use super::top_k::{Best, TopK};
 use crate::Result;
 use crate::spill::{FAN_IN, Merge, RunReader, RunWriter, Segment, SegmentWriter, Source};
@@ -151,16 +152,22 @@ impl TopK {
             readers.push(run.run.open()?.reader::<Entry>(number));
         }
         let mut places = vec![0; readers.len()];
-        let mut entries = Vec::new();
+        let (mut entries, mut scratch) = (Vec::new(), Vec::new());
         for class in 0..part.classes.len() {
             let global = number * self.part_size() + class;
             entries.clear();
             part.pool.read(part.classes[class].list, &mut entries);
-            let own = more.partition_point(|(of, _)| (*of as usize) < global);
-            let own = more[own..].iter().take_while(|(of, _)| *of as usize == global);
-            entries.extend(own.map(|(_, entry)| *entry));
+            entries.extend(own_entries(more, global));
             keep_best(&mut entries, k);
-            entries.sort_unstable();
+            radix::sort(&mut entries, &mut scratch, |entry| u64::from(entry.key()));
+            if readers.is_empty() {
+                // Most selections fit in memory, and there is nothing to merge.
+                entries
+                    .iter()
+                    .enumerate()
+                    .try_for_each(|(rank, &entry)| each(global, rank, entry))?;
+                continue;
+            }
             let mut sources = vec![ClassSource::Listed(entries.iter())];
             for ((run, reader), place) in self.runs.iter().zip(&mut readers).zip(&mut places) {
                 let counts = &run.counts[number];
@@ -183,6 +190,21 @@ impl TopK {
             }
         }
         Ok(())
+    }
+
+    /// Calls `each` for the entries of a part that are in memory, at least the K best of each of its
+    /// classes where nothing is on disk.
+    pub(super) fn visit_listed(
+        &self,
+        number: usize,
+        more: &[(u32, Entry)],
+        each: &mut impl FnMut(Entry),
+    ) {
+        let part = &self.parts[number];
+        for (class, best) in part.classes.iter().enumerate() {
+            part.pool.for_each(best.list, each);
+            own_entries(more, number * self.part_size() + class).for_each(&mut *each);
+        }
     }
 
     /// Calls `each(class, entry)` for all entries that are kept, in no order.
@@ -210,6 +232,12 @@ impl TopK {
         }
         Ok(())
     }
+}
+
+/// The entries of one class among those of all, by ascending class.
+fn own_entries(more: &[(u32, Entry)], class: usize) -> impl Iterator<Item = Entry> {
+    let first = more.partition_point(|(of, _)| (*of as usize) < class);
+    more[first..].iter().take_while(move |(of, _)| *of as usize == class).map(|(_, entry)| *entry)
 }
 
 fn note_count(counts: &mut Vec<ClassCount>, class: usize, number: u64) {

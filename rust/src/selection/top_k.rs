@@ -78,9 +78,7 @@ impl Part {
         keep_best(scratch, k);
         best.cut = scratch[k - 1].min(best.cut);
         self.pool.empty(&mut best.list);
-        for &entry in scratch.iter() {
-            self.pool.push(&mut best.list, entry);
-        }
+        self.pool.fill(&mut best.list, scratch);
     }
 }
 
@@ -149,8 +147,9 @@ impl Budget {
         }
         // An eighth for what waits and for the blocks of runs.
         let rest = (limit - limit / 8).saturating_sub(num_classes * of_class);
-        // A class that is cut down or written is copied out of its list first, one in each thread.
-        let copies = most_kept(k).saturating_mul(size_of::<Entry>() * rayon::current_num_threads());
+        // A class that is cut down, written or sorted is copied twice, one class in each thread.
+        let copies =
+            most_kept(k).saturating_mul(2 * size_of::<Entry>() * rayon::current_num_threads());
         let entries = if copies <= limit / 8 { rest - rest.min(copies) } else { rest / 2 };
         let round = (limit / 16 / size_of::<Offer>()).max(64);
         let waiting = round.min(MAX_WAITING);

@@ -7,7 +7,7 @@ use arrow_schema::ArrowError;
 use rayon::prelude::*;
 
 use super::entry::Entry;
-use super::pairs::Columns;
+use super::pairs::{Columns, Piece};
 use super::top_k::{Waiting, filter_rows};
 use super::top_p::{self, Candidate, OpenRow};
 use super::{Order, Samples, Selection, log_odds, not_finite, out_of_range, pairs};
@@ -18,6 +18,8 @@ use crate::{Error, Result};
 const MIN_BLOCK: usize = 1 << 15;
 /// The same when a thread does not write but forget: 4 MiB, worth waking it for.
 const MAX_BLOCK: usize = 1 << 20;
+/// What share of the room for what waits is filled before the classes take it.
+const WORTH_TAKING: usize = 8;
 /// Pairs between two looks at whether the caller asked to stop.
 const PAIRS_PER_CHECK: usize = 1 << 18;
 /// Pairs that a thread widens at a time, so that they stay in a core's cache.
@@ -44,7 +46,10 @@ impl Selection {
             )));
         }
         self.guarded(|selection| {
-            selection.take_columns(&Columns::Slices { samples, classes, scores }, job)
+            let mut waiting = selection.waiting_by_thread();
+            let columns = Columns::Slices { samples, classes, scores };
+            selection.take_columns(&columns, &mut waiting, job)?;
+            selection.take_waiting(&mut waiting)
         })
     }
 
@@ -61,10 +66,11 @@ impl Selection {
         job: &Job,
     ) -> Result<()> {
         self.guarded(|selection| {
+            let mut waiting = selection.waiting_by_thread();
             for batch in batches {
-                selection.take_batch(&batch?, job)?;
+                selection.take_batch(&batch?, &mut waiting, job)?;
             }
-            Ok(())
+            selection.take_waiting(&mut waiting)
         })
     }
 
@@ -120,7 +126,24 @@ impl Selection {
         samples.check(scores.len() / width)
     }
 
-    fn take_batch(&mut self, batch: &RecordBatch, job: &Job) -> Result<()> {
+    fn waiting_by_thread(&self) -> Vec<Waiting> {
+        match self.order {
+            Order::ClassFirst => vec![self.classes.waiting(); rayon::current_num_threads()],
+            Order::ImageFirst => Vec::new(),
+        }
+    }
+
+    fn take_waiting(&mut self, waiting: &mut [Waiting]) -> Result<()> {
+        self.classes.take(waiting)?;
+        self.flush()
+    }
+
+    fn take_batch(
+        &mut self,
+        batch: &RecordBatch,
+        waiting: &mut [Waiting],
+        job: &Job,
+    ) -> Result<()> {
         let columns = Columns::new(batch, self.num_classes)?;
         if let Columns::Dense { scores, .. } = &columns {
             let width = self.num_classes as usize;
@@ -133,27 +156,32 @@ impl Selection {
             }
             return Ok(());
         }
-        self.take_columns(&columns, job)
+        self.take_columns(&columns, waiting, job)
     }
 
-    /// Class-first, all threads look at rows and let wait what passes the floors.
-    fn take_columns(&mut self, columns: &Columns<'_>, job: &Job) -> Result<()> {
-        let most = self.classes.most_waiting().min(PAIRS_PER_CHECK);
-        let num_threads = rayon::current_num_threads();
+    /// Class-first, all threads look at rows and let wait what passes the floors; the classes take
+    /// it when it is worth waking the threads for, so that some may be left waiting at the end.
+    fn take_columns(
+        &mut self,
+        columns: &Columns<'_>,
+        waiting: &mut [Waiting],
+        job: &Job,
+    ) -> Result<()> {
+        let most = self.classes.most_waiting();
         let mut first = 0;
-        let mut waiting = Vec::new();
-        if self.order == Order::ClassFirst {
-            waiting = vec![self.classes.waiting(); num_threads];
-        }
         while first < columns.num_rows() {
             job.check()?;
-            let rows = first..columns.rows_of_pairs(first, most);
+            let num_waiting: usize = waiting.iter().map(Waiting::len).sum();
+            let room = (most - num_waiting).min(PAIRS_PER_CHECK);
+            let rows = first..columns.rows_of_pairs(first, room);
             first = rows.end;
             if self.order == Order::ImageFirst {
                 self.take_rows(columns, rows.clone())?;
             } else {
-                self.filter(columns, rows.clone(), &mut waiting)?;
-                self.classes.take(&mut waiting)?;
+                self.filter(columns, rows.clone(), waiting)?;
+                if waiting.iter().map(Waiting::len).sum::<usize>() >= most / WORTH_TAKING {
+                    self.classes.take(waiting)?;
+                }
             }
             job.advance(rows.len() as u64);
         }
@@ -175,7 +203,7 @@ impl Selection {
             for first in (start..end).step_by(PAIRS_PER_PIECE) {
                 let piece =
                     columns.pairs(first..(first + PAIRS_PER_PIECE).min(end), self.num_classes)?;
-                filter_pairs(floors, &piece.samples, &piece.classes, piece.scores, waiting)?;
+                filter_pairs(floors, &piece, waiting)?;
                 num_pairs += piece.samples.len() as u64;
             }
             Ok(num_pairs)
@@ -340,19 +368,39 @@ pub(super) fn check_pair(sample: u64, class: u32, score: f32, num_classes: u32) 
     Ok(())
 }
 
-fn filter_pairs(
-    floors: &[f32],
-    samples: &[u64],
-    classes: &[u32],
-    scores: &[f32],
-    waiting: &mut Waiting,
-) -> Result<()> {
-    for ((&sample, &class), &score) in samples.iter().zip(classes).zip(scores) {
-        let floor = floors.get(class as usize);
-        match floor.filter(|_| score.is_finite()) {
-            Some(&floor) if score < floor => {}
-            Some(_) => waiting.push(class as usize, Entry::new(score, sample)),
-            None => return check_pair(sample, class, score, floors.len() as u32),
+/// Lets wait what is not below its class's floor.
+///
+/// Which pairs these are is noted first, without a branch: while the floors rise it cannot be
+/// foreseen. There are at most [`PAIRS_PER_PIECE`] pairs.
+fn filter_pairs(floors: &[f32], piece: &Piece<'_>, waiting: &mut Waiting) -> Result<()> {
+    for ((samples, classes), scores) in piece
+        .samples
+        .chunks(PAIRS_PER_PIECE)
+        .zip(piece.classes.chunks(PAIRS_PER_PIECE))
+        .zip(piece.scores.chunks(PAIRS_PER_PIECE))
+    {
+        let mut passing = [0_u16; PAIRS_PER_PIECE];
+        let is_good = |(&class, &score): (&u32, &f32)| {
+            (class < floors.len() as u32) & (score.abs() <= f32::MAX)
+        };
+        let are_good = classes.iter().zip(scores).fold(true, |all, pair| all & is_good(pair));
+        let mut number = 0;
+        for (place, (&class, &score)) in classes.iter().zip(scores).enumerate() {
+            // Nothing is at least the floor of a class out of range.
+            let floor = floors.get(class as usize).copied().unwrap_or(f32::NAN);
+            passing[number] = place as u16;
+            number += usize::from(score >= floor);
+        }
+        if !are_good {
+            let pairs = samples.iter().zip(classes).zip(scores);
+            for ((&sample, &class), &score) in pairs {
+                check_pair(sample, class, score, floors.len() as u32)?;
+            }
+        }
+        for &place in &passing[..number] {
+            let place = usize::from(place);
+            let entry = Entry::new(scores[place], samples[place]);
+            waiting.push(classes[place] as usize, entry);
         }
     }
     Ok(())

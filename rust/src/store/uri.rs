@@ -49,8 +49,10 @@ impl Uri {
         }
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
         // CONTAINER@ACCOUNT... is how Azure writes a container.
-        let is_azure = scheme.starts_with("abfs");
-        if bucket.contains('@') && !(is_azure && !bucket.contains(':')) {
+        let may_have_account = scheme.starts_with("abfs");
+        let may_have_port = scheme.starts_with("http");
+        let has_user = bucket.contains('@') && !may_have_account;
+        if has_user || (bucket.contains(':') && (!may_have_port || bucket.contains('@'))) {
             return Err(bad(
                 "a URI must not hold a user or password, for it is printed and recorded; give them as \
                  options of storage, such as aws_access_key_id",
@@ -100,7 +102,12 @@ mod tests {
 
     #[test]
     fn a_uri_with_secrets_is_refused_without_repeating_them() {
-        for text in ["s3://key:hunter2@bucket/a", "az://box/a?sv=1&sig=hunter2"] {
+        for text in [
+            "s3://key:hunter2@bucket/a",
+            "s3://key:hunter2/x@bucket/a",
+            "https://k:hunter2@h:1/a",
+            "az://box/a?sv=1&sig=hunter2",
+        ] {
             let said = Uri::parse(text).unwrap_err().to_string();
             assert!(!said.contains("hunter2"), "{said}");
             assert!(said.contains("options of storage"), "{said}");

@@ -1,0 +1,469 @@
+"""What is claimed of clusters, shown on this machine: a table of faults and what became of the bytes.
+
+    python tests/cluster/shown.py [--only NAME ...] [--parts 200] [--folder DIR]
+
+Makes two Ray nodes of one CPU each in two network namespaces that a veth pair joins, and runs the commands
+there with a token. Wants root and iproute2; says so and ends with 0 where these cannot be had. Processes are
+ended by their namespace: `ray stop` would end every Ray of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import worlds
+
+ROOT = Path(__file__).resolve().parents[2]
+PORT = 6379
+RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
+WSL = [
+    sys.executable,
+    "-c",
+    "import os, wsl.scoring; wsl.scoring.RANGE = int(os.environ['SHOWN_RANGE']); "
+    "from wsl.cli import main; main()",
+]
+KEEPALIVE = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_grpc_keepalive_time_ms": "10000",
+    "RAY_grpc_keepalive_timeout_ms": "10000",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
+}
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+class Pair:
+    """Two namespaces, and a Ray node in each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tag = f"wsl{os.getpid() % 10_000}"
+        self.names = [f"{self.tag}a", f"{self.tag}b"]
+        self.hosts = ["10.77.0.1", "10.77.0.2"]
+        self.folder = folder
+        self.environment = (
+            os.environ
+            | KEEPALIVE
+            | {
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "OMP_NUM_THREADS": "1",
+                "POLARS_MAX_THREADS": "1",
+            }
+        )
+        self.environment.pop("RAY_ADDRESS", None)
+
+    def __enter__(self) -> Pair:
+        for name in self.names:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        one, other = (f"{name}v" for name in self.names)
+        ip(
+            "link",
+            "add",
+            one,
+            "netns",
+            self.names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            other,
+            "netns",
+            self.names[1],
+        )
+        for name, host in zip(self.names, self.hosts, strict=True):
+            ip("-n", name, "addr", "add", f"{host}/24", "dev", f"{name}v")
+            ip("-n", name, "link", "set", f"{name}v", "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.names:
+            self.stop(name)
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+    def pids(self, name: str) -> list[int]:
+        found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+        return [int(line) for line in found.stdout.split()]
+
+    def stop(self, name: str) -> None:
+        """Ends all processes of a namespace at once, as a machine that loses its power."""
+        for _ in range(20):
+            pids = self.pids(name)
+            if not pids:
+                return
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.2)
+
+    def start(self, number: int) -> None:
+        """Starts the node of a namespace: the head in the first."""
+        name, host = self.names[number], self.hosts[number]
+        command = ["ip", "netns", "exec", name, *RAY, "start", "--block", "--node-ip-address", host]
+        command += ["--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
+        if number == 0:
+            temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")
+            command += [
+                "--head",
+                "--port",
+                str(PORT),
+                "--include-dashboard",
+                "false",
+                "--temp-dir",
+                temporary,
+            ]
+        else:
+            command += ["--address", f"{self.hosts[0]}:{PORT}"]
+        with (self.folder / f"node-{number}.log").open("a") as log:
+            subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+
+    def up(self, num_nodes: int) -> None:
+        """A fresh cluster of so many nodes, which answers."""
+        for name in self.names:
+            self.stop(name)
+        self.start(0)
+        self.wait_for(1)
+        if num_nodes == 2:
+            self.start(1)
+            self.wait_for(2)
+
+    def wait_for(self, num_nodes: int, timeout_s: float = 120.0) -> None:
+        code = (
+            "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); "
+            "sys.exit(sum(n['Alive'] for n in ray.nodes()) != int(sys.argv[2]))"
+        )
+        ends = time.monotonic() + timeout_s
+        while time.monotonic() < ends:
+            asked = self.run([sys.executable, "-c", code, f"{self.hosts[0]}:{PORT}", str(num_nodes)])
+            if asked.wait() == 0:
+                return
+            time.sleep(1)
+        raise SystemExit(f"the cluster did not come up; see {self.folder}/node-*.log")
+
+    def run(self, command: list[str], **more: str) -> subprocess.Popen[str]:
+        """Starts a process in the head's namespace."""
+        log = (self.folder / "commands.log").open("a")
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[0], *command],
+            env=self.environment | more,
+            stdout=log,
+            stderr=log,
+            text=True,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+
+
+class Verb:
+    """A command, what it makes on one machine, and what it makes here."""
+
+    def __init__(self, name: str, arguments: list[str], result: str, parts: str, size: int) -> None:
+        self.name, self.arguments, self.result, self.parts, self.size = name, arguments, result, parts, size
+
+    def command(self, out: Path, pair: Pair | None) -> list[str]:
+        there = [] if pair is None else ["--cluster", f"{pair.hosts[0]}:{PORT}"]
+        if pair is not None and self.name != "score":
+            there += ["--cluster-group", "1", "--cluster-dir", str(out.parent / f"{out.name}.parts")]
+        return [*WSL, *self.arguments, "--out", str(out), *there]
+
+    def marks(self, out: Path) -> dict[str, int]:
+        folder = out if self.name == "score" else out.parent / f"{out.name}.parts"
+        return {file.name: file.stat().st_mtime_ns for file in (folder / "marks").glob("[!.]*.json")}
+
+    def same(self, one: Path, other: Path) -> bool:
+        if one.is_file():
+            return other.is_file() and one.read_bytes() == other.read_bytes()
+        names = sorted(
+            file.name for file in one.iterdir() if file.is_file() and not file.name.startswith(".")
+        )
+        return bool(names) and all(
+            (other / name).is_file() and (one / name).read_bytes() == (other / name).read_bytes()
+            for name in names
+        )
+
+
+class Show:
+    """The rows of the table."""
+
+    def __init__(self, pair: Pair, folder: Path, verbs: list[Verb]) -> None:
+        self.pair, self.folder, self.verbs = pair, folder, verbs
+        self.failed = False
+        self.environment = pair.environment | {"SHOWN_RANGE": "16"}
+
+    def row(self, name: str, verb: str, outcome: str, good: bool) -> None:
+        self.failed |= not good
+        print(f"{name:34} {verb:8} {'ok ' if good else 'NOT'} {outcome}", flush=True)
+
+    def out(self, verb: Verb, name: str) -> Path:
+        return self.folder / f"{verb.name}-{name.replace(' ', '-')}{Path(verb.result).suffix}"
+
+    def singles(self) -> None:
+        """What one machine makes."""
+        for verb in self.verbs:
+            done = subprocess.run(
+                verb.command(self.folder / verb.result, None),
+                env=self.environment,
+                check=False,
+                text=True,
+                capture_output=True,
+                cwd=self.folder,
+            )
+            if done.returncode:
+                raise SystemExit(done.stderr)
+
+    def fault(
+        self,
+        name: str,
+        verb: Verb,
+        strike: Callable[[subprocess.Popen[str]], object] | None,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Runs a command, strikes when a fifth of its parts are made, and looks at what it left."""
+        out = self.out(verb, name)
+        begun = time.monotonic()
+        process = self.pair.run(verb.command(out, self.pair), SHOWN_RANGE="16")
+        kept: dict[str, int] = {}
+        struck = begun
+        if strike is not None:
+            while process.poll() is None and len(verb.marks(out)) < verb.size // 5:
+                time.sleep(0.05)
+            kept = verb.marks(out)
+            struck = time.monotonic()
+            strike(process)
+        code = process.wait()
+        if again:
+            self.pair.up(2)
+            kept = verb.marks(out)
+            process = self.pair.run(verb.command(out, self.pair), SHOWN_RANGE="16")
+            code = process.wait()
+        after = verb.marks(out)
+        again_made = sum(after.get(mark) != at for mark, at in kept.items())
+        same = verb.same(self.folder / verb.result, out)
+        took = f"{time.monotonic() - struck:.0f} s" + (" after it" if strike is not None else "")
+        said = f"same bytes {str(same).lower()}, {len(after)} parts, {again_made} of {len(kept)} made again"
+        self.row(name, verb.name, f"{said}, {took}", code == 0 and same and again_made == 0)
+
+    def kill_worker(self, _: object) -> None:
+        for pid in self.pair.pids(self.pair.names[1]):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if line.startswith((b"ray::make_part", b"ray::PartMaker", b"ray::IDLE")):
+                os.kill(pid, signal.SIGKILL)
+                return
+
+    def everything(self, only: list[str]) -> None:
+        wanted: dict[str, Callable[[], None]] = {
+            "one": lambda: self.all_verbs("one node", 1),
+            "two": lambda: self.all_verbs("two nodes", 2),
+            "worker": lambda: self.struck("a worker killed", self.kill_worker),
+            "node": lambda: self.struck("a node killed", lambda _: self.pair.stop(self.pair.names[1])),
+            "driver": lambda: self.struck("driver killed, run again", self.kill_driver, again=True),
+            "head": lambda: self.struck("head killed, run again", self.kill_head, again=True),
+            "cut": self.cut_off,
+            "token": self.without_token,
+            "memory": self.memory,
+            "overhead": self.overhead,
+        }
+        for name in only or wanted:
+            wanted[name]()
+
+    def all_verbs(self, name: str, num_nodes: int) -> None:
+        self.pair.up(num_nodes)
+        for verb in self.verbs:
+            self.fault(name, verb, None)
+
+    def struck(
+        self, name: str, strike: Callable[[subprocess.Popen[str]], object], *, again: bool = False
+    ) -> None:
+        for verb in self.verbs:
+            self.pair.up(2)
+            self.fault(name, verb, strike, again=again)
+
+    def kill_driver(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+
+    def kill_head(self, _: object) -> None:
+        """The driver lies in the same namespace and goes with it."""
+        self.pair.stop(self.pair.names[0])
+
+    def cut_off(self) -> None:
+        for verb in self.verbs:
+            self.pair.up(2)
+            cable = f"{self.pair.names[1]}v"
+            name = "a node cut off, then back"
+
+            def strike(_: object, cable: str = cable) -> None:
+                ip("-n", self.pair.names[1], "link", "set", cable, "down")
+
+            begun = time.monotonic()
+            self.fault(name, verb, strike)
+            before = self.out(verb, name)
+            ip("-n", self.pair.names[1], "link", "set", cable, "up")
+            time.sleep(10)
+            same = verb.same(self.folder / verb.result, before)
+            self.row("the node that comes back", verb.name, f"bytes stay {str(same).lower()}", same)
+            print(f"  ({time.monotonic() - begun:.0f} s in all)")
+
+    def without_token(self) -> None:
+        self.pair.up(1)
+        verb = self.verbs[0]
+        for name, token in (("no token", ""), ("another token", secrets.token_hex(32))):
+            process = self.pair.run(
+                verb.command(self.folder / "refused", self.pair), RAY_AUTH_TOKEN=token, SHOWN_RANGE="16"
+            )
+            code = process.wait()
+            self.row(name, verb.name, f"exit code {code}", code == 2)
+
+    def memory(self) -> None:
+        """The driver's peak over 100 and 10,000 parts that take no time."""
+        self.pair.up(2)
+        code = (
+            "import resource, sys, tempfile\n"
+            "from pathlib import Path\n"
+            "from wsl.cluster import running, tasks\n"
+            "from wsl.cluster.parts import Part, Parts\n"
+            "from wsl.config import ClusterConfig\n"
+            "number, folder, address = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
+            "level = [Part('note', n, {'text': 'x' * 100}) for n in range(number)]\n"
+            "with running.connect(ClusterConfig(address=address)) as cluster:\n"
+            "    cluster.make(Parts(folder), [level], 'note')\n"
+            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)\n"
+        )
+        peaks = []
+        for number in (100, 10_000):
+            begun = time.monotonic()
+            done = subprocess.run(
+                [
+                    "ip",
+                    "netns",
+                    "exec",
+                    self.pair.names[0],
+                    sys.executable,
+                    "-c",
+                    code,
+                    str(number),
+                    str(self.folder / f"notes-{number}"),
+                    f"{self.pair.hosts[0]}:{PORT}",
+                ],
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=550,
+            )
+            if done.returncode:
+                print(done.stderr)
+            peaks.append(int(done.stdout.split("peak")[1]) if "peak" in done.stdout else 10**6)
+            each = (time.monotonic() - begun) / number
+            print(
+                f"  {number:,} parts: {peaks[-1]:,} MiB at the driver's peak, {1000 * each:.0f} ms a part",
+                flush=True,
+            )
+        more = peaks[1] - peaks[0]
+        spilled = [*Path("/tmp").glob("r*/session_*/ray_spilled_objects*/*")]
+        good = more <= 50 and not spilled
+        self.row(
+            "driver, 100 to 10,000 parts",
+            "note",
+            f"{more} MiB more, {len(spilled)} files spilled by Ray",
+            good,
+        )
+
+    def overhead(self) -> None:
+        """Two nodes of one core against one process with two threads, at parts of about a minute."""
+        records = self.folder / "large"
+        glob = worlds.write_records(records, 2, 200)
+        names = sorted(records.iterdir())
+        for number in range(2, 200):
+            shutil.copyfile(names[number % 2], records / f"records-{number:04}.parquet")
+        print(
+            f"  not run by itself: time 'wsl counts build --records {glob}' by hand on data of the wanted "
+            f"size"
+        )
+
+
+def main() -> int:
+    """Shows everything, or what is named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--verbs", nargs="*", default=["count", "index", "score", "select"])
+    parser.add_argument("--parts", type=int, default=200)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        print("skipped: namespaces need root and iproute2 (apt install iproute2)")
+        return 0
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="wsl-shown-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    number = options.parts
+    records = worlds.write_records(folder / "records", number, 400)
+    shards = worlds.write_shards(folder / "shards", number, 16)
+    teacher = worlds.write_teacher(folder / "teacher")
+    index = folder / "unlabelled"
+    subprocess.run(
+        [*WSL, "index", "build", "--shards", shards, "--out", str(index)],
+        check=True,
+        env=os.environ | {"SHOWN_RANGE": "16"},
+    )
+    subprocess.run(
+        [*WSL, "score", "--checkpoint", str(teacher), "--index", str(index), "--out", str(folder / "scores")],
+        check=True,
+        env=os.environ | {"SHOWN_RANGE": "16", "OMP_NUM_THREADS": "1"},
+    )
+    lax = ["--limit", "records_without_sample=1", "--limit", "samples_without_record=1"]
+    verbs = [
+        Verb("count", ["counts", "build", "--records", records], "single.counts", "", number),
+        Verb(
+            "index",
+            ["index", "build", "--shards", shards, "--records", records, "--label-kind", "hashtag", *lax],
+            "single",
+            "",
+            2 * number,
+        ),
+        Verb(
+            "score",
+            ["score", "--checkpoint", str(teacher), "--index", str(index)],
+            "single-scores",
+            "",
+            number,
+        ),
+        Verb(
+            "select",
+            ["pseudolabel", "--predictions", str(folder / "scores"), "--k", "50", "--p", "2"],
+            "single.parquet",
+            "",
+            number,
+        ),
+    ]
+    verbs = [verb for verb in verbs if verb.name in options.verbs]
+    with Pair(folder) as pair:
+        show = Show(pair, folder, verbs)
+        show.singles()
+        show.everything(options.only)
+    return int(show.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

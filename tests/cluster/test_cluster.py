@@ -1,0 +1,170 @@
+"""Commands on a cluster of one node give the bytes that they give without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import worlds
+
+import wsl.cli
+
+GROUP = ("--cluster-group", "1")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+    found = wsl.cli.run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert found == code, captured.err
+    return captured.out if code == 0 else " ".join(captured.err.split())
+
+
+def same_files(one: Path, other: Path, pattern: str = "*") -> int:
+    names = [file.name for file in sorted(one.glob(pattern)) if file.is_file()]
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    return len(names)
+
+
+@pytest.mark.timeout(180)
+def test_counts_are_the_same_and_no_finished_part_is_made_again(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = worlds.write_records(tmp_path / "records", 18, 50)
+    run(capsys, "counts", "build", "--records", records, "--out", tmp_path / "one")
+    there = ["--out", tmp_path / "two", "--cluster", cluster, *GROUP]
+    run(capsys, "counts", "build", "--records", records, *there)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+    parts = tmp_path / "two.parts"
+    (status,) = json.loads(run(capsys, "cluster", "status", parts, "--json"))
+    assert (status["complete"], status["parts"], status["done"]) == (True, 21, 21)
+    # One leaf and all merges are lost: they alone are made again.
+    marks = parts / "marks"
+    lost = [next(marks.glob("count-000004-*")), *marks.glob("mergecounts-*")]
+    kept = {file: file.stat().st_mtime_ns for file in marks.iterdir() if file not in lost}
+    for file in lost:
+        file.unlink()
+    (tmp_path / "two").unlink()
+    run(capsys, "counts", "build", "--records", records, *there)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert all(file.exists() for file in lost)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+@pytest.mark.timeout(180)
+def test_a_part_that_fails_is_told_once_and_the_rest_goes_on(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = worlds.write_records(tmp_path / "records", 6, 20)
+    good = (tmp_path / "records" / "records-0002.parquet").read_bytes()
+    bad = tmp_path / "records" / "records-0002.parquet"
+    bad.write_bytes(good[:100] + b"x" * 50 + good[150:-8] + b"\0" * 8)
+    there = ["--records", records, "--out", tmp_path / "two", "--cluster", cluster, *GROUP]
+    said = run(capsys, "counts", "build", *there, code=1)
+    assert said.count("Traceback") == 1
+    assert "records-0002.parquet" in said
+    assert "run the same command again" in said
+    assert not (tmp_path / "two").exists()
+    (status,) = json.loads(run(capsys, "cluster", "status", tmp_path / "two.parts", "--json"))
+    assert (status["done"], status["failed"], status["complete"]) == (5, 1, False)
+    bad.write_bytes(good)
+    run(capsys, "counts", "build", *there)
+    run(capsys, "counts", "build", "--records", records, "--out", tmp_path / "one")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.timeout(180)
+def test_an_index_with_a_join_is_the_same(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = worlds.write_records(tmp_path / "records", 4, 30)
+    shards = worlds.write_shards(tmp_path / "shards", 4, 30)
+    given = ["--shards", shards, "--records", records, "--label-kind", "hashtag"]
+    run(capsys, "index", "build", *given, "--out", tmp_path / "one")
+    run(capsys, "index", "build", *given, "--out", tmp_path / "two", "--cluster", cluster, *GROUP)
+    assert same_files(tmp_path / "one", tmp_path / "two", "[!.]*") >= 5
+    classes = ["--shards", shards, "--label-kind", "class"]
+    run(capsys, "index", "build", *classes, "--out", tmp_path / "three")
+    run(capsys, "index", "build", *classes, "--out", tmp_path / "four", "--cluster", cluster, *GROUP)
+    assert same_files(tmp_path / "three", tmp_path / "four", "[!.]*") >= 5
+
+
+@pytest.mark.timeout(180)
+def test_scores_and_selections_are_the_same(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr("wsl.scoring.RANGE", 16)
+    shards = worlds.write_shards(tmp_path / "shards", 2, 40)
+    index, teacher = tmp_path / "index", worlds.write_teacher(tmp_path / "teacher")
+    run(capsys, "index", "build", "--shards", shards, "--out", index)
+    given = ["--checkpoint", teacher, "--index", index]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run(capsys, "score", *given, "--out", tmp_path / "one")
+        run(capsys, "pseudolabel", *given, "--k", 20, "--p", 2, "--out", tmp_path / "one.parquet")
+    finally:
+        torch.set_num_threads(threads)
+    report = json.loads(
+        run(capsys, "score", *given, "--out", tmp_path / "two", "--cluster", cluster, "--json")
+    )
+    assert report["cluster"] == {"parts": 5, "made": 5, "kept": 0}
+    assert same_files(tmp_path / "one", tmp_path / "two", "*.parquet") == 5
+    there = ["--out", tmp_path / "two.parquet", "--cluster", cluster]
+    run(capsys, "pseudolabel", *given, "--k", 20, "--p", 2, *there)
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+
+    for order in ("class-first", "image-first"):
+        options = ["--predictions", tmp_path / "one", "--k", 20, "--p", 2, "--order", order]
+        files = [tmp_path / f"{order}-{name}.parquet" for name in ("here", "there")]
+        run(capsys, "pseudolabel", *options, "--out", files[0])
+        run(capsys, "pseudolabel", *options, "--out", files[1], "--cluster", cluster, *GROUP)
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.timeout(180)
+def test_what_a_cluster_cannot_do_is_refused_before_the_first_task(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = worlds.write_records(tmp_path / "records", 1, 5)
+    out: list[Any] = ["--out", tmp_path / "two", "--cluster", cluster]
+    said = run(capsys, "counts", "build", "--records", records, *out, "--memory", "900GiB", code=2)
+    assert "GiB of memory for Ray's tasks, and one takes 900.5 GiB" in said
+    said = run(capsys, "counts", "build", "--records", records, *out, "--hashtags-column", "tags", code=2)
+    assert "no column 'tags'" in said
+    pairs = tmp_path / "pairs.parquet"
+    rows = {"sample": [0, 1, 0], "class": [0, 0, 1], "score": [0.5, 0.25, 0.75]}
+    schema = {"sample": pl.UInt64, "class": pl.UInt32, "score": pl.Float32}
+    pl.DataFrame(rows, schema=schema).write_parquet(pairs)
+    options = ["--predictions", pairs, "--k", 1, "--p", 1, "--order", "image-first"]
+    said = run(capsys, "pseudolabel", *options, *out, code=2)
+    assert "image-first wants all pairs of an image together" in said
+
+
+def test_a_node_that_differs_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsl[ray]'")
+    import platform
+
+    from wsl._core import UsageError, __version__
+    from wsl.cluster.running import Cluster
+    from wsl.config import ClusterConfig
+
+    cluster = Cluster(None, ClusterConfig(), secure=True)
+    good = {"wsl": __version__, "Python": platform.python_version(), "auth": "token", "missing": {}}
+    cluster._check_answer("one", good, "folder", "nonce", 2)
+    for change, words in [
+        ({"wsl": "0.0.1"}, "the node one has wsl 0.0.1, and this process has wsl"),
+        ({"Python": "3.9.1"}, "the node one has Python 3.9.1, and this process has Python"),
+        ({"auth": ""}, "the node one asks for no token"),
+        ({"missing": {"nonce": None}}, "the node one does not see folder as this process does"),
+        ({"missing": {"/data/a": 7}}, "does not see /data/a as this process does: there it has 7 bytes"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            cluster._check_answer("one", good | change, "folder", "nonce", 2)

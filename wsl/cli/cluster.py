@@ -1,0 +1,135 @@
+"""`wsl cluster`: what has become of the parts of runs; and the options that send a command to a cluster."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wsl.cli.console import note, print_json, print_table
+from wsl.cli.options import JsonOption, WorkspaceOption, parse_bytes
+
+if TYPE_CHECKING:
+    from wsl.config import ClusterConfig
+    from wsl.workspace import Workspace
+
+app = typer.Typer(no_args_is_help=True, help="Runs on a Ray cluster.")
+
+HERE = "none"
+"""The address that keeps a command on this machine whatever wsl.yaml says."""
+BESIDE_BYTES = 512 << 20
+"""What Python, Polars and the reader of a source take beside the memory that the engine may."""
+
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS|auto",
+        help="Run on this Ray cluster; default: as wsl.yaml says, or none.",
+    ),
+]
+ClusterDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster-dir", help="Folder for the parts that all nodes see; default: beside the result."
+    ),
+]
+ClusterGroupOption = Annotated[
+    str | None,
+    typer.Option("--cluster-group", help="Files are taken together up to this size; default: 2GiB."),
+]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The cluster that a command runs on, and where its parts lie."""
+
+    settings: ClusterConfig
+    folder: Path
+
+
+def register(root: typer.Typer) -> None:
+    root.add_typer(app, name="cluster")
+
+
+def choose_cluster(
+    address: str | None,
+    folder: Path | None,
+    group: str | None,
+    memory_bytes: int | None,
+    workspace: Path | None,
+    beside: Path | None = None,
+) -> Chosen | None:
+    """What the options and `wsl.yaml` say; None where the command runs on this machine.
+
+    `memory_bytes` is what the engine may take in a task, `beside` the folder where none is named.
+    """
+    found = _workspace(workspace)
+    known = None if found is None else found.config.cluster
+    if address == HERE or (address is None and known is None):
+        return None
+    from wsl.config import ClusterConfig
+
+    settings = (known or ClusterConfig()).model_copy()
+    if address is not None:
+        settings.address = address
+    if group is not None:
+        settings.group_bytes = max(parse_bytes(group), 1)
+    if settings.memory_bytes is None and memory_bytes is not None:
+        settings.memory_bytes = memory_bytes + BESIDE_BYTES
+    chosen = folder or _folder(settings, found) or beside
+    if chosen is None:
+        chosen = (Path() if found is None else found.root) / "cluster"
+    return Chosen(settings, chosen.absolute())
+
+
+def _folder(settings: ClusterConfig, found: Workspace | None) -> Path | None:
+    if settings.folder is None or found is None:
+        return settings.folder
+    return found.path(settings.folder)
+
+
+def _workspace(folder: Path | None) -> Workspace | None:
+    from wsl.workspace import ENVIRONMENT, WORKSPACE_FILE, Workspace
+
+    root = folder or Path(os.environ.get(ENVIRONMENT) or ".")
+    return Workspace.find(root) if (root / WORKSPACE_FILE).is_file() else None
+
+
+@app.command("status")
+def status(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of parts; default: those of the workspace.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say of each run how many of its parts are done, and what failed. Needs no cluster."""
+    from wsl._core import UsageError
+    from wsl.cluster import seen
+    from wsl.cluster.parts import RUNS, Parts
+
+    if folder is None:
+        chosen = choose_cluster("auto", None, None, None, workspace)
+        assert chosen is not None
+        folder = chosen.folder
+    if not (folder / RUNS).is_dir():
+        raise UsageError(
+            f"{folder} holds no parts of a run on a cluster; name the folder that was given with "
+            f"--cluster-dir"
+        )
+    runs = seen.status(Parts(folder))
+    if as_json:
+        print_json(runs)
+        return
+    rows = [
+        [run["command"], "complete" if run["complete"] else "open", run["parts"], run["done"], run["failed"]]
+        for run in runs
+    ]
+    print_table(str(folder), ["command", "state", "parts", "done", "failed"], rows)
+    for run in runs:
+        for name, text in run["failures"].items():
+            note(f"{name}: {text}")

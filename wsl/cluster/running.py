@@ -1,0 +1,547 @@
+"""Ray: connecting to a cluster, looking at its nodes, and keeping them busy. The one module that imports it.
+
+Plain tasks make parts; actors make those that a loaded network serves, one for each GPU or share of CPUs,
+with two parts at most at each. A task returns the name, hash and size of what it wrote, or what went wrong.
+Ray runs a task again when its worker or node is lost; a part whose task itself fails is not tried again:
+its traceback is shown once, the other parts go on, and the run ends with the command that resumes it.
+
+Before the first task every node is looked at: the same wsl and Python, the folder and the inputs there to
+be seen, memory for a task's share. Only a cluster of one node that is reached over loopback may do without
+Ray's token; everywhere else it is needed on both sides.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsl import storage
+from wsl._core import UsageError, WslError, __version__
+from wsl.cluster.parts import Mark, Part, Parts
+from wsl.cluster.plan import missing
+from wsl.cluster.seen import Line, Tally
+from wsl.config import ClusterConfig
+from wsl.errors import EXIT_USAGE, exit_code, explain
+
+INSTALL = "pip install 'wsl[ray]'"
+CONNECT_TIMEOUT_S = 5.0
+"""Seconds that the head has to answer at all, twice."""
+LOOK_TIMEOUT_S = 120.0
+"""Seconds that the nodes have to start a worker and say what they are."""
+TRIES = 5
+"""How often a part is begun again after its worker or node was lost."""
+AT_AN_ACTOR = 2
+
+# What the driver's side of Ray is told where the user says nothing: a silent partition is noticed soon,
+# and a task that has no memory is not tried for ever.
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
+    "RAY_task_oom_retries": "3",
+}
+
+
+class ClusterError(WslError):
+    """A run on a cluster ended with parts that could not be made."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker says of a part: its mark, or what went wrong."""
+
+    mark: Mark | None
+    error: str = ""
+    trace: str = ""
+    code: int = 0
+
+
+@dataclass
+class Result:
+    """What a run came to."""
+
+    num_parts: int
+    num_made: int = 0
+    num_kept: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return {"parts": self.num_parts, "made": self.num_made, "kept": self.num_kept}
+
+
+def make_part(folder: str, part: Part, stores: str | None) -> Outcome:
+    """Makes one part, on a worker; a finished one is left as it is.
+
+    `stores` says how object stores are reached, as `wsl.storage` hands it to processes that it starts.
+    """
+    if stores is not None:
+        os.environ[storage.ENVIRONMENT] = stores
+    from wsl.cluster import tasks
+
+    parts = Parts(folder)
+    try:
+        mark = parts.finished(part)
+        if mark is None:
+            tasks.make(parts, part)
+            mark = parts.finished(part)
+    except Exception as error:
+        outcome = Outcome(None, explain(error), traceback.format_exc(), exit_code(error))
+        try:
+            parts.note_failure(part, outcome.error)
+        except OSError:
+            return outcome
+        return outcome
+    return Outcome(mark)
+
+
+class PartMaker:
+    """What an actor is: it makes parts one after another, and keeps what `tasks` keeps between them."""
+
+    def ready(self) -> bool:
+        """Answers once the actor is there."""
+        return True
+
+    def make_part(self, folder: str, part: Part, stores: str | None) -> Outcome:
+        """As `make_part`."""
+        return make_part(folder, part, stores)
+
+
+def import_ray() -> Any:
+    """Ray's module; UsageError where it is not installed."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UsageError(f"--cluster needs Ray, which is not installed: {INSTALL}") from None
+    return ray
+
+
+@contextmanager
+def connect(settings: ClusterConfig) -> Iterator[Cluster]:
+    """A connection to the cluster that is running at `settings.address`; none is ever started here.
+
+    UsageError where Ray is not installed, no cluster answers, or the token that is needed is not there.
+    """
+    address = _resolve(settings.address)
+    secure = not _is_loopback(address.rpartition(":")[0])
+    if secure:
+        _require_token(address)
+    ray = import_ray()
+    _probe(address)
+    started = os.environ.pop("RAY_ADDRESS", None)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="wsl")
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UsageError(
+            f"--cluster {settings.address}: the cluster at {address} did not let this process in: "
+            f"{said[:600]} (the command must run on one of the cluster's machines, with its Ray, Python and "
+            f"token)"
+        ) from None
+    finally:
+        if started is not None:
+            os.environ["RAY_ADDRESS"] = started
+    try:
+        yield Cluster(ray, settings, secure)
+    finally:
+        ray.shutdown()
+
+
+def _resolve(address: str) -> str:
+    """HOST:PORT of the head; ``auto`` is what RAY_ADDRESS or this machine's own node says."""
+    if address == "auto":
+        found = os.environ.get("RAY_ADDRESS", "")
+        file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+        if not found and file.is_file():
+            found = file.read_text(encoding="utf-8").strip()
+        if not found or found == "auto":
+            raise UsageError(
+                "--cluster auto: this machine is no node of a Ray cluster (neither RAY_ADDRESS nor "
+                f"{file} names one); start one with 'ray start --head', or name the head as HOST:PORT"
+            )
+        address = found
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise UsageError(
+            f"--cluster {address}: expected auto or HOST:PORT, the address that 'ray start --head' prints; "
+            "Ray's client (ray://) is not used"
+        )
+    return address
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _require_token(address: str) -> None:
+    """Turns Ray's token authentication on; UsageError where there is no token."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    if not os.environ.get("RAY_AUTH_TOKEN") and not file.is_file():
+        raise UsageError(
+            f"--cluster {address}: the cluster is not on loopback, so it must ask for a token, and there is "
+            f"none here: neither RAY_AUTH_TOKEN nor the file {file}. Make one with 'ray get-auth-token "
+            f"--generate', copy it to every node, and start all of them with RAY_AUTH_MODE=token"
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _probe(address: str) -> None:
+    """Asks whether a gRPC server answers there, as a cluster's head is one: without it Ray would try on."""
+    host, _, port = address.rpartition(":")
+    nobody = (
+        f"--cluster {address}: no cluster answers there; start one with 'ray start --head', or name the "
+        f"address that it printed"
+    )
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S) as asked:
+            asked.settimeout(CONNECT_TIMEOUT_S)
+            asked.sendall(preface)
+            answer = b""
+            while len(answer) < 4 and (more := asked.recv(9)):
+                answer += more
+    except OSError as error:
+        raise UsageError(f"{nobody} ({error.strerror or error})") from None
+    if len(answer) < 4 or answer[3] != 4:
+        raise UsageError(f"{nobody} (what listens there does not speak gRPC)")
+
+
+class Cluster:
+    """A cluster that this process is connected to."""
+
+    def __init__(self, ray: Any, settings: ClusterConfig, secure: bool) -> None:
+        self._ray = ray
+        self.settings = settings
+        self._secure = secure
+
+    def check(self, folder: Path, inputs: Sequence[str | os.PathLike[str]]) -> None:
+        """Looks at every node, before the first task.
+
+        UsageError names the nodes that have another wsl or Python, do not see the folder or an input, ask
+        for no token though they are not on loopback, or have no memory for a task's share.
+        """
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        self._check_resources(nodes)
+        folder.mkdir(parents=True, exist_ok=True)
+        nonce = folder / f".seen-{uuid.uuid4().hex}"
+        nonce.write_text("seen", encoding="utf-8")
+        local = [os.path.abspath(path) for path in inputs if "://" not in os.fspath(path)]
+        wanted = {str(nonce.resolve()): 4} | {path: _size(path) for path in _some_of_each_folder(local)}
+        try:
+            answers = self._ask_each(nodes, wanted)
+        finally:
+            nonce.unlink(missing_ok=True)
+        for name, answer in answers.items():
+            self._check_answer(name, answer, str(folder), str(nonce.resolve()), len(nodes))
+
+    def _ask_each(self, nodes: list[dict[str, Any]], wanted: dict[str, int]) -> dict[str, dict[str, Any]]:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        look = self._ray.remote(num_cpus=0, max_retries=0)(_look())
+        refs = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            refs[look.options(scheduling_strategy=there).remote(wanted)] = name
+        ready, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=LOOK_TIMEOUT_S)
+        if late:
+            raise UsageError(
+                f"the node {refs[late[0]]} did not answer within {LOOK_TIMEOUT_S:.0f} s; look at its logs "
+                f"under /tmp/ray, or take it out of the cluster with 'ray stop' there"
+            )
+        answers = {}
+        for ref in ready:
+            try:
+                answers[refs[ref]] = self._ray.get(ref)
+            except Exception as error:
+                said = " ".join(str(error).split())[:400]
+                raise UsageError(f"the node {refs[ref]} could not be asked what it has: {said}") from None
+        return answers
+
+    def _check_resources(self, nodes: list[dict[str, Any]]) -> None:
+        share = self.settings
+        for node in nodes:
+            has = node["Resources"]
+            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            memory = has.get("memory", 0)
+            if share.memory_bytes is not None and has.get("CPU", 0) and memory < share.memory_bytes:
+                raise UsageError(
+                    f"the node {name} has {memory / (1 << 30):.1f} GiB of memory for Ray's tasks, and one "
+                    f"takes {share.memory_bytes / (1 << 30):.1f} GiB; lower --memory or "
+                    f"cluster.memory_bytes, or start the node with more (ray start --memory BYTES)"
+                )
+        if not any(node["Resources"].get("CPU", 0) >= share.num_cpus for node in nodes):
+            raise UsageError(
+                f"no node has {share.num_cpus} CPUs for a task; lower cluster.num_cpus, or add nodes to the "
+                f"cluster"
+            )
+
+    def _check_answer(
+        self, name: str, answer: dict[str, Any], folder: str, nonce: str, num_nodes: int
+    ) -> None:
+        here = {"wsl": __version__, "Python": platform.python_version()}
+        for what, version in here.items():
+            if answer[what] != version:
+                raise UsageError(
+                    f"the node {name} has {what} {answer[what]}, and this process has {what} {version}; "
+                    f"every node must have the same, or results could differ"
+                )
+        for path, size in answer["missing"].items():
+            where = folder if path == nonce else path
+            found = "is not there" if size is None else f"has {size:,} bytes"
+            raise UsageError(
+                f"the node {name} does not see {where} as this process does: there it {found}. All nodes "
+                f"must see the inputs and the folder of parts under the same paths, on a shared file "
+                f"system; name such a folder with --cluster-dir"
+            )
+        if (self._secure or num_nodes > 1) and answer["auth"] != "token":
+            raise UsageError(
+                f"the node {name} asks for no token, so everyone who reaches its "
+                f"ports can run code on it; start every node with RAY_AUTH_MODE=token and the token of "
+                f"'ray get-auth-token --generate'"
+            )
+
+    def make(
+        self, parts: Parts, levels: list[list[Part]], title: str, *, actors: frozenset[str] = frozenset()
+    ) -> Result:
+        """Makes what is missing of the last level and of all that it asks for.
+
+        Kinds named in `actors` are made by actors. ClusterError where parts could not be made.
+        """
+        parts.begin()
+        root = levels[-1][0].key[:20] if levels[-1] else "nothing"
+        parts.note_run(root, command(), [[part.name for part in level] for level in levels])
+        left = missing(levels, parts)
+        total, num_left = sum(map(len, levels)), sum(map(len, left))
+        tally = Tally(total, done=total - num_left, begun=time.monotonic())
+        result = Result(total, num_kept=total - num_left)
+        with Line(title).shown() as line:
+            for level in left:
+                if not level:
+                    continue
+                flight = _Flight(self, parts, line, tally, result)
+                if level[0].kind in actors:
+                    flight.by_actors(level)
+                else:
+                    flight.by_tasks(level)
+                if result.failed:
+                    raise ClusterError(
+                        f"{len(result.failed):,} of {total:,} parts could not be made ({result.failed[0]} "
+                        f"first; 'wsl cluster status {parts.folder}' lists them); {result.num_made:,} were "
+                        f"made and stay. Put right what the error says and run the same command again: "
+                        f"{command()}"
+                    )
+        return result
+
+    def num_slots(self, gpus: bool = False) -> int:
+        """How many shares the living nodes have."""
+        has = self._ray.cluster_resources()
+        if gpus and has.get("GPU", 0):
+            return max(int(has["GPU"]), 1)
+        return max(int(has.get("CPU", 0) / self.settings.num_cpus), 1)
+
+    def has_gpus(self) -> bool:
+        """Whether a node has a GPU."""
+        return bool(self._ray.cluster_resources().get("GPU", 0))
+
+    @property
+    def ray(self) -> Any:
+        """Ray's module."""
+        return self._ray
+
+    def options(self, gpus: bool = False) -> dict[str, Any]:
+        """What a task or actor is given."""
+        given: dict[str, Any] = {"num_cpus": self.settings.num_cpus}
+        if gpus and self.has_gpus():
+            given["num_gpus"] = 1
+        if self.settings.memory_bytes is not None:
+            given["memory"] = self.settings.memory_bytes
+        return given
+
+
+class _Flight:
+    """The parts of one level on their way."""
+
+    def __init__(self, cluster: Cluster, parts: Parts, line: Line, tally: Tally, result: Result) -> None:
+        self._cluster, self._ray = cluster, cluster.ray
+        self._parts, self._line, self._tally, self._result = parts, line, tally, result
+        self._tries: dict[str, int] = {}
+
+    def _given(self, part: Part) -> tuple[str, Part, str | None]:
+        return str(self._parts.folder), part, os.environ.get(storage.ENVIRONMENT)
+
+    def by_tasks(self, level: list[Part]) -> None:
+        """Makes parts by plain tasks, which Ray itself begins again where a worker or node is lost."""
+        options = self._cluster.options() | {"max_retries": TRIES, "scheduling_strategy": "SPREAD"}
+        task = self._ray.remote(**options)(make_part)
+        waiting, flying = deque(level), dict[Any, Part]()
+        try:
+            while waiting or flying:
+                slots = self._cluster.num_slots()
+                while waiting and len(flying) < 2 * slots:
+                    part = waiting.popleft()
+                    flying[task.remote(*self._given(part))] = part
+                ready, _ = self._ray.wait(list(flying), num_returns=1, timeout=1.0)
+                for ref in ready:
+                    part = flying.pop(ref)
+                    try:
+                        self._take(part, self._ray.get(ref))
+                    except self._ray.exceptions.RayError as error:
+                        self._lost(part, error)
+                self._show(len(flying), len(waiting), slots)
+        except BaseException:
+            for ref in flying:
+                self._ray.cancel(ref, force=True)
+            raise
+
+    def by_actors(self, level: list[Part]) -> None:
+        """Makes parts by actors; the parts of one that is lost go to others, and another takes its place."""
+        kind = self._ray.remote(**self._cluster.options(gpus=True), max_restarts=0, max_task_retries=0)(
+            PartMaker
+        )
+        waiting, flying = deque(level), dict[Any, tuple[Part, Any]]()
+        starting, busy = dict[Any, Any](), dict[Any, int]()
+        try:
+            while waiting or flying:
+                slots = self._cluster.num_slots(gpus=True)
+                wanted = min(slots, -(-(len(waiting) + len(flying)) // AT_AN_ACTOR) or 1, len(level))
+                while len(starting) + len(busy) < wanted:
+                    actor = kind.options(scheduling_strategy="SPREAD").remote()
+                    starting[actor.ready.remote()] = actor
+                for actor in sorted(busy, key=lambda one: busy[one]):
+                    while waiting and busy[actor] < AT_AN_ACTOR:
+                        part = waiting.popleft()
+                        ref = actor.make_part.remote(*self._given(part))
+                        flying[ref] = (part, actor)
+                        busy[actor] += 1
+                ready, _ = self._ray.wait([*flying, *starting], num_returns=1, timeout=1.0)
+                for ref in ready:
+                    if ref in starting:
+                        self._started(ref, starting, busy)
+                    else:
+                        self._landed(ref, flying, busy, waiting)
+                self._show(len(flying), len(waiting), slots)
+        finally:
+            for actor in [*busy, *starting.values()]:
+                self._ray.kill(actor)
+
+    def _started(self, ref: Any, starting: dict[Any, Any], busy: dict[Any, int]) -> None:
+        actor = starting.pop(ref)
+        try:
+            self._ray.get(ref)
+            busy[actor] = 0
+        except self._ray.exceptions.RayError as error:
+            self._tries["actor"] = self._tries.get("actor", 0) + 1
+            if self._tries["actor"] > TRIES:
+                said = " ".join(str(error).split())[:400]
+                raise ClusterError(f"no worker could be started: {said}; look under /tmp/ray") from None
+
+    def _landed(
+        self, ref: Any, flying: dict[Any, tuple[Part, Any]], busy: dict[Any, int], waiting: deque[Part]
+    ) -> None:
+        part, actor = flying.pop(ref)
+        try:
+            self._take(part, self._ray.get(ref))
+            busy[actor] -= 1
+        except self._ray.exceptions.RayError as error:
+            busy.pop(actor, None)
+            self._tries[part.name] = self._tries.get(part.name, 0) + 1
+            if self._tries[part.name] > TRIES:
+                self._lost(part, error)
+            else:
+                waiting.appendleft(part)
+
+    def _take(self, part: Part, outcome: Outcome) -> None:
+        if outcome.mark is not None:
+            self._tally.done += 1
+            self._tally.made += 1
+            self._result.num_made += 1
+            return
+        if outcome.code == EXIT_USAGE:
+            raise UsageError(outcome.error)
+        self._fail(part, f"{outcome.trace.rstrip()}\n{outcome.error}")
+
+    def _lost(self, part: Part, error: Exception) -> None:
+        said = " ".join(str(error).split())[:600]
+        text = f"its worker was lost {TRIES + 1} times: {said}"
+        if "memory" in said.lower():
+            text += "; a task takes more memory than its node has: lower --memory, or give a task more CPUs"
+        self._parts.note_failure(part, text)
+        self._fail(part, text)
+
+    def _fail(self, part: Part, text: str) -> None:
+        if not self._result.failed:
+            self._line.say(f"{part.name} failed; the other parts go on.\n{text}")
+        self._result.failed.append(part.name)
+        self._tally.failed += 1
+
+    def _show(self, flying: int, waiting: int, slots: int) -> None:
+        self._tally.running = min(flying, slots)
+        self._tally.waiting = waiting + flying - self._tally.running
+        self._line.update(self._tally)
+
+
+def command() -> str:
+    """The command that this process runs, as it can be given again."""
+    return shlex.join(["wsl", *sys.argv[1:]])
+
+
+def _size(path: str) -> int:
+    return -1 if os.path.isdir(path) else os.stat(path).st_size
+
+
+def _some_of_each_folder(paths: Sequence[str]) -> list[str]:
+    """The first file of each folder."""
+    found: dict[str, str] = {}
+    for path in paths:
+        found.setdefault(os.path.dirname(path), path)
+    return list(found.values())
+
+
+def _look() -> Any:
+    """What a node is asked. The function is sent whole, for a node may have no wsl to import it from."""
+
+    def look(wanted: dict[str, int]) -> dict[str, Any]:
+        import os
+        import platform
+
+        try:
+            from wsl._core import __version__ as version
+        except Exception as error:
+            version = f"none that can be imported ({error})"
+        missing: dict[str, int | None] = {}
+        for path, size in wanted.items():
+            found = None
+            if os.path.exists(path):
+                found = -1 if os.path.isdir(path) else os.stat(path).st_size
+            if found != size:
+                missing[path] = found
+        return {
+            "wsl": version,
+            "Python": platform.python_version(),
+            "auth": os.environ.get("RAY_AUTH_MODE", ""),
+            "missing": missing,
+        }
+
+    return look

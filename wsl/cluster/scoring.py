@@ -1,0 +1,160 @@
+"""Scoring and selecting on a cluster: actors that hold the network, and selections joined by a tree.
+
+Scores go to the files that one machine would write, a range of samples each; or straight into states of
+selections, which are merged. Selecting from files takes groups of them. What comes out is the same to the
+byte, for a selection is a function of the scored pairs alone; the scores themselves are the network's, and
+are the same where nodes and threads of a task (`cluster.num_cpus`) are alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsl import storage
+from wsl._core import UsageError
+from wsl.cluster.parts import Part, Parts
+from wsl.cluster.plan import absolute, file_groups, merge_tree, size_of
+from wsl.cluster.running import Result, connect
+from wsl.config import ClusterConfig
+from wsl.index import Index
+from wsl.prediction_files import SCORED_BY, gaps, read_metadata, scored_parts, span_of
+from wsl.selection import TopK
+
+ACTORS = frozenset({"score", "scorestate"})
+
+
+def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterConfig) -> dict[str, Any]:
+    """Scores what no file under ``job["out"]`` covers; the report of `wsl score`.
+
+    `job` is what ranks are told, `made_by` the provenance of the scores.
+    """
+    from wsl.scoring import RANGE, covered_by, file_of
+
+    out, index = Path(job["out"]).absolute(), Index.open(Path(job["index"]))
+    keep, num_classes = job["keep"], int(made_by["num_classes"])
+    if keep is not None and not 1 <= keep <= num_classes:
+        raise UsageError(f"--keep: expected 1 to {num_classes} classes or all, got {keep}")
+    covered = covered_by(out, {**made_by, "keep": keep}, index)
+    begun = time.monotonic()
+    limits = _limits(settings)
+    level = [
+        Part("score", number, _range(job, made_by, index, found), (), limits, file_of(found.start))
+        for number, found in enumerate(gaps(covered, len(index), RANGE))
+    ]
+    num_scored = sum(part.arguments["stop"] - part.arguments["start"] for part in level)
+    result = Result(0)
+    if level:
+        parts = Parts(out)
+        with connect(settings) as cluster:
+            cluster.check(out, [job["run"], job["index"], *index.shard_paths()])
+            result = cluster.make(parts, [level], "score", actors=ACTORS)
+    about = {**made_by, "num_samples": len(index), "keep": keep}
+    return {
+        "state": "scored" if level else "up to date",
+        "num_scored": num_scored,
+        "images_per_second": round(num_scored / max(time.monotonic() - begun, 1e-9), 1),
+        "out": str(job["out"]),
+        "cluster": result.to_dict(),
+        **{key: value for key, value in about.items() if key != "class_names"},
+    }
+
+
+def score_into_state(
+    job: Mapping[str, Any],
+    made_by: Mapping[str, Any],
+    selection: Mapping[str, Any],
+    memory: Mapping[str, Any],
+    settings: ClusterConfig,
+    folder: Path,
+) -> TopK:
+    """Lets the network score all samples into one selection; `selection` holds its options."""
+    index = Index.open(Path(job["index"]))
+    size = settings.group_samples
+    limits = _limits(settings, memory)
+    leaves = [
+        Part("scorestate", number, _range(job, made_by, index, found) | dict(selection), (), limits)
+        for number, found in enumerate(gaps([], len(index), size))
+    ]
+    inputs = [job["run"], job["index"], *index.shard_paths()]
+    return _merged(leaves, inputs, limits, memory, settings, folder)
+
+
+def select(
+    files: Sequence[str],
+    columns: Sequence[str],
+    selection: Mapping[str, Any],
+    memory: Mapping[str, Any],
+    settings: ClusterConfig,
+    folder: Path,
+) -> TopK:
+    """A selection that has taken all pairs of the files."""
+    if selection["order"] == "image-first" and "score" in columns and not _are_ranges(files):
+        raise UsageError(
+            f"{files[0]}: image-first wants all pairs of an image together, and these files do not say that "
+            "theirs are; select from them on one machine (--cluster none), or class-first"
+        )
+    limits = _limits(settings, memory)
+    paths = [absolute(file) for file in files]
+    leaves = [
+        Part(
+            "select",
+            number,
+            {"files": {path: storage.stamp(path) for path in group}, "columns": list(columns), **selection},
+            (),
+            limits,
+        )
+        for number, group in enumerate(file_groups(paths, settings.group_bytes, size_of))
+    ]
+    return _merged(leaves, paths, limits, memory, settings, folder)
+
+
+def _merged(
+    leaves: list[Part],
+    inputs: Sequence[str | os.PathLike[str]],
+    limits: Mapping[str, Any],
+    memory: Mapping[str, Any],
+    settings: ClusterConfig,
+    folder: Path,
+) -> TopK:
+    parts = Parts(folder.absolute())
+    levels = merge_tree(leaves, "mergestates", {}, limits)
+    with connect(settings) as cluster:
+        cluster.check(parts.folder, inputs)
+        cluster.make(parts, levels, "select", actors=ACTORS)
+    return TopK.load(parts.checked(levels[-1][0].name), **memory)
+
+
+def _range(
+    job: Mapping[str, Any], made_by: Mapping[str, Any], index: Index, samples: range
+) -> dict[str, Any]:
+    span = (samples.start, samples.stop)
+    known = {key: made_by[key] for key in SCORED_BY}
+    return {
+        **{name: job[name] for name in ("run", "index", "flip", "temperature", "batch_size")},
+        "keep": job.get("keep"),
+        "start": span[0],
+        "stop": span[1],
+        "made_by": known,
+        "parts": scored_parts(index, [span]),
+    }
+
+
+def _limits(settings: ClusterConfig, memory: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    given = {name: value for name, value in (memory or {}).items() if value is not None}
+    if "spill_dir" in given:
+        given["spill_dir"] = os.fspath(given["spill_dir"])
+    return given | {"num_threads": settings.num_cpus}
+
+
+def _are_ranges(files: Sequence[str]) -> bool:
+    """Whether each file says which range of samples it holds, no two of which meet."""
+    known = [read_metadata(file if storage.is_remote(file) else Path(file)) for file in files]
+    if not all("first_sample" in one for one in known):
+        return False
+    spans = sorted(span_of(one) for one in known)
+    return all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
