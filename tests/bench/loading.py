@@ -42,6 +42,7 @@ def encoded_images(number: int) -> Iterator[bytes]:
     """JPEGs of 224 x 224, clip art on white."""
     from PIL import Image
 
+    Image.MAX_IMAGE_PIXELS = None
     rng = np.random.default_rng(0)
     paths = sorted(CLIPART.rglob("*.png"))
     rng.shuffle(paths)  # type: ignore[arg-type]
@@ -215,17 +216,19 @@ def litdata(options: argparse.Namespace) -> Passes:
     if not (folder / "index.json").exists():
         given = [{"jpg": content, "cls": 3} for content in contents(options.shards)]
         ld.optimize(same, given, output_dir=str(folder), chunk_bytes="16MB", num_workers=1)
-    show = Show()
-
-    class Shown(ld.StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, at: Any) -> Any:
-            sample = super().__getitem__(at)
-            return show(sample["jpg"]), sample["cls"]
-
-    loader = ld.StreamingDataLoader(
-        Shown(str(folder), shuffle=True), batch_size=BATCH, **loader_options(options)
-    )
+    data = ld.StreamingDataset(str(folder), shuffle=True, transform=shown)
+    loader = ld.StreamingDataLoader(data, batch_size=BATCH, **loader_options(options))
     return lambda: count(loader)
+
+
+def shown(sample: dict[str, Any], *_: Any, **__: Any) -> Any:
+    """litdata pickles what it is given, so this stands here."""
+    global _show  # noqa: PLW0603
+    _show = _show or Show()
+    return _show(sample["jpg"]), sample["cls"]
+
+
+_show: Show | None = None
 
 
 def same(sample: Any) -> Any:

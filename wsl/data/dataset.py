@@ -61,12 +61,12 @@ class Pixels:
 
 @dataclass
 class Decoded:
-    """Whole images by ordinal, uint8 S x S x C, and their size in all."""
+    """Whole images by ordinal, uint8 C x S x S, and their size in all."""
 
-    images: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    images: dict[int, torch.Tensor] = field(default_factory=dict)
     num_bytes: int = 0
 
-    def keep(self, ordinal: int, image: npt.NDArray[np.uint8], limit_bytes: int) -> None:
+    def keep(self, ordinal: int, image: torch.Tensor, limit_bytes: int) -> None:
         """Keeps an image while they do not exceed the limit."""
         if ordinal not in self.images and self.num_bytes + image.nbytes <= limit_bytes:
             self.images[ordinal] = image
@@ -99,12 +99,19 @@ class Images:
         options: what becomes of them.
         num_threads: how many decode; 0 leaves it to the caller's.
         cache_bytes: of decoded images kept in memory; only whole ones are.
+        layout: of batches in memory, which is also what networks compute in.
     """
 
     def __init__(
-        self, index: ImageIndex, options: ImageOptions, *, num_threads: int = 0, cache_bytes: int = 0
+        self,
+        index: ImageIndex,
+        options: ImageOptions,
+        *,
+        num_threads: int = 0,
+        cache_bytes: int = 0,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
-        self.index, self.options = index, options
+        self.index, self.options, self.layout = index, options, layout
         self.cache_bytes = cache_bytes if _shared is None else SHARED_BYTES
         self._cache = self._decoded()
         self._pool = ThreadPoolExecutor(num_threads) if num_threads else None
@@ -131,7 +138,8 @@ class Images:
         numbers = [None if crops is None else crops[i] for i in missing]
         decoded = dict(zip(missing, self.each(self._decode, contents, numbers), strict=True))
         side, channels = self.options.image_size, self.options.num_channels
-        images = np.zeros((len(ordinals), side, side, channels), dtype=np.uint8)
+        shape = (len(ordinals), channels, side, side)
+        images = torch.zeros(shape, dtype=torch.uint8).to(memory_format=self.layout)
         valid = np.ones(len(ordinals), dtype=bool)
         for i, ordinal in enumerate(ordinals.tolist()):
             image = decoded[i] if i in decoded else known[ordinal]
@@ -143,8 +151,7 @@ class Images:
                 self._cache.keep(ordinal, image, self.cache_bytes)
         corrupt = ~valid
         corrupt[corrupt] = ~self._taken_down(ordinals[corrupt])
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return Pixels(pixels, torch.from_numpy(valid), torch.from_numpy(corrupt))
+        return Pixels(images, torch.from_numpy(valid), torch.from_numpy(corrupt))
 
     def each(self, function: Callable[..., T], *arguments: Iterable[Any]) -> Iterable[T]:
         """`map`, on the threads that decode."""
@@ -159,12 +166,10 @@ class Images:
         found: npt.NDArray[np.bool_] = dropped[np.minimum(places, len(dropped) - 1)] == ordinals
         return found
 
-    def _decode(
-        self, content: bytes, numbers: npt.NDArray[np.float64] | None
-    ) -> npt.NDArray[np.uint8] | None:
-        """uint8 S x S x C."""
+    def _decode(self, content: bytes, numbers: npt.NDArray[np.float64] | None) -> torch.Tensor | None:
+        """uint8 C x S x S."""
         image = decode_image(bytes(content), self.options.max_pixels, self.options.num_channels)
-        return None if image is None else cut(image, self.options, numbers).permute(1, 2, 0).numpy()
+        return None if image is None else cut(image, self.options, numbers)
 
 
 class Examples:

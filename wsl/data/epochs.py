@@ -78,7 +78,7 @@ class EpochDataset(Dataset[Example]):
         seed: int = 0,
         max_corrupt_share: float = 0.01,
     ) -> None:
-        images = Images(index, options or ImageOptions())
+        images = Images(index, options or ImageOptions(), layout=torch.contiguous_format)
         self.loader = Loader(images, LabelledExamples(index), order, seed)
         self.corrupt = CorruptCount(max_corrupt_share, str(getattr(index, "path", "the index")))
 
@@ -109,7 +109,18 @@ def collate(examples: list[Example]) -> ImageBatch:
     return ImageBatch(
         torch.tensor([example.position for example in examples]),
         torch.tensor([example.sample for example in examples]),
-        torch.stack([example.image for example in examples]),
+        _side_by_side([example.image for example in examples]),
         pad([example.labels for example in examples], [example.weights for example in examples]),
         sum(example.num_replaced for example in examples),
     )
+
+
+def _side_by_side(images: list[torch.Tensor]) -> torch.Tensor:
+    """N x C x S x S; without copying where they are a batch already, as `__getitems__` makes them."""
+    first, size = images[0], images[0].numel()
+    memory = first.untyped_storage().data_ptr()
+    for at, image in enumerate(images):
+        same = image.untyped_storage().data_ptr() == memory and image.stride() == first.stride()
+        if not same or image.storage_offset() != first.storage_offset() + at * size:
+            return torch.stack(images)
+    return first.as_strided((len(images), *first.shape), (size, *first.stride()))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import get_worker_info
 
 from wsl._core import DataError
 from wsl.data.augment import augment
@@ -40,6 +41,15 @@ class Loaded:
     """For each position the samples that were drawn for it and could not be shown."""
     num_corrupt: npt.NDArray[np.int64]
     """Those of them that were not taken down."""
+
+
+def _shared_like(images: torch.Tensor) -> torch.Tensor | None:
+    """In a worker of torch's DataLoader, room for a float32 batch that need not be copied to leave it."""
+    if get_worker_info() is None or not images.is_contiguous():
+        return None
+    room = torch.empty(0)
+    room.set_(torch.UntypedStorage._new_shared(4 * images.numel()), 0, images.shape)
+    return room
 
 
 class Loader:
@@ -81,7 +91,7 @@ class Loader:
                 "its place; check the shards with 'wsl index verify'"
             )
         shown = augment(pixels.images, options, self.seed, positions, each=self.images.each)
-        normal = normalise(shown, options.mean, options.std)
+        normal = normalise(shown, options.mean, options.std, _shared_like(shown))
         return Loaded(samples, normal, self.examples.targets(chosen), num_replaced, num_corrupt)
 
     def _examples(self, positions: npt.NDArray[np.int64]) -> Ordinals:

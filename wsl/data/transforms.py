@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+LARGE = 1 << 16
+"""Numbers of an image from which it is worth a call of its own."""
 DRAW_SHIFT_Y, DRAW_SHIFT_X, DRAW_FLIP, DRAW_AREA, DRAW_RATIO, DRAW_TOP, DRAW_LEFT = range(7)
 
 
@@ -48,16 +50,30 @@ def shift(images: torch.Tensor, seed: int, positions: npt.NDArray[np.int64], pix
 
 def flip(images: torch.Tensor, seed: int, positions: npt.NDArray[np.int64]) -> torch.Tensor:
     """Mirrors every other image, by chance."""
-    chosen = torch.from_numpy(uniforms(seed, positions, DRAW_FLIP) < 0.5)
-    return torch.where(chosen[:, None, None, None], images.flip(3), images)
+    chosen = uniforms(seed, positions, DRAW_FLIP) < 0.5
+    if images[0:1].numel() < LARGE:
+        return torch.where(torch.from_numpy(chosen)[:, None, None, None], images.flip(3), images)
+    out = images.clone()
+    for at in np.flatnonzero(chosen).tolist():
+        out[at] = images[at].flip(2)
+    return out
 
 
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 N x C x H x W to float32, scaled to [0, 1], less `mean`, over `std` (one each channel)."""
+def normalise(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """uint8 N x C x H x W to float32, scaled to [0, 1], less `mean`, over `std` (one each channel).
+
+    Laid out in memory as `images` are, or written to `out`. It goes by pieces that stay in the cache.
+    """
     channels = images.shape[1]
     centre = torch.tensor(mean[:channels]).view(1, -1, 1, 1)
     scale = torch.tensor(std[:channels]).view(1, -1, 1, 1)
-    return images.float().div_(255.0).sub_(centre).div_(scale)
+    shown = torch.empty_like(images, dtype=torch.float32) if out is None else out
+    step = max(1, 2 * LARGE // max(1, images[0:1].numel()))
+    for piece, given in zip(shown.split(step), images.split(step), strict=True):
+        piece.copy_(given).div_(255.0).sub_(centre).div_(scale)
+    return shown
 
 
 def crop_boxes(seed: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
