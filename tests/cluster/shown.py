@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import clustered
 import numpy as np
 import polars as pl
-import worlds
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 6379
@@ -460,9 +460,9 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="wsl-shown-"))
     folder.mkdir(parents=True, exist_ok=True)
     number = options.parts
-    records = worlds.write_records(folder / "records", number, 400)
-    shards = worlds.write_shards(folder / "shards", number, 16)
-    teacher = worlds.write_teacher(folder / "teacher")
+    records = clustered.write_records(folder / "records", number, 400)
+    shards = clustered.write_shards(folder / "shards", number, 16)
+    teacher = clustered.write_teacher(folder / "teacher")
     index = folder / "unlabelled"
     subprocess.run(
         [*WSL, "index", "build", "--shards", shards, "--out", str(index)],

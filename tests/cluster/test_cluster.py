@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import clustered
 import polars as pl
 import pytest
-import worlds
 
 import wsl.cli
 
@@ -33,7 +33,7 @@ def same_files(one: Path, other: Path, pattern: str = "*") -> int:
 def test_counts_are_the_same_and_no_finished_part_is_made_again(
     tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = worlds.write_records(tmp_path / "records", 18, 50)
+    records = clustered.write_records(tmp_path / "records", 18, 50)
     run(capsys, "counts", "build", "--records", records, "--out", tmp_path / "one")
     there = ["--out", tmp_path / "two", "--cluster", cluster, *GROUP]
     run(capsys, "counts", "build", "--records", records, *there)
@@ -60,7 +60,7 @@ def test_counts_are_the_same_and_no_finished_part_is_made_again(
 def test_a_part_that_fails_is_told_once_and_the_rest_goes_on(
     tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = worlds.write_records(tmp_path / "records", 6, 20)
+    records = clustered.write_records(tmp_path / "records", 6, 20)
     good = (tmp_path / "records" / "records-0002.parquet").read_bytes()
     bad = tmp_path / "records" / "records-0002.parquet"
     bad.write_bytes(good[:100] + b"x" * 50 + good[150:-8] + b"\0" * 8)
@@ -82,8 +82,8 @@ def test_a_part_that_fails_is_told_once_and_the_rest_goes_on(
 def test_an_index_with_a_join_is_the_same(
     tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = worlds.write_records(tmp_path / "records", 4, 30)
-    shards = worlds.write_shards(tmp_path / "shards", 4, 30)
+    records = clustered.write_records(tmp_path / "records", 4, 30)
+    shards = clustered.write_shards(tmp_path / "shards", 4, 30)
     given = ["--shards", shards, "--records", records, "--label-kind", "hashtag"]
     run(capsys, "index", "build", *given, "--out", tmp_path / "one")
     run(capsys, "index", "build", *given, "--out", tmp_path / "two", "--cluster", cluster, *GROUP)
@@ -101,8 +101,8 @@ def test_scores_and_selections_are_the_same(
     import torch
 
     monkeypatch.setattr("wsl.scoring.RANGE", 16)
-    shards = worlds.write_shards(tmp_path / "shards", 2, 40)
-    index, teacher = tmp_path / "index", worlds.write_teacher(tmp_path / "teacher")
+    shards = clustered.write_shards(tmp_path / "shards", 2, 40)
+    index, teacher = tmp_path / "index", clustered.write_teacher(tmp_path / "teacher")
     run(capsys, "index", "build", "--shards", shards, "--out", index)
     given = ["--checkpoint", teacher, "--index", index]
     threads = torch.get_num_threads()
@@ -133,7 +133,7 @@ def test_scores_and_selections_are_the_same(
 def test_what_a_cluster_cannot_do_is_refused_before_the_first_task(
     tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = worlds.write_records(tmp_path / "records", 1, 5)
+    records = clustered.write_records(tmp_path / "records", 1, 5)
     out: list[Any] = ["--out", tmp_path / "two", "--cluster", cluster]
     said = run(capsys, "counts", "build", "--records", records, *out, "--memory", "900GiB", code=2)
     assert "GiB of memory for Ray's tasks, and one takes 900.5 GiB" in said

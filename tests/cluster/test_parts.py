@@ -8,8 +8,8 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import clustered
 import pytest
-import worlds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,7 +139,7 @@ def test_only_what_the_last_part_still_asks_for_is_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "columns", "empty", "more", "bytes"])
 def test_damaged_scans_are_an_error_and_no_index(tmp_path: Path, damage: str) -> None:
-    shards = [Path(path) for path in sorted(glob.glob(worlds.write_shards(tmp_path / "shards", 2, 3)))]
+    shards = [Path(path) for path in sorted(glob.glob(clustered.write_shards(tmp_path / "shards", 2, 3)))]
     scans = tmp_path / "scans"
     _core.save_scans(list(shards), scans, with_classes=True)
     lines = scans.read_bytes().splitlines(keepends=True)
