@@ -9,6 +9,7 @@ too many of them are an error. Stages train on a `Loader`, and so does everyone 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,9 +48,9 @@ def _shared_like(images: torch.Tensor) -> torch.Tensor | None:
     """In a worker of torch's DataLoader, room for a float32 batch that need not be copied to leave it."""
     if get_worker_info() is None or not images.is_contiguous():
         return None
-    room = torch.empty(0)
-    room.set_(torch.UntypedStorage._new_shared(4 * images.numel()), 0, images.shape)
-    return room
+    memory: Any = torch.UntypedStorage
+    shared = memory._new_shared(4 * images.numel())
+    return torch.empty(0).set_(shared, 0, images.shape, images.stride())
 
 
 class Loader:

@@ -71,8 +71,9 @@ def normalise(
     scale = torch.tensor(std[:channels]).view(1, -1, 1, 1)
     shown = torch.empty_like(images, dtype=torch.float32) if out is None else out
     step = max(1, 2 * LARGE // max(1, images[0:1].numel()))
-    for piece, given in zip(shown.split(step), images.split(step), strict=True):
-        piece.copy_(given).div_(255.0).sub_(centre).div_(scale)
+    for start in range(0, len(images), step):
+        piece = shown[start : start + step]
+        piece.copy_(images[start : start + step]).div_(255.0).sub_(centre).div_(scale)
     return shown
 
 
