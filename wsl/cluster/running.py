@@ -259,12 +259,14 @@ class Cluster:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         look = self._ray.remote(num_cpus=0, max_retries=0)(_look())
-        refs = {}
+        refs, ids = {}, {}
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-            refs[look.options(scheduling_strategy=there).remote(wanted)] = name
+            ref = look.options(scheduling_strategy=there).remote(wanted)
+            refs[ref], ids[ref] = name, node["NodeID"]
         ready, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=LOOK_TIMEOUT_S)
+        late = [ref for ref in late if not self._is_gone(ids[ref])]
         if late:
             raise UsageError(
                 f"the node {refs[late[0]]} did not answer within {LOOK_TIMEOUT_S:.0f} s; look at its logs "
@@ -275,9 +277,19 @@ class Cluster:
             try:
                 answers[refs[ref]] = self._ray.get(ref)
             except Exception as error:
+                if self._is_gone(ids[ref]):
+                    continue
                 said = " ".join(str(error).split())[:400]
                 raise UsageError(f"the node {refs[ref]} could not be asked what it has: {said}") from None
         return answers
+
+    def _is_gone(self, node_id: str) -> bool:
+        """Whether a node that did not answer was lost meanwhile, which is no fault of it."""
+        for _ in range(10):
+            if not any(node["Alive"] and node["NodeID"] == node_id for node in self._ray.nodes()):
+                return True
+            time.sleep(1)
+        return False
 
     def _check_resources(self, nodes: list[dict[str, Any]]) -> None:
         share = self.settings
