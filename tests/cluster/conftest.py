@@ -22,7 +22,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_node() -> Iterator[str]:
     """The address of a cluster of one node that ends with the tests."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsl[ray]'")
