@@ -19,8 +19,30 @@ from hypothesis import strategies as st
 import wsl
 from wsl import _core
 
-TEXTS = ["a", "A", "#a", "bb", "Straße", "STRASSE", "é", "e\u0301", "x" * 13, "longer-than-a-view", "#Longer-than-a-view"]
-TEXTS += ["", " # ", "\u200b", "tab\tinside", "y" * 129, "Y" * 16, "naïve", "日本語のとても長いタグ", *[f"tag{n}" for n in range(40)]]
+TEXTS = [
+    "a",
+    "A",
+    "#a",
+    "bb",
+    "Straße",
+    "STRASSE",
+    "é",
+    "e\u0301",
+    "x" * 13,
+    "longer-than-a-view",
+    "#Longer-than-a-view",
+]
+TEXTS += [
+    "",
+    " # ",
+    "\u200b",
+    "tab\tinside",
+    "y" * 129,
+    "Y" * 16,
+    "naïve",
+    "日本語のとても長いタグ",
+    *[f"tag{n}" for n in range(40)],
+]
 
 tags = st.none() | st.sampled_from(TEXTS)
 records = st.lists(st.none() | st.lists(tags, max_size=9), min_size=1, max_size=120)
@@ -107,7 +129,9 @@ def test_files_of_other_writers_count_the_same(tmp_path: Path) -> None:
     options = "format parquet, row_group_size 2048"
     duckdb.sql(f"copy (select n, hashtags from frame) to '{tmp_path}/duckdb.parquet' ({options})")
     duckdb.sql(f"copy (select n, hashtags from frame) to '{tmp_path}/zstd.parquet' ({options}, codec zstd)")
-    write(tmp_path / "required.parquet", lists, kind=pa.list_(pa.field("element", pa.string(), nullable=False)))
+    write(
+        tmp_path / "required.parquet", lists, kind=pa.list_(pa.field("element", pa.string(), nullable=False))
+    )
     write(tmp_path / "large.parquet", lists, kind=pa.large_list(pa.large_string()))
     expected = counted(frame)
     for path in sorted(tmp_path.iterdir()):
@@ -142,7 +166,10 @@ def test_bytes_that_are_no_text_are_rejected_and_counted(tmp_path: Path) -> None
     ("kind", "options"),
     [
         (pa.list_(pa.string()), {"compression": "gzip"}),
-        (pa.list_(pa.string()), {"use_dictionary": False, "column_encoding": {"hashtags.list.element": "DELTA_BYTE_ARRAY"}}),
+        (
+            pa.list_(pa.string()),
+            {"use_dictionary": False, "column_encoding": {"hashtags.list.element": "DELTA_BYTE_ARRAY"}},
+        ),
         (pa.string(), {}),
     ],
 )
@@ -246,14 +273,19 @@ def test_an_index_of_parquet_is_the_one_through_polars(tmp_path: Path) -> None:
                 limits={"keys_doubled": 1.0},
                 part_rows=1100,
             )
-            built.append((index.fingerprint, index.manifest["counts"], (index.path / "keys.idx").read_bytes()))
+            built.append(
+                (index.fingerprint, index.manifest["counts"], (index.path / "keys.idx").read_bytes())
+            )
         assert built[0] == built[1]
         assert built[0][1].get("hashtags_outside_the_vocabulary", 0) > 0 or vocabulary is everything
 
 
 def test_an_index_of_parquet_wants_keys(tmp_path: Path) -> None:
     path = tmp_path / "r.parquet"
-    for keys, message in ((["a", None], "without a key"), ([b"a", b"\xff"], "UTF-8|cannot be read|must be text")):
+    for keys, message in (
+        (["a", None], "without a key"),
+        ([b"a", b"\xff"], "UTF-8|cannot be read|must be text"),
+    ):
         table = pa.table({"key": pa.array(keys), "hashtags": [["x"], ["y"]]})
         pq.write_table(table, path)
         with pytest.raises(wsl.WslError, match=message):
