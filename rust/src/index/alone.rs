@@ -61,7 +61,7 @@ impl Builder {
                 break;
             }
             for group in groups {
-                self.push_group(number, &group, num_done.saturating_sub(number))?;
+                self.push_group(number, group, num_done.saturating_sub(number))?;
                 number += group.len();
                 job.advance(group.len() as u64);
             }

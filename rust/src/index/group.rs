@@ -40,6 +40,14 @@ impl Group {
         self.key_ends.len()
     }
 
+    fn clear(&mut self) {
+        let Self { keys, key_ends, labels, label_ends } = self;
+        keys.clear();
+        labels.clear();
+        key_ends.clear();
+        label_ends.clear();
+    }
+
     fn push_key(&mut self, key: &[u8]) {
         self.keys.extend_from_slice(key);
         self.key_ends.push(self.keys.len());
@@ -102,6 +110,8 @@ pub(super) struct GroupEncoder<'a> {
     records: &'a ParquetRecords,
     encoder: Encoder,
     threads: Vec<Thread>,
+    /// A group for each thread, whose memory is used again.
+    groups: Vec<Group>,
     next: usize,
 }
 
@@ -112,19 +122,23 @@ impl<'a> GroupEncoder<'a> {
         vocabulary: &Vocabulary,
     ) -> Result<Self> {
         let thread = |_| Thread::new();
-        let threads = (0..pool.current_num_threads()).map(thread).collect::<Result<_>>()?;
-        Ok(Self { pool, records, encoder: Encoder::new(vocabulary), threads, next: 0 })
+        let threads = (0..pool.current_num_threads()).map(thread).collect::<Result<Vec<_>>>()?;
+        let groups = threads.iter().map(|_| Group::default()).collect();
+        Ok(Self { pool, records, encoder: Encoder::new(vocabulary), threads, groups, next: 0 })
     }
 
     /// The next row groups, at most one for each thread; none at the end.
-    pub(super) fn next_groups(&mut self, job: &Job) -> Result<Vec<Group>> {
-        let Self { pool, records, encoder, threads, next } = self;
+    pub(super) fn next_groups(&mut self, job: &Job) -> Result<&[Group]> {
+        let Self { pool, records, encoder, threads, groups, next } = self;
         let first = *next;
         *next = records.tags.num_chunks().min(first + threads.len());
         pool.install(|| {
-            let groups = threads.par_iter_mut().zip(first..*next);
-            groups.map(|(thread, number)| thread.encode(records, number, encoder, job)).collect()
-        })
+            let work = threads.par_iter_mut().zip(groups.par_iter_mut()).zip(first..*next);
+            work.try_for_each(|((thread, group), number)| {
+                thread.encode(records, number, encoder, group, job)
+            })
+        })?;
+        Ok(&groups[..*next - first])
     }
 
     /// Hashtags so far that the vocabulary lacks.
@@ -164,23 +178,24 @@ impl Thread {
         records: &ParquetRecords,
         number: usize,
         encoder: &Encoder,
+        group: &mut Group,
         job: &Job,
-    ) -> Result<Group> {
-        let mut group = Group::default();
-        read_keys(records, number, &mut group, job)?;
+    ) -> Result<()> {
+        group.clear();
+        read_keys(records, number, group, job)?;
         let mut tags = records.tags.read(number)?;
         while let Some(piece) = tags.next_piece()? {
             job.check()?;
             match piece {
                 Piece::Dictionary(entries) => self.take_dictionary(&entries, encoder),
-                Piece::Numbers(numbers) => self.encode_numbers(&numbers, &mut group),
+                Piece::Numbers(numbers) => self.encode_numbers(&numbers, group),
                 Piece::Texts(column) => {
-                    self.encode_texts(&column, encoder, &mut group);
+                    self.encode_texts(&column, encoder, group);
                     tags.reuse(column);
                 }
             }
         }
-        Ok(group)
+        Ok(())
     }
 
     fn take_dictionary(&mut self, entries: &TagColumn, encoder: &Encoder) {
