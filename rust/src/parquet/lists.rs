@@ -21,6 +21,8 @@ use crate::hashtag::{TagColumn, VIEW_INLINE as INLINE};
 /// Levels read at a time.
 const PIECE: u64 = 1 << 14;
 
+/// Entries of a dictionary; writers stop at a mebibyte or so of them.
+const MAX_ENTRIES: u32 = 1 << 24;
 /// The largest record that is carried over pieces.
 const MAX_CARRIED: usize = 256 << 20;
 
@@ -220,6 +222,9 @@ impl<'a> ListReader<'a> {
         if page.content == Content::Dictionary {
             if self.entries.is_some() {
                 return Err(Fault::Wrong("it is a second dictionary"));
+            }
+            if page.num_values > MAX_ENTRIES {
+                return Err(Fault::Wrong("its dictionary has over 16 million entries"));
             }
             let (mut views, mut at) = (Vec::new(), 0);
             read_views(&page.bytes, size, &mut at, page.num_values as usize, &mut views)?;
