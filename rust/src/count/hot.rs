@@ -4,8 +4,10 @@
 //! else falls on the place. [`HotTags`] are short ones, which are their own keys; beside each of
 //! [`HotLongTags`] lie its bytes.
 
-use super::local::BLOCK_ROWS;
 use crate::hashtag::{Key, Other, Tag, TagColumn, VIEW_INLINE};
+
+/// Rows whose hot tags are counted before the others are looked at.
+pub(super) const BLOCK_ROWS: usize = 64;
 
 /// Hot tags of a thread; with 32 bytes each they fit a processor's second-level cache.
 const HOT_SLOTS: usize = 16384;

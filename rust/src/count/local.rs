@@ -13,14 +13,11 @@ use crate::parquet::Numbers;
 
 use super::Sizes;
 use super::dictionary::Dictionary;
-use super::hot::{HotLongTags, HotTags};
+use super::hot::{BLOCK_ROWS, HotLongTags, HotTags};
 use super::waiting::{Arrivals, Waiting};
 
 /// Rows between two looks at the [`Job`].
 const ROWS_PER_CHECK: usize = 4096;
-
-/// Rows whose hot tags are counted before the others are looked at.
-pub(super) const BLOCK_ROWS: usize = 64;
 
 /// Tags that are brought to the hot ones together.
 const BATCH: usize = 256;

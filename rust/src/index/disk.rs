@@ -9,7 +9,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, TryLockError};
 
-use super::fetch::MAX_KEPT;
+/// Memory that an index keeps between calls.
+pub(super) const MAX_KEPT: usize = 16 << 20;
 
 /// Reads `bytes` at `start` where that takes no disk; says whether it did. Whatever else goes wrong is
 /// left to [`read`] to find again.

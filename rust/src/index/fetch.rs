@@ -31,14 +31,12 @@ use crate::{Error, Result};
 const MAX_GAP: u64 = 4096;
 /// Reads of several samples are at most this long.
 const MAX_RUN: u64 = 1 << 20;
-/// Bytes of a chunk for each thread, unless one sample is longer.
-const CHUNK: usize = 4 << 20;
 /// Threads that add to the bytes of a chunk.
 const MAX_CHUNKS: usize = 4;
+/// Bytes of a chunk for each thread, unless one sample is longer: all of them are kept.
+const CHUNK: usize = disk::MAX_KEPT / MAX_CHUNKS;
 /// Bytes of a chunk from stores, unless one request is longer.
 const STORED_CHUNK: usize = 64 << 20;
-/// Memory that an index keeps between calls.
-pub(super) const MAX_KEPT: usize = MAX_CHUNKS * CHUNK;
 /// Where one run in so many has to be waited for, the next chunk is announced.
 const RARE: usize = 16;
 /// Samples whose rows are fetched from memory ahead.

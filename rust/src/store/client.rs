@@ -12,29 +12,15 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::memory::InMemory;
-use object_store::multipart::MultipartStore;
-use object_store::{ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{ClientConfigKey, ClientOptions, RetryConfig};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::process::Process;
+use super::process::{Client, Process};
 use super::{Storage, Uri};
 use crate::{Error, Result};
 
 /// Connections kept for the next request.
 const MAX_IDLE: usize = 128;
-
-/// The client of a bucket, and how it takes objects in parts where it can.
-pub(super) struct Client {
-    pub(super) store: Arc<dyn ObjectStore>,
-    pub(super) parts: Option<Arc<dyn MultipartStore>>,
-}
-
-impl Client {
-    fn of<S: ObjectStore + MultipartStore>(store: S) -> Self {
-        let store = Arc::new(store);
-        Self { store: store.clone(), parts: Some(store) }
-    }
-}
 
 /// The client of the bucket of `uri`, which is kept for the next call.
 pub(super) fn client(storage: &Storage, uri: &Uri) -> Result<Arc<Client>> {

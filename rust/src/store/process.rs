@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use object_store::ObjectStore;
+use object_store::multipart::MultipartStore;
 use tokio::runtime::{Builder, Runtime};
 
-use super::client::Client;
 use crate::job::Job;
 use crate::{Error, Result};
 
@@ -26,6 +27,19 @@ const MAX_THREADS: usize = 2;
 /// The id of the process that took the newest slot, and in the last eight bits which it is.
 static CURRENT: AtomicU64 = AtomicU64::new(0);
 static SLOTS: [OnceLock<Process>; MAX_GENERATIONS] = [const { OnceLock::new() }; MAX_GENERATIONS];
+
+/// The client of a bucket, and how it takes objects in parts where it can.
+pub(super) struct Client {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) parts: Option<Arc<dyn MultipartStore>>,
+}
+
+impl Client {
+    pub(super) fn of<S: ObjectStore + MultipartStore>(store: S) -> Self {
+        let store = Arc::new(store);
+        Self { store: store.clone(), parts: Some(store) }
+    }
+}
 
 /// What one process keeps.
 pub(super) struct Process {

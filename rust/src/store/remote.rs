@@ -14,9 +14,9 @@ use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStoreExt, PutPayload};
 
-use super::client::{Client, client};
+use super::client::client;
 use super::fault::{Fault, no_bucket, no_object, other};
-use super::process::{POLL_INTERVAL, Process, broken};
+use super::process::{Client, POLL_INTERVAL, Process, broken};
 use super::{Object, Span, Storage, Uri};
 use crate::job::Job;
 use crate::{Error, Result};
