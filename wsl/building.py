@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from wsl import _core, storage
 from wsl._core import UsageError
@@ -301,7 +301,7 @@ def _add_records(
     others = joined or columns.separator is not None or columns.key_format is not None
     files = [] if others else plain_parquet(records)
     if files and builder.index_parquet(
-        cast("list[str | os.PathLike[str]]", files),
+        files,
         key_column=columns.key_column,
         hashtags_column=columns.hashtags_column,
         vocabulary=vocabulary.core,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 
@@ -128,7 +128,7 @@ def count_hashtags(
     counts = HashtagCounts(_core.HashtagCounts(memory_bytes=memory_bytes, spill_dir=spill_dir))
     files = [] if separator is not None or storage_options else plain_parquet(source)
     if files and counts.core.update_parquet(
-        cast("list[str | os.PathLike[str]]", files),
+        files,
         hashtags_column=hashtags_column,
         num_threads=num_threads,
         progress=progress,

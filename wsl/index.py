@@ -49,7 +49,7 @@ class Index:
 
         Raises UsageError where there is no index, DataError where it is damaged or of another version.
         """
-        root = shard_root if shard_root is None or storage.is_remote(shard_root) else Path(shard_root)
+        root = None if shard_root is None else storage.as_place(shard_root)
         opened = _core.Index.open(path, shard_root=shard_root, storage=storage.core())
         return cls(opened, Path(path), root)
 
@@ -171,8 +171,7 @@ class Index:
 
     def shard_paths(self) -> list[Path | str]:
         """Where each shard lies, its URI where that is in a store; none for an index of records alone."""
-        places = self._core.shard_paths()
-        return [place if storage.is_remote(place) else Path(place) for place in places]
+        return [storage.as_place(place) for place in self._core.shard_paths()]
 
     def read_report(self) -> dict[str, float]:
         """What reading images in stores took since the index was opened.

@@ -248,7 +248,6 @@ def _take(
 
 
 def _orders(request: SelectionRequest, files: Sequence[File], num_classes: int) -> list[str]:
-    other = "image-first" if request.order == "class-first" else "class-first"
     if request.p >= num_classes:
         return [request.order]
     if not request.compare_orders:
@@ -256,7 +255,17 @@ def _orders(request: SelectionRequest, files: Sequence[File], num_classes: int) 
         dense = "scores" in scan([str(file) for file in files]).collect_schema()
         if not dense or rows is None or rows * num_classes > SMALL:
             return [request.order]
-    return [request.order, other]
+    return [request.order, _other(request.order)]
+
+
+def _orders_scored(request: SelectionRequest, num_classes: int) -> list[Order]:
+    """The order that is wanted, and the other one where the two are to be compared."""
+    order = cast("Order", request.order)
+    return [order, _other(order)] if request.compare_orders and request.p < num_classes else [order]
+
+
+def _other(order: str) -> Order:
+    return "image-first" if order == "class-first" else "class-first"
 
 
 def _agreement(
@@ -274,12 +283,10 @@ def _score_into_states(
     """Lets the teacher score into selections what no state of a K as large has yet."""
     assert source.paths is not None
     index = Index.open(source.paths.index)
-    orders = [cast("Order", request.order)]
-    if request.compare_orders and request.p < num_classes:
-        orders.append("image-first" if request.order == "class-first" else "class-first")
+    orders = _orders_scored(request, num_classes)
     job = _state_job(request, source, orders, index)
     if job.is_complete(len(index)) and job.is_valid_for(index):
-        return _without(dropped, job, orders, request)
+        return _without(dropped, _merged(job, orders), request, job.folder)
     with locked(job.folder, SCORING):
         if not job.is_valid_for(index):
             job.forget()
@@ -289,19 +296,23 @@ def _score_into_states(
         given_states = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(job).items()}
         states = job_of(source.paths, request.scoring) | {"states": given_states}
         score_on_ranks(states, request.scoring, job.folder)
-        return _without(dropped, job, orders, request)
+        return _without(dropped, _merged(job, orders), request, job.folder)
+
+
+def _merged(job: StateJob, orders: list[Order]) -> dict[str, TopK]:
+    return {order: job.merged(order) for order in orders}
 
 
 def _without(
-    dropped: Dropped | None, job: StateJob, orders: list[Order], request: SelectionRequest
+    dropped: Dropped | None, tops: dict[str, TopK], request: SelectionRequest, folder: Path
 ) -> dict[str, TopK]:
-    """The states of `job` without the samples taken down."""
-    tops: dict[str, TopK] = {order: job.merged(order) for order in orders}
+    """Selections by order, whose states lie in `folder`, without the samples taken down."""
     if dropped is None:
         return tops
-    where = f"{job.folder} (remove it, and the teacher scores again)"
-    limits = {"memory_bytes": request.memory_bytes, "spill_dir": request.spill_dir}
-    return {order: dropped.out_of_state(top, request.k, where, **limits) for order, top in tops.items()}
+    where = f"{folder} (remove it, and the teacher scores again)"
+    return {
+        order: dropped.out_of_state(top, request.k, where, **request.memory) for order, top in tops.items()
+    }
 
 
 def _options(request: SelectionRequest, num_classes: int, order: str) -> dict[str, Any]:
@@ -333,21 +344,14 @@ def _score_on_cluster(
     from wsl.cluster.scoring import score_into_state
 
     assert source.paths is not None
-    orders = [request.order]
-    if request.compare_orders and request.p < num_classes:
-        orders.append("image-first" if request.order == "class-first" else "class-first")
     job, folder = job_of(source.paths, request.scoring), request.cluster_dir or source.paths.out / "parts"
-    tops = {
+    tops: dict[str, TopK] = {
         order: score_into_state(
             job, source.made_by, _options(request, num_classes, order), request.memory, cluster, folder
         )
-        for order in orders
+        for order in _orders_scored(request, num_classes)
     }
-    if dropped is None:
-        return tops
-    where = f"{folder} (remove it, and the teacher scores again)"
-    limits = request.memory
-    return {order: dropped.out_of_state(top, request.k, where, **limits) for order, top in tops.items()}
+    return _without(dropped, tops, request, folder)
 
 
 def _select_on_cluster(
@@ -368,11 +372,7 @@ def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], 
 
     assert source.paths is not None
     parent = source.paths.out / "states"
-    limits: dict[str, Any] = {
-        "memory_bytes": request.memory_bytes,
-        "spill_dir": request.spill_dir,
-        "num_threads": request.num_threads,
-    }
+    limits = request.memory | {"num_threads": request.num_threads}
     best, most = None, 0
     for found in sorted(parent.glob("*/job.json")):
         known = json.loads(found.read_text())
@@ -458,8 +458,7 @@ def _keyed(
     schema = scan([str(file) for file in files]).collect_schema() if files else {}
     if "sample" in schema or "key" not in schema:
         return nullcontext()
-    limits: dict[str, Any] = {"memory_bytes": request.memory_bytes, "spill_dir": request.spill_dir}
-    return KeyedPredictions(files, index, **limits, warn=warn)
+    return KeyedPredictions(files, index, **request.memory, warn=warn)
 
 
 def _truth(request: SelectionRequest, made_by: dict[str, Any], index: Index | None) -> dhat.Truth | None:

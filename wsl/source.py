@@ -195,13 +195,13 @@ def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
     return frame.filter(pl.col("status") == "success") if has_status else frame
 
 
-def plain_parquet(source: object) -> list[str]:
+def plain_parquet(source: object) -> list[str | os.PathLike[str]]:
     """The files of `source` where it names local Parquet files and every row of them counts, else none."""
     if not isinstance(source, (str, os.PathLike, list, tuple)):
         return []
     files = find_files(source)
     has_url = any("://" in file for file in files)
-    return [] if has_url or kind_of(files) != "parquet" or _are_beside_shards(files) else files
+    return [] if has_url or kind_of(files) != "parquet" or _are_beside_shards(files) else list(files)
 
 
 def expected_rows(source: object) -> int | None:

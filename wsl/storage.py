@@ -167,6 +167,11 @@ def is_remote(place: Place) -> bool:
     return _core.is_remote(os.fspath(place))
 
 
+def as_place(text: Place) -> Path | str:
+    """A path, or the URI of something in a store as it is."""
+    return os.fspath(text) if is_remote(text) else Path(text)
+
+
 def join(base: Place, *names: str) -> str:
     """A name below a folder or the URI of one."""
     if is_remote(base):

@@ -49,7 +49,10 @@ records = st.lists(st.none() | st.lists(tags, max_size=9), min_size=1, max_size=
 
 
 def counted(source: object, **options: Any) -> tuple[Any, ...]:
-    counts = wsl.count_hashtags(source, **options)
+    return facts(wsl.count_hashtags(source, **options))
+
+
+def facts(counts: wsl.HashtagCounts) -> tuple[Any, ...]:
     return (
         counts.table().rows(),
         counts.num_records,
@@ -63,14 +66,7 @@ def counted_directly(path: Path, **options: Any) -> tuple[Any, ...]:
     """Counts that Polars had no part in."""
     core = _core.HashtagCounts(memory_bytes=options.pop("memory_bytes", None))
     assert core.update_parquet([path], hashtags_column="hashtags", **options)
-    counts = wsl.HashtagCounts(core)
-    return (
-        counts.table().rows(),
-        counts.num_records,
-        counts.num_duplicates,
-        counts.rejected,
-        counts.tags_per_record(),
-    )
+    return facts(wsl.HashtagCounts(core))
 
 
 def write(path: Path, lists: list[Any], **options: Any) -> None:

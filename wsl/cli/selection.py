@@ -111,7 +111,7 @@ def pseudolabel(
         predictions=predictions,
         checkpoint=checkpoint,
         index=index,
-        out=None if out is None else _place(out),
+        out=None if out is None else storage.as_place(out),
         state=state,
         keep=keep,
         scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, cluster=settings),
@@ -146,12 +146,12 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Join the states of parts scored apart; the result is the same however the work was split."""
-    from wsl import pseudolabels
+    from wsl import pseudolabels, storage
 
     _check_plot(plot)
     report = pseudolabels.merge_states(
         parts,
-        _place(out),
+        storage.as_place(out),
         index,
         k=k,
         p=p,
@@ -161,13 +161,6 @@ def merge(
         warn=_warn,
     )
     _show(report, as_json, plot)
-
-
-def _place(out: str) -> Path | str:
-    """A path, or the URI of an object."""
-    from wsl import storage
-
-    return out if storage.is_remote(out) else Path(out)
 
 
 def _check_plot(plot: Path | None) -> None:

@@ -8,7 +8,6 @@ are the same where nodes and threads of a task (`cluster.num_cpus`) are alike.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from wsl.cluster.plan import absolute, file_groups, merge_tree, size_of
 from wsl.cluster.running import Result, connect
 from wsl.config import ClusterConfig
 from wsl.index import Index
-from wsl.prediction_files import SCORED_BY, gaps, read_metadata, scored_parts, span_of
+from wsl.prediction_files import SCORED_BY, gaps, overlap, read_metadata, scored_parts, span_of
 from wsl.selection import TopK
 
 ACTORS = frozenset({"score", "scorestate"})
@@ -153,8 +152,7 @@ def _limits(settings: ClusterConfig, memory: Mapping[str, Any] | None = None) ->
 
 def _are_ranges(files: Sequence[str]) -> bool:
     """Whether each file says which range of samples it holds, no two of which meet."""
-    known = [read_metadata(file if storage.is_remote(file) else Path(file)) for file in files]
+    known = [read_metadata(file) for file in files]
     if not all("first_sample" in one for one in known):
         return False
-    spans = sorted(span_of(one) for one in known)
-    return all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+    return not overlap(span_of(one) for one in known)

@@ -257,20 +257,12 @@ impl Fetch<'_> {
     fn read_stored(&self, runs: Range<usize>, mut bytes: &mut [u8], job: &Job) -> Result<()> {
         let mut requests: Vec<Span> = Vec::with_capacity(runs.len());
         let mut readings = Vec::with_capacity(runs.len());
-        let mut last = None;
         for run in &self.runs[runs] {
             let (own, rest) = bytes.split_at_mut(run.length);
             bytes = rest;
-            let wanted = &self.wanted[run.wanted.clone()];
-            let first = &wanted[0];
-            let (uri, _, etag) = match last.take() {
-                Some((shard, stored)) if shard == first.shard => stored,
-                _ => self.index.stored(first.shard)?,
-            };
-            let range = first.start..first.start + run.length as u64;
-            requests.push(Span { uri: uri.clone(), range, etag: etag.clone() });
-            readings.push(Reading { wanted, bytes: own });
-            last = Some((first.shard, (uri, 0, etag)));
+            let reading = Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own };
+            requests.push(self.index.span_of(&reading)?);
+            readings.push(reading);
         }
         self.index.storage.read_spans(requests, job, |number, answer| {
             let reading = &mut readings[number];
@@ -358,10 +350,7 @@ impl Index {
                 match self.file_of(&reading.wanted[0], last, job)? {
                     Some(file) => self.wait(file, reading.wanted, reading.bytes)?,
                     None => {
-                        let first = &reading.wanted[0];
-                        let (uri, _, etag) = self.stored(first.shard)?;
-                        let range = first.start..first.start + reading.bytes.len() as u64;
-                        let answer = self.storage.read_span(Span { uri, range, etag }, job)?;
+                        let answer = self.storage.read_span(self.span_of(&reading)?, job)?;
                         reading.bytes.copy_from_slice(&answer);
                     }
                 }
@@ -369,6 +358,13 @@ impl Index {
             }
         }
         Ok(None)
+    }
+
+    /// What is asked of a store for a run.
+    fn span_of(&self, reading: &Reading<'_, '_>) -> Result<Span> {
+        let first = &reading.wanted[0];
+        let (uri, _, etag) = self.stored(first.shard)?;
+        Ok(Span { uri, range: first.start..first.start + reading.bytes.len() as u64, etag })
     }
 
     fn wait(&self, file: &File, wanted: &[Wanted<'_>], bytes: &mut [u8]) -> Result<()> {
