@@ -39,11 +39,17 @@ __all__ = [
     "__version__",
     "drop_keys",
     "is_remote",
+    "join_samples",
     "log_odds",
     "member_records",
     "normalize_hashtag",
+    "num_samples_taken",
+    "save_known",
+    "save_records",
+    "save_samples",
     "save_scans",
     "scan_shard",
+    "write_part",
 ]
 __version__: str
 UNICODE_VERSION: str
@@ -149,16 +155,6 @@ class Vocabulary:
 # --- index (rust/src/python/index.rs) ---
 
 def drop_keys(folder: str | PathLike[str], keys: list[str]) -> tuple[int, int, list[str]]: ...
-def save_scans(
-    shards: list[str | PathLike[str]],
-    out: str | PathLike[str],
-    *,
-    with_classes: bool,
-    key_scope: str = "global",
-    num_threads: int = 1,
-    storage: Storage | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> None: ...
 def scan_shard(
     path: str | PathLike[str], *, storage: Storage | None = None
 ) -> tuple[list[tuple[bytes, int, int, int]], int]: ...
@@ -223,13 +219,17 @@ class IndexBuilder:
         *,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
-    def add_scanned(
+    def check_names(self, names: list[str]) -> None: ...
+    def add_spread(
         self,
-        files: list[str | PathLike[str]],
         names: list[str],
         *,
-        progress: Callable[[int], object] | None = None,
+        records: list[str],
+        samples: list[str],
+        labels: list[str],
+        again: bool = True,
     ) -> None: ...
+    def add_part(self, path: str | PathLike[str], num_rows: int) -> None: ...
     @property
     def highest_class(self) -> int | None: ...
     @property
@@ -284,6 +284,80 @@ class Index:
         epoch_length: float | None = None,
     ) -> float | None: ...
     def verify(self, *, progress: Callable[[int], object] | None = None) -> None: ...
+
+# --- builds of many processes (rust/src/python/spread.rs) ---
+
+def save_scans(
+    shards: list[str | PathLike[str]],
+    out: str | PathLike[str],
+    *,
+    with_classes: bool,
+    key_scope: str = "global",
+    num_threads: int = 1,
+    storage: Storage | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> None: ...
+def save_records(
+    stream: ArrowStream,
+    out: str | PathLike[str],
+    *,
+    key_column: str,
+    hashtags_column: str,
+    vocabulary: Vocabulary,
+    separator: str | None = None,
+    shard_column: str | None = None,
+    key_format: str | None = None,
+    key_scope: str = "global",
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    num_threads: int | None = None,
+    memory_bytes: int | None = None,
+    spill_dir: str | PathLike[str] | None = None,
+) -> None: ...
+def save_samples(
+    scans: str | PathLike[str],
+    shards: list[str],
+    out: str | PathLike[str],
+    *,
+    joined: bool,
+    key_scope: str = "global",
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    memory_bytes: int | None = None,
+    spill_dir: str | PathLike[str] | None = None,
+) -> None: ...
+def save_known(
+    folder: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    key_scope: str = "global",
+    memory_bytes: int | None = None,
+    spill_dir: str | PathLike[str] | None = None,
+) -> None: ...
+def num_samples_taken(place: str | PathLike[str], *, storage: Storage | None = None) -> list[int]: ...
+def join_samples(
+    records: list[str],
+    samples: list[str],
+    out: str | PathLike[str],
+    *,
+    known: str | None = None,
+    first_bucket: int,
+    stop_bucket: int,
+    memory_bytes: int | None = None,
+    spill_dir: str | PathLike[str] | None = None,
+    storage: Storage | None = None,
+) -> None: ...
+def write_part(
+    groups: list[tuple[Path, list[str], int, int, tuple[int, int], tuple[int, int]]],
+    labels: list[str],
+    out: str | PathLike[str],
+    *,
+    label_source: str,
+    key_scope: str = "global",
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    storage: Storage | None = None,
+) -> None: ...
 
 # --- epoch (rust/src/python/epoch.rs) ---
 

@@ -54,6 +54,30 @@ class Lists:
     limits: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PartsWanted:
+    """Parts of an index that are to be made elsewhere, and of what."""
+
+    shards: Sequence[str]
+    """Where they lie, in their order."""
+    names: Sequence[str]
+    """What the index calls them."""
+    labels: str
+    """Where labels come from, as the engine says it: none, members or records."""
+    records: object
+    columns: RecordOptions
+    key_scope: KeyScope
+    vocabulary: Vocabulary | None
+    lists: Lists
+    part_rows: int
+    known: Index | None
+    """The index that is appended to."""
+    again: bool
+    """Whether the records are all of that index's again."""
+    memory_bytes: int | None = None
+    spill_dir: str | os.PathLike[str] | None = None
+
+
 def build_index(
     out: str | os.PathLike[str],
     shards: Sequence[str | os.PathLike[str]] = (),
@@ -79,7 +103,7 @@ def build_index(
     num_threads: int | None = None,
     provenance: dict[str, Any] | None = None,
     append: Literal["all records", "new records"] | None = None,
-    scanned: Sequence[Path] | None = None,
+    make_parts: Callable[[_core.IndexBuilder, PartsWanted], None] | None = None,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Index:
@@ -111,7 +135,8 @@ def build_index(
     `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
     all of the index's again, or only those of the new shards (of the new samples, without shards).
 
-    `scanned` are files of scans of all these shards, made elsewhere (`wsl.cluster.indexing`).
+    `make_parts` makes the parts of shards in place of this process (`wsl.cluster.indexing`) and hands them
+    to the engine's builder; what they were made of it keeps itself, so a killed build goes on there.
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options
     that do not fit together, an index that is there already or another process that builds it, DataError
@@ -129,6 +154,7 @@ def build_index(
         known = Index.open(folder) if append is not None else None
         if known is not None:
             vocabulary = known.vocabulary
+        is_made_elsewhere = make_parts is not None and bool(shards)
         source = {None: "none", "class": "members", "hashtag": "records"}[label_kind]
         made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels, part_rows]
         made_of += [class_names, provenance, getattr(vocabulary, "fingerprint", None)]
@@ -143,10 +169,13 @@ def build_index(
             memory_bytes=memory_bytes,
             spill_dir=spill_dir,
             part_rows=part_rows,
-            resume_key=_resume_key(made_of, shards, records, lists),
+            resume_key=None if is_made_elsewhere else _resume_key(made_of, shards, records, lists),
             append=append is not None,
             storage=storage.core(),
         )
+        root = _shard_root(folder, shards, known)
+        places: list[tuple[str | os.PathLike[str], str]] = [_place(shard, root) for shard in shards]
+        builder.check_names([name for _, name in places])
 
         # What is counted here is written at once, so that a killed build need not count again.
         is_written = label_kind == "hashtag" and not isinstance(vocabulary, Vocabulary)
@@ -154,14 +183,17 @@ def build_index(
             limits_of_counting = _Limits(memory_bytes, spill_dir, num_threads)
             count = functools.partial(_count, records, columns, min_count, max_labels, limits_of_counting)
             vocabulary = _vocabulary(folder, builder.is_resumed, vocabulary or count, min_count)
-            again = append != "new records"
-            _add_records(builder, records, columns, key_scope, vocabulary, again, bool(shards), progress)
-        root = _shard_root(folder, shards, known)
-        places: list[tuple[str | os.PathLike[str], str]] = [_place(shard, root) for shard in shards]
-        if scanned is None:
-            builder.add_shards(places, progress=progress)
+        again = append != "new records"
+        if make_parts is not None and shards:
+            found = vocabulary if isinstance(vocabulary, Vocabulary) else None
+            where, names = [os.fspath(place) for place, _ in places], [name for _, name in places]
+            about = (source, records, columns, key_scope, found, lists, part_rows, known, again)
+            make_parts(builder, PartsWanted(where, names, *about, memory_bytes, spill_dir))
         else:
-            builder.add_scanned(list(scanned), [name for _, name in places], progress=progress)
+            if isinstance(vocabulary, Vocabulary) and label_kind == "hashtag":
+                joined = bool(shards)
+                _add_records(builder, records, columns, key_scope, vocabulary, again, joined, progress)
+            builder.add_shards(places, progress=progress)
         if label_kind == "class" and vocabulary is None:
             highest = builder.highest_class or 0
             vocabulary = Vocabulary.of_classes(class_names or [str(n) for n in range(highest + 1)])

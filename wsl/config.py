@@ -171,8 +171,9 @@ class ClusterConfig(Config):
 
     address: str = "auto"
     """HOST:PORT of the head, or auto: the cluster that this machine is a node of."""
-    folder: Path | None = None
-    """Where parts lie, a folder that all nodes see under this path; absent, beside the result."""
+    folder: str | None = None
+    """Where parts lie: a folder that all nodes see under this path, or the URI of one in a store; absent,
+    beside the result."""
     group_bytes: Bytes = 2 * 2**30
     """Files are taken together up to so many bytes; a part should take one to five minutes."""
     group_samples: Positive = 4 * 65_536

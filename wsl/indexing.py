@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from wsl import storage
+from wsl import _core, storage
 from wsl._core import DataError, UsageError
-from wsl.building import build_index
+from wsl.building import PartsWanted, build_index
 from wsl.config import ClusterConfig, IndexConfig
 from wsl.counting import Columns, Memory, make_vocabulary, record_files
 from wsl.index import MANIFEST, Index
@@ -21,8 +21,8 @@ from wsl.workspace import Workspace, fingerprint, match_files
 
 Progress = Callable[[int], object]
 Append = Literal["all records", "new records"]
-OnCluster = tuple[ClusterConfig, Path]
-"""A cluster, and the folder for parts that its nodes see."""
+OnCluster = tuple[ClusterConfig, storage.Place]
+"""A cluster, and the folder, or URI, for parts that its nodes see."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def build_one_index(
 ) -> BuildResult:
     """Builds the index at `path`, adds shards that are new, finds it up to date, or goes on with it.
 
-    On a `cluster` its nodes count the hashtags and scan the shards; this process joins and writes.
+    On a `cluster` its nodes count the hashtags, scan the shards, join and write parts; this process
+    publishes them. Of records alone they count only.
 
     UsageError where it was built with other options or inputs and `overwrite` is not given.
     """
@@ -105,7 +106,7 @@ def build_one_index(
         num_threads=num_threads,
         provenance=provenance,
         append=inputs.append,
-        scanned=_scanned(inputs.shards, settings, cluster),
+        make_parts=None if cluster is None else _on_cluster(*cluster),
         overwrite=True,
         progress=progress,
     )
@@ -133,12 +134,12 @@ def _vocabulary(
     return functools.partial(make_vocabulary, held, settings, root, **limits)
 
 
-def _scanned(shards: list[Path | str], settings: IndexConfig, cluster: OnCluster | None) -> list[Path] | None:
-    if cluster is None or not shards:
-        return None
-    from wsl.cluster.indexing import scan_shards
+def _on_cluster(
+    settings: ClusterConfig, folder: storage.Place
+) -> Callable[[_core.IndexBuilder, PartsWanted], None]:
+    from wsl.cluster.indexing import make_parts
 
-    return scan_shards(shards, settings.label_kind == "class", settings.key_scope, *cluster)
+    return functools.partial(make_parts, settings=settings, folder=folder)
 
 
 def _provenance(

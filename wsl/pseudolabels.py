@@ -86,7 +86,7 @@ class SelectionRequest:
     spill_dir: Path | None = None
     num_threads: int | None = None
     overwrite: bool = False
-    cluster_dir: Path | None = None
+    cluster_dir: Path | str | None = None
     """Where the parts of a cluster lie, if `scoring.cluster` names one."""
 
     @property
@@ -304,7 +304,7 @@ def _merged(job: StateJob, orders: list[Order]) -> dict[str, TopK]:
 
 
 def _without(
-    dropped: Dropped | None, tops: dict[str, TopK], request: SelectionRequest, folder: Path
+    dropped: Dropped | None, tops: dict[str, TopK], request: SelectionRequest, folder: Path | str
 ) -> dict[str, TopK]:
     """Selections by order, whose states lie in `folder`, without the samples taken down."""
     if dropped is None:

@@ -176,14 +176,15 @@ def scan(
     return pl.scan_csv(files, separator=separator, infer_schema=False, **options)
 
 
-def _are_beside_shards(files: list[str]) -> bool:
+def are_beside_shards(files: list[str]) -> bool:
+    """Whether each local file has a tar shard of its name beside it, as img2dataset writes them."""
     return all("://" not in file and Path(file).with_suffix(".tar").is_file() for file in files)
 
 
 def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
     """img2dataset's tables say of every row whether its image is in the tar beside."""
     in_store = all(storage.is_remote(file) for file in files)
-    if not in_store and not _are_beside_shards(files):
+    if not in_store and not are_beside_shards(files):
         return frame
     try:
         has_status = "status" in frame.collect_schema()
@@ -201,7 +202,7 @@ def plain_parquet(source: object) -> list[str | os.PathLike[str]]:
         return []
     files = find_files(source)
     has_url = any("://" in file for file in files)
-    return [] if has_url or kind_of(files) != "parquet" or _are_beside_shards(files) else list(files)
+    return [] if has_url or kind_of(files) != "parquet" or are_beside_shards(files) else list(files)
 
 
 def expected_rows(source: object) -> int | None:

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import wsl
 from wsl import DataError, UsageError, _core
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import FAN_IN, file_groups, merge_tree, missing
@@ -25,6 +24,11 @@ def written(parts: Parts, part: Part, content: bytes) -> None:
         out.write_bytes(content)
 
 
+def body(parts: Parts, part: Part) -> bytes:
+    with parts.held(part.name) as (file,):
+        return file.read_bytes()
+
+
 def test_a_part_is_finished_once_its_mark_is_there_and_not_before(tmp_path: Path) -> None:
     parts, part = Parts(tmp_path), Part("count", 0, {"records": ["a"]})
     with parts.making(part) as out:
@@ -32,20 +36,20 @@ def test_a_part_is_finished_once_its_mark_is_there_and_not_before(tmp_path: Path
         assert parts.finished(part) is None
     mark = parts.finished(part)
     assert mark is not None
-    assert (mark.size, parts.checked(part.name).read_bytes()) == (5, b"bytes")
+    assert (mark.size, body(parts, part)) == (5, b"bytes")
     assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_a_body_that_was_cut_or_altered_is_no_finished_part(tmp_path: Path) -> None:
     parts, part = Parts(tmp_path), Part("count", 0, {})
     written(parts, part, b"bytes")
-    parts.path(part.name).write_bytes(b"other")
+    Path(parts.place(part.name)).write_bytes(b"other")
     with pytest.raises(DataError, match="not as it was written"):
-        parts.checked(part.name)
-    parts.path(part.name).write_bytes(b"byt")
+        body(parts, part)
+    Path(parts.place(part.name)).write_bytes(b"byt")
     assert parts.finished(part) is None
     written(parts, part, b"bytes")
-    assert parts.checked(part.name).read_bytes() == b"bytes"
+    assert body(parts, part) == b"bytes"
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
@@ -62,7 +66,7 @@ def test_two_writers_of_one_part_are_harmless_where_bytes_agree_and_stop_where_n
     written(parts, part, b"bytes")
     with pytest.raises(DataError, match="another worker made this part with other bytes"):
         written(parts, part, b"others")
-    assert parts.checked(part.name).read_bytes() == b"bytes"
+    assert body(parts, part) == b"bytes"
 
 
 def _write_many(folder: str) -> None:
@@ -80,7 +84,7 @@ def test_writers_at_the_same_time_leave_every_part_whole(tmp_path: Path) -> None
         assert writer.exitcode == 0
     for number in range(20):
         part = Part("count", number, {})
-        assert Parts(tmp_path).checked(part.name).read_bytes() == b"%d" % number * 1000
+        assert body(Parts(tmp_path), part) == b"%d" % number * 1000
 
 
 @pytest.mark.parametrize(
@@ -152,9 +156,15 @@ def test_damaged_scans_are_an_error_and_no_index(tmp_path: Path, damage: str) ->
     }[damage]
     assert wrong != scans.read_bytes()
     scans.write_bytes(wrong)
-    with pytest.raises((DataError, UsageError), match=r"scans|was not scanned"):
-        wsl.build_index(tmp_path / "index", shards, label_kind="class", scanned=[scans])
-    assert not (tmp_path / "index" / "manifest.json").exists()
+    names, out = [str(shard) for shard in shards], tmp_path / "samples"
+    with pytest.raises(DataError, match="expected the scans of shards"):
+        _core.save_samples(scans, names, out, joined=True)
+    assert not out.exists()
+    rows = 6 if damage != "more" else 7
+    whole = [(scans, names, 0, 0, (0, 0), (0, rows))]
+    with pytest.raises(DataError, match=r"expected the scans of shards|does not hold them"):
+        _core.write_part(whole, [], out, label_source="members")
+    assert not out.exists()
 
 
 def test_status_says_what_is_done_and_what_failed(tmp_path: Path) -> None:

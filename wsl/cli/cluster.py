@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wsl.cli.console import note, print_json, print_table
-from wsl.cli.options import JsonOption, WorkspaceOption, parse_bytes
+from wsl.cli.options import JsonOption, StorageOption, WorkspaceOption, parse_bytes
 
 if TYPE_CHECKING:
     from wsl.config import ClusterConfig
@@ -32,9 +32,11 @@ ClusterOption = Annotated[
     ),
 ]
 ClusterDirOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--cluster-dir", help="Folder for the parts that all nodes see; default: beside the result."
+        "--cluster-dir",
+        metavar="PLACE",
+        help="Folder for the parts that all nodes see, or its URI in a store; default: beside the result.",
     ),
 ]
 ClusterGroupOption = Annotated[
@@ -48,7 +50,8 @@ class Chosen:
     """The cluster that a command runs on, and where its parts lie."""
 
     settings: ClusterConfig
-    folder: Path
+    folder: str
+    """A path, or the URI of one in a store."""
 
 
 def register(root: typer.Typer) -> None:
@@ -57,7 +60,7 @@ def register(root: typer.Typer) -> None:
 
 def choose_cluster(
     address: str | None,
-    folder: Path | None,
+    folder: str | None,
     group: str | None,
     memory_bytes: int | None,
     workspace: Path | None,
@@ -71,6 +74,7 @@ def choose_cluster(
     known = None if found is None else found.config.cluster
     if address == HERE or (address is None and known is None):
         return None
+    from wsl import storage
     from wsl.config import ClusterConfig
 
     settings = (known or ClusterConfig()).model_copy()
@@ -83,13 +87,14 @@ def choose_cluster(
     chosen = folder or _folder(settings, found) or beside
     if chosen is None:
         chosen = (Path() if found is None else found.root) / "cluster"
-    return Chosen(settings, chosen.absolute())
+    place = os.fspath(chosen)
+    return Chosen(settings, place if storage.is_remote(place) else os.path.abspath(place))
 
 
-def _folder(settings: ClusterConfig, found: Workspace | None) -> Path | None:
-    if settings.folder is None or found is None:
+def _folder(settings: ClusterConfig, found: Workspace | None) -> Path | str | None:
+    if settings.folder is None or found is None or "://" in settings.folder:
         return settings.folder
-    return found.path(settings.folder)
+    return found.path(Path(settings.folder))
 
 
 def _workspace(folder: Path | None) -> Workspace | None:
@@ -102,26 +107,27 @@ def _workspace(folder: Path | None) -> Workspace | None:
 @app.command("status")
 def status(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of parts; default: those of the workspace.")
+        str | None, typer.Argument(help="Folder of parts, or its URI; default: those of the workspace.")
     ] = None,
     workspace: WorkspaceOption = None,
+    storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say of each run how many of its parts are done, and what failed. Needs no cluster."""
     from wsl._core import UsageError
     from wsl.cluster import seen
-    from wsl.cluster.parts import RUNS, Parts
+    from wsl.cluster.parts import Parts
 
     if folder is None:
         chosen = choose_cluster("auto", None, None, None, workspace)
         assert chosen is not None
         folder = chosen.folder
-    if not (folder / RUNS).is_dir():
+    runs = seen.status(Parts(folder))
+    if not runs:
         raise UsageError(
             f"{folder} holds no parts of a run on a cluster; name the folder that was given with "
             f"--cluster-dir"
         )
-    runs = seen.status(Parts(folder))
     if as_json:
         print_json(runs)
         return
@@ -129,7 +135,7 @@ def status(
         [run["command"], "complete" if run["complete"] else "open", run["parts"], run["done"], run["failed"]]
         for run in runs
     ]
-    print_table(str(folder), ["command", "state", "parts", "done", "failed"], rows)
+    print_table(folder, ["command", "state", "parts", "done", "failed"], rows)
     for run in runs:
         for name, text in run["failures"].items():
             note(f"{name}: {text}")

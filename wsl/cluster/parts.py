@@ -1,15 +1,19 @@
 """Parts: files that are made once, wherever, and known by what they are made of.
 
 A part's name holds the hash of its inputs, options and engine version, so that its bytes follow from its
-name. The body is written first, under a temporary name, synced and renamed; then a small mark with its
-SHA-256 and length. Only a part with a mark is finished, and no finished part is made again. Two writers of
-one part are harmless, for their bytes are equal; where they are not, the run stops. Nothing rests on a
-store that refuses to replace what is there.
+name. The body is written first, whole; then a small mark with its SHA-256 and length. Only a part with a
+mark is finished, and no finished part is made again. Two writers of one part are harmless, for their bytes
+are equal; where they are not, the run stops. Nothing rests on a store that refuses to replace what is
+there.
 
     <folder>/<name>                     the body
     <folder>/marks/<name>.json          {"sha256": ..., "size": ...}
     <folder>/failed/<name>.json         what the last try said; gone when the part is made
     <folder>/runs/<root>.json           the names of all parts of a run, level by level
+
+The folder is one that all nodes see, or the URI of one in a store (`wsl.storage`). What is made for a store
+is written to a private temporary file and uploaded; what must be a file to be read comes to one, and goes
+with its use.
 """
 
 from __future__ import annotations
@@ -19,16 +23,18 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from wsl import storage
 from wsl._core import DataError, __version__
-from wsl.publish import publish_text, sync
+from wsl.publish import sync
 
 MARKS, FAILED, RUNS = "marks", "failed", "runs"
 
@@ -70,114 +76,161 @@ class Part:
 
 
 class Parts:
-    """The parts in a folder that all nodes see. These few operations are all that is asked of it."""
+    """The parts in a folder that all nodes see, or in a store. No more is asked of either than this."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: storage.Place) -> None:
+        named = os.fspath(folder)
+        self.is_remote = storage.is_remote(named)
+        self.folder = named.rstrip("/") if self.is_remote else os.path.abspath(named)
+        """The folder's path, or its URI."""
 
     def begin(self) -> None:
-        """Makes the folders."""
-        for name in (MARKS, FAILED, RUNS):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        """Makes the folders; a store has none."""
+        for name in () if self.is_remote else (MARKS, FAILED, RUNS):
+            os.makedirs(self.place(name), exist_ok=True)
 
-    def path(self, name: str) -> Path:
-        """Where a body lies."""
-        return self.folder / name
+    def place(self, *names: str) -> str:
+        """Where a body lies: its path or URI, which the engine's readers of parts take."""
+        return storage.join(self.folder, *names)
 
     def finished(self, part: Part) -> Mark | None:
         """The mark of a part where it is finished, with a body of the length that the mark says."""
         mark = self._read_mark(part)
-        try:
-            there = mark is not None and self._size(part.name) == mark.size
-        except FileNotFoundError:
+        if mark is None:
             return None
-        return mark if there else None
+        seen = storage.head(self.place(part.name))
+        return mark if seen is not None and seen.size == mark.size else None
 
-    def checked(self, name: str) -> Path:
-        """The body of a finished part, held against its mark; DataError where it is another."""
-        mark = json.loads((self.folder / MARKS / f"{name}.json").read_text(encoding="utf-8"))
-        if _sha256(self.path(name)) != mark["sha256"]:
-            raise DataError(
-                f"{self.path(name)}: the part is not as it was written; remove it and run the command again"
-            )
-        return self.path(name)
+    @contextmanager
+    def held(self, *names: str) -> Iterator[list[Path]]:
+        """The bodies of finished parts as files, held against their marks; DataError where one is another.
+
+        Those of a store are private files, which go at the end.
+        """
+        with ExitStack() as stack:
+            files = [Path(self.place(name)) for name in names]
+            if self.is_remote:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wsl-parts-")))
+                files = [folder / name for name in names]
+                for name, file in zip(names, files, strict=True):
+                    storage.download(self.place(name), file)
+            for name, file in zip(names, files, strict=True):
+                mark = json.loads(storage.read_bytes(self._mark_of(name)))
+                if _sha256(file) != mark["sha256"]:
+                    raise DataError(
+                        f"{self.place(name)}: the part is not as it was written; remove it and run the "
+                        f"command again"
+                    )
+            yield files
 
     @contextmanager
     def making(self, part: Part) -> Iterator[Path]:
-        """The path to write the body to, a file or a folder; at the end it is published, its mark last.
+        """The path to write the body to; at the end it is published, its mark last.
 
         Raises DataError where another writer has finished the part with other bytes.
         """
         self.begin()
-        owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        temporary = self.folder / f".tmp-{owner}-{part.name}"
-        try:
+        with ExitStack() as stack:
+            if self.is_remote:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wsl-parts-")))
+            else:
+                folder = Path(self.folder)
+            owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            temporary = folder / f".tmp-{owner}-{part.name}"
+            stack.callback(_remove, temporary)
             yield temporary
             self._publish(part, temporary)
-        finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            temporary.unlink(missing_ok=True)
 
-    def adopt(self, part: Part) -> Mark:
-        """Marks a body that is there, whole, as finished."""
-        self.begin()
-        return self._mark(part, _sha256(self.path(part.name)), self._size(part.name))
+    def keep(self, kind: str, content: bytes) -> Part:
+        """A part whose body is `content`: what the nodes are told that is too long for arguments."""
+        part = Part(kind, 0, {"sha256": hashlib.sha256(content).hexdigest()})
+        if self.finished(part) is None:
+            with self.making(part) as out:
+                out.write_bytes(content)
+        return part
 
     def _publish(self, part: Part, temporary: Path) -> None:
         sha256, size = _sha256(temporary), temporary.stat().st_size
+        if self.finished(part) is not None:
+            self._check_same(part, sha256)
+        if self.is_remote:
+            storage.upload(temporary, self.place(part.name))
+        else:
+            sync(temporary)
+            temporary.replace(self.place(part.name))
+            sync(Path(self.folder))
+        self._mark(part, sha256, size)
+        # One who wrote at the same time has seen no mark either; the last one to look stops.
+        self._check_same(part, sha256)
+
+    def _check_same(self, part: Part, sha256: str) -> None:
         known = self._read_mark(part)
-        if known is not None and self.finished(part) is not None and known.sha256 != sha256:
+        if known is not None and known.sha256 != sha256:
             raise DataError(
-                f"{self.path(part.name)}: another worker made this part with other bytes (SHA-256 "
+                f"{self.place(part.name)}: another worker made this part with other bytes (SHA-256 "
                 f"{known.sha256[:12]}, here {sha256[:12]}), so one of them is wrong: is a file of the "
                 "inputs being changed, or is a machine faulty? Remove the part and its mark, and run again"
             )
-        sync(temporary)
-        temporary.replace(self.path(part.name))
-        sync(self.folder)
-        self._mark(part, sha256, size)
 
     def _mark(self, part: Part, sha256: str, size: int) -> Mark:
         text = json.dumps({"key": part.key, "sha256": sha256, "size": size})
-        publish_text(self.folder / MARKS / f"{part.name}.json", text + "\n")
-        (self.folder / FAILED / f"{part.name}.json").unlink(missing_ok=True)
+        self._write(self._mark_of(part.name), text)
+        storage.delete(self.place(FAILED, f"{part.name}.json"))
         return Mark(part.name, sha256, size)
 
     def note_failure(self, part: Part, text: str) -> None:
         """Keeps what a try said, for `wsl cluster status`."""
-        publish_text(self.folder / FAILED / f"{part.name}.json", json.dumps({"error": text}) + "\n")
+        self._write(self.place(FAILED, f"{part.name}.json"), json.dumps({"error": text}))
 
     def note_run(self, root: str, command: str, levels: list[list[str]]) -> None:
         """Says which parts a run is of; `root` is what its result is called."""
-        text = json.dumps({"command": command, "levels": levels})
-        publish_text(self.folder / RUNS / f"{root}.json", text + "\n")
+        self._write(self.place(RUNS, f"{root}.json"), json.dumps({"command": command, "levels": levels}))
 
     def runs(self) -> list[tuple[str, dict[str, Any]]]:
         """All runs, by name."""
-        files = sorted((self.folder / RUNS).glob("*.json"))
-        return [(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        return [(name, self._read(RUNS, name)) for name in self._names(RUNS)]
 
     def marked(self) -> set[str]:
         """The names of all parts with a mark: one listing for thousands of them."""
-        return {file.stem for file in (self.folder / MARKS).glob("*.json")}
+        return set(self._names(MARKS))
 
     def failures(self) -> dict[str, str]:
         """What failed parts said last."""
-        files = sorted((self.folder / FAILED).glob("*.json"))
-        return {file.stem: json.loads(file.read_text(encoding="utf-8"))["error"] for file in files}
+        return {name: self._read(FAILED, name)["error"] for name in self._names(FAILED)}
 
-    def _size(self, name: str) -> int:
-        return self.path(name).stat().st_size
+    def _names(self, folder: str) -> list[str]:
+        """What the notes in a folder are about."""
+        place = self.place(folder)
+        if self.is_remote:
+            files = [one.uri.rpartition("/")[2] for one in storage.listing(f"{place}/")]
+        else:
+            files = os.listdir(place) if os.path.isdir(place) else []
+        known = [name for name in files if name.endswith(".json") and not name.startswith(".")]
+        return sorted(name.removesuffix(".json") for name in known)
+
+    def _read(self, folder: str, name: str) -> Any:
+        return json.loads(storage.read_bytes(self.place(folder, f"{name}.json")))
+
+    def _write(self, place: str, text: str) -> None:
+        storage.write_bytes(place, f"{text}\n".encode())
+
+    def _mark_of(self, name: str) -> str:
+        return self.place(MARKS, f"{name}.json")
 
     def _read_mark(self, part: Part) -> Mark | None:
         try:
-            known = json.loads((self.folder / MARKS / f"{part.name}.json").read_text(encoding="utf-8"))
+            known = json.loads(storage.read_bytes(self._mark_of(part.name)))
         except (FileNotFoundError, ValueError):
             return None
         if known.get("key") != part.key:
             return None
         return Mark(part.name, known["sha256"], known["size"])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

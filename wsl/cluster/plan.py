@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wsl import storage
+from wsl._core import DataError
 from wsl.cluster.parts import Part, Parts
+from wsl.source import are_beside_shards
 
 FAN_IN = 16
 """Parts that one merge takes."""
@@ -30,6 +32,16 @@ def file_groups(files: Sequence[str], group_bytes: int, size_of: Callable[[str],
     return groups
 
 
+def record_groups(files: Sequence[str], group_bytes: int) -> list[list[str]]:
+    """Groups of files of records, each of which is read as all of them would be.
+
+    Whether tables stand beside their shards is a question about all files; where only some do, they are
+    one group.
+    """
+    beside = {are_beside_shards([file]) for file in files}
+    return [list(files)] if len(beside) > 1 else file_groups(files, group_bytes, size_of)
+
+
 def size_of(file: str) -> int:
     """Bytes of a file or object; what cannot be asked counts as one group."""
     seen = storage.head(file) if storage.is_remote(file) or "://" not in file else None
@@ -40,6 +52,16 @@ def absolute(file: str | os.PathLike[str]) -> str:
     """A path that holds on every node; URIs pass as they are."""
     text = os.fspath(file)
     return text if "://" in text else os.path.abspath(text)
+
+
+def check_stamps(files: Mapping[str, list[Any]]) -> None:
+    """Refuses files that are not as they were when the run was planned."""
+    for file, stamp in files.items():
+        if storage.stamp(file) != stamp:
+            raise DataError(
+                f"{file}: the file was changed while the run went on; run the command again when it stays "
+                f"as it is"
+            )
 
 
 def merge_tree(

@@ -235,7 +235,7 @@ class Cluster:
         self.settings = settings
         self._secure = secure
 
-    def check(self, folder: Path, inputs: Sequence[str | os.PathLike[str]]) -> None:
+    def check(self, folder: str, inputs: Sequence[str | os.PathLike[str]]) -> None:
         """Looks at every node, before the first task.
 
         UsageError names the nodes that have another wsl or Python, do not see the folder or an input, ask
@@ -243,17 +243,17 @@ class Cluster:
         """
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         self._check_resources(nodes)
-        folder.mkdir(parents=True, exist_ok=True)
-        nonce = folder / f".seen-{uuid.uuid4().hex}"
-        nonce.write_text("seen", encoding="utf-8")
+        folder = folder if storage.is_remote(folder) else os.path.realpath(folder)
+        nonce = storage.join(folder, f".seen-{uuid.uuid4().hex}")
+        storage.write_bytes(nonce, b"seen")
         local = [os.path.abspath(path) for path in inputs if "://" not in os.fspath(path)]
-        wanted = {str(nonce.resolve()): 4} | {path: _size(path) for path in _some_of_each_folder(local)}
+        wanted = {nonce: 4} | {path: _size(path) for path in _some_of_each_folder(local)}
         try:
             answers = self._ask_each(nodes, wanted)
         finally:
-            nonce.unlink(missing_ok=True)
+            storage.delete(nonce)
         for name, answer in answers.items():
-            self._check_answer(name, answer, str(folder), str(nonce.resolve()), len(nodes))
+            self._check_answer(name, answer, folder, nonce, len(nodes))
 
     def _ask_each(self, nodes: list[dict[str, Any]], wanted: dict[str, int]) -> dict[str, dict[str, Any]]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -263,7 +263,7 @@ class Cluster:
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-            ref = look.options(scheduling_strategy=there).remote(wanted)
+            ref = look.options(scheduling_strategy=there).remote(wanted, os.environ.get(storage.ENVIRONMENT))
             refs[ref], ids[ref] = name, node["NodeID"]
         ready, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=LOOK_TIMEOUT_S)
         late = [ref for ref in late if not self._is_gone(ids[ref])]
@@ -401,7 +401,7 @@ class _Flight:
         self._tries: dict[str, int] = {}
 
     def _given(self, part: Part) -> tuple[str, Part, str | None]:
-        return str(self._parts.folder), part, os.environ.get(storage.ENVIRONMENT)
+        return self._parts.folder, part, os.environ.get(storage.ENVIRONMENT)
 
     def by_tasks(self, level: list[Part]) -> None:
         """Makes parts by plain tasks, which Ray itself begins again where a worker or node is lost."""
@@ -534,7 +534,20 @@ def _some_of_each_folder(paths: Sequence[str]) -> list[str]:
 def _look() -> Any:
     """What a node is asked. The function is sent whole, for a node may have no wsl to import it from."""
 
-    def look(wanted: dict[str, int]) -> dict[str, Any]:
+    def in_store(uri: str, stores: str | None) -> int | None:
+        import os
+
+        try:
+            from wsl import storage
+
+            if stores is not None:
+                os.environ[storage.ENVIRONMENT] = stores
+            seen = storage.head(uri)
+        except Exception:
+            return None
+        return None if seen is None else seen.size
+
+    def look(wanted: dict[str, int], stores: str | None) -> dict[str, Any]:
         import os
         import platform
 
@@ -545,7 +558,9 @@ def _look() -> Any:
         missing: dict[str, int | None] = {}
         for path, size in wanted.items():
             found = None
-            if os.path.exists(path):
+            if "://" in path:
+                found = in_store(path, stores)
+            elif os.path.exists(path):
                 found = -1 if os.path.isdir(path) else os.stat(path).st_size
             if found != size:
                 missing[path] = found

@@ -50,7 +50,7 @@ def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterC
     if level:
         parts = Parts(out)
         with connect(settings) as cluster:
-            cluster.check(out, [job["run"], job["index"], *index.shard_paths()])
+            cluster.check(parts.folder, [job["run"], job["index"], *index.shard_paths()])
             result = cluster.make(parts, [level], "score", actors=ACTORS)
     about = {**made_by, "num_samples": len(index), "keep": keep}
     return {
@@ -69,7 +69,7 @@ def score_into_state(
     selection: Mapping[str, Any],
     memory: Mapping[str, Any],
     settings: ClusterConfig,
-    folder: Path,
+    folder: storage.Place,
 ) -> TopK:
     """Lets the network score all samples into one selection; `selection` holds its options."""
     index = Index.open(Path(job["index"]))
@@ -89,7 +89,7 @@ def select(
     selection: Mapping[str, Any],
     memory: Mapping[str, Any],
     settings: ClusterConfig,
-    folder: Path,
+    folder: storage.Place,
 ) -> TopK:
     """A selection that has taken all pairs of the files."""
     if selection["order"] == "image-first" and "score" in columns and not _are_ranges(files):
@@ -118,14 +118,15 @@ def _merged(
     limits: Mapping[str, Any],
     memory: Mapping[str, Any],
     settings: ClusterConfig,
-    folder: Path,
+    folder: storage.Place,
 ) -> TopK:
-    parts = Parts(folder.absolute())
+    parts = Parts(folder)
     levels = merge_tree(leaves, "mergestates", {}, limits)
     with connect(settings) as cluster:
         cluster.check(parts.folder, inputs)
         cluster.make(parts, levels, "select", actors=ACTORS)
-    return TopK.load(parts.checked(levels[-1][0].name), **memory)
+    with parts.held(levels[-1][0].name) as (file,):
+        return TopK.load(file, **memory)
 
 
 def _range(

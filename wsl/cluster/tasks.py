@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsl import _core, storage
 from wsl._core import DataError, UsageError
+from wsl.cluster import index_tasks
 from wsl.cluster.parts import Part, Parts
+from wsl.cluster.plan import check_stamps
 from wsl.prediction_files import scored_parts
 from wsl.selection import TopK
 from wsl.source import open_stream
@@ -25,16 +26,6 @@ def make(parts: Parts, part: Part) -> None:
         KINDS[part.kind](parts, part, out)
 
 
-def _check_stamps(files: Mapping[str, list[Any]]) -> None:
-    """Refuses files that are not as they were when the run was planned."""
-    for file, stamp in files.items():
-        if storage.stamp(file) != stamp:
-            raise DataError(
-                f"{file}: the file was changed while the run went on; run the command again when it stays "
-                f"as it is"
-            )
-
-
 def _note(parts: Parts, part: Part, out: Path) -> None:
     """A part of no work, by which the cost of one is measured."""
     out.write_text(part.arguments["text"], encoding="utf-8")
@@ -44,7 +35,7 @@ def _count(parts: Parts, part: Part, out: Path) -> None:
     from wsl.hashtags import count_hashtags
 
     given = part.arguments
-    _check_stamps(given["records"])
+    check_stamps(given["records"])
     counts = count_hashtags(
         list(given["records"]),
         hashtags_column=given["hashtags_column"],
@@ -53,7 +44,7 @@ def _count(parts: Parts, part: Part, out: Path) -> None:
         memory_bytes=part.limits.get("memory_bytes"),
         spill_dir=part.limits.get("spill_dir"),
     )
-    _check_stamps(given["records"])
+    check_stamps(given["records"])
     counts.save(out)
 
 
@@ -62,21 +53,8 @@ def _merge_counts(parts: Parts, part: Part, out: Path) -> None:
 
     limit = part.limits.get("memory_bytes")
     memory = Memory(limit, part.limits.get("spill_dir"))
-    load_counts([parts.checked(name) for name in part.inputs], memory=memory).save(out)
-
-
-def _scan(parts: Parts, part: Part, out: Path) -> None:
-    given = part.arguments
-    _check_stamps(given["shards"])
-    _core.save_scans(
-        list(given["shards"]),
-        out,
-        with_classes=given["with_classes"],
-        key_scope=given["key_scope"],
-        num_threads=part.limits["num_threads"],
-        storage=storage.core(),
-    )
-    _check_stamps(given["shards"])
+    with parts.held(*part.inputs) as files:
+        load_counts(files, memory=memory).save(out)
 
 
 _scorers: dict[str, Any] = {}
@@ -139,7 +117,7 @@ def _score_state(parts: Parts, part: Part, out: Path) -> None:
 
 def _select(parts: Parts, part: Part, out: Path) -> None:
     given = part.arguments
-    _check_stamps(given["files"])
+    check_stamps(given["files"])
     top = _top(given, part.limits)
     for file in given["files"]:
         try:
@@ -147,16 +125,18 @@ def _select(parts: Parts, part: Part, out: Path) -> None:
         except (UsageError, DataError) as error:
             where = "" if str(error).startswith(file) else f"{file}: "
             raise type(error)(f"{where}{error}") from None
-    _check_stamps(given["files"])
+    check_stamps(given["files"])
     top.save(out)
 
 
 def _merge_states(parts: Parts, part: Part, out: Path) -> None:
     limits = {name: part.limits.get(name) for name in ("memory_bytes", "spill_dir", "num_threads")}
-    first, *others = (parts.checked(name) for name in part.inputs)
-    top = TopK.load(first, **limits)
+    first, *others = part.inputs
+    with parts.held(first) as (file,):
+        top = TopK.load(file, **limits)
     for other in others:
-        top.merge(TopK.load(other, **limits))
+        with parts.held(other) as (file,):
+            top.merge(TopK.load(file, **limits))
     top.save(out)
 
 
@@ -164,9 +144,9 @@ KINDS: dict[str, Callable[[Parts, Part, Path], Any]] = {
     "note": _note,
     "count": _count,
     "mergecounts": _merge_counts,
-    "scan": _scan,
     "score": _score,
     "scorestate": _score_state,
     "select": _select,
     "mergestates": _merge_states,
+    **index_tasks.KINDS,
 }

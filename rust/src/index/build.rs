@@ -15,6 +15,7 @@ mod finish;
 mod late;
 mod limits;
 mod lists;
+mod taken;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,15 +27,15 @@ use rayon::prelude::*;
 
 pub use self::limits::LIMITS;
 use self::limits::check_limits;
-use self::lists::Lists;
+pub(super) use self::lists::Lists;
 use super::dropped::Dropped;
-use super::encode::BatchEncoder;
+use super::encode::{BatchEncoder, each_record};
 use super::format::{FileEntry, KeyScope, Manifest, NO_SHARD, PART_ROWS, part_schema, write_table};
 use super::group::Group;
 use super::journal::{Head, Journal, Kind, Step};
 use super::part::Part;
 use super::read::{Index, Shard};
-use super::records::{Columns, Keys, Records, join_key, shard_stem};
+use super::records::{Columns, Records, join_key, shard_stem};
 use super::rows::Rows;
 use super::scan::{Scan, scan_shard};
 use crate::count::CountOptions;
@@ -113,6 +114,8 @@ pub struct Builder {
     num_samples: u64,
     highest_class: Option<u32>,
     next_number: u64,
+    /// A key that no sample has, of records that were joined elsewhere.
+    unused_key: Option<String>,
 }
 
 impl Builder {
@@ -124,7 +127,7 @@ impl Builder {
         if !(1..=PART_ROWS).contains(&options.part_rows) {
             return Err(Error::usage(format!("part_rows: expected 1 to {PART_ROWS}")));
         }
-        let lists = Lists::new(&options)?;
+        let lists = Lists::new(options.key_scope, options.include.as_deref(), &options.exclude)?;
         // What cannot be read any more is replaced, not appended to.
         let old = match Index::open(&folder, None) {
             Ok(index) => Some(index),
@@ -165,6 +168,7 @@ impl Builder {
             num_samples: 0,
             highest_class: None,
             next_number,
+            unused_key: None,
             old,
             options,
         };
@@ -237,34 +241,12 @@ impl Builder {
         job: &Job,
     ) -> Result<()> {
         let mut encoder = BatchEncoder::new(self.thread_pool()?, vocabulary, options)?;
-        if columns.shard.is_some() != (self.options.key_scope == KeyScope::Shard) {
-            return Err(Error::usage(
-                "records need a column that names their shard where keys begin anew in every shard, and \
-                 only there",
-            ));
-        }
         if !self.scans.is_empty() {
             self.records.spill()?;
         }
-        let mut fresh: BTreeMap<String, u64> = BTreeMap::new();
-        let mut scratch = Vec::new();
-        let Self { records, lists, .. } = self;
-        for batch in batches {
-            let batch = batch?;
-            let keys = Keys::new(&batch, columns, true)?;
-            encoder.encode(&batch, job, |row, labels| {
-                let (shard, key) = (keys.shard(row)?, keys.get(row)?);
-                let key = join_key(&shard, &key, &mut scratch);
-                if let Some(cause) = lists.cause(key) {
-                    *fresh.entry(format!("records_{cause}")).or_insert(0) += 1;
-                    return Ok(());
-                }
-                records.insert(key, labels)
-            })?;
-            *fresh.entry("records".to_owned()).or_insert(0) += batch.num_rows() as u64;
-            job.advance(batch.num_rows() as u64);
-        }
-        fresh.insert("hashtags_outside_the_vocabulary".to_owned(), encoder.num_unknown());
+        let (scope, Self { records, lists, .. }) = (self.options.key_scope, &mut *self);
+        let take = |key: &[u8], labels: &[u32]| records.insert(key, labels);
+        let mut fresh = each_record(batches, columns, &mut encoder, (scope, lists), job, take)?;
         fresh.insert("records_doubled".to_owned(), self.records.num_doubled);
         fresh.insert("records_without_sample".to_owned(), 0);
         self.set_counts(fresh, again);
@@ -300,7 +282,7 @@ impl Builder {
     /// Scans shards and writes parts; `paths` pairs where each lies with what `shards.arrow` calls it.
     /// `job` advances by shards.
     pub fn add_shards(&mut self, paths: &[(PathBuf, String)], job: &Job) -> Result<()> {
-        self.check_stems(paths)?;
+        self.check_names(paths.iter().map(|(_, name)| name.as_str()))?;
         let pool = self.scanning_pool(paths)?;
         let num_threads = pool.current_num_threads();
         let with_classes = self.options.labels == LabelSource::Members;
@@ -325,28 +307,23 @@ impl Builder {
         Ok(())
     }
 
-    /// Shards must have names of their own where these stand for them.
-    pub(super) fn check_stems(&self, paths: &[(PathBuf, String)]) -> Result<()> {
+    /// Shards must have names of their own where these stand for them; these are the new ones.
+    pub fn check_names<'a>(&'a self, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
         if self.options.key_scope == KeyScope::Global {
             return Ok(());
         }
         let kept = self.shards[..self.num_shards_kept].iter().map(|shard| shard.path.as_str());
         let mut known = HashSet::new();
-        for path in kept.chain(paths.iter().map(|(_, name)| name.as_str())) {
-            if !known.insert(shard_stem(path)) {
+        for name in kept.chain(names) {
+            if !known.insert(shard_stem(name)) {
                 return Err(Error::usage(format!(
                     "there are two shards called {:?}; where keys begin anew in every shard, their names \
                      must differ",
-                    shard_stem(path)
+                    shard_stem(name)
                 )));
             }
         }
         Ok(())
-    }
-
-    /// Shards of this build that are done.
-    pub(super) fn num_shards_done(&self) -> usize {
-        self.shards.len() - self.num_shards_kept
     }
 
     /// Threads that scan; those of shards in stores wait for answers, so more of them are of use.
@@ -361,16 +338,10 @@ impl Builder {
     }
 
     pub(super) fn thread_pool(&self) -> Result<rayon::ThreadPool> {
-        let num_threads = match self.options.num_threads {
-            Some(0) => return Err(Error::usage("num_threads must be at least 1")),
-            Some(number) => number,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-        pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))
+        thread_pool(self.options.num_threads)
     }
 
-    pub(super) fn take(&mut self, name: &str, scan: &Scan) -> Result<()> {
+    fn take(&mut self, name: &str, scan: &Scan) -> Result<()> {
         let shard = u32::try_from(self.shards.len()).ok().filter(|&shard| shard < NO_SHARD);
         let shard =
             shard.ok_or_else(|| Error::usage("an index holds at most 4,294,967,294 shards"))?;
@@ -513,6 +484,17 @@ impl Builder {
     pub fn num_samples(&self) -> u64 {
         self.num_samples
     }
+}
+
+/// So many threads; as many as the machine has where `None`.
+pub(super) fn thread_pool(num_threads: Option<usize>) -> Result<rayon::ThreadPool> {
+    let num_threads = match num_threads {
+        Some(0) => return Err(Error::usage("num_threads must be at least 1")),
+        Some(number) => number,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
+    pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))
 }
 
 /// The name that joins a key with its shard, where keys begin anew in every shard.

@@ -1,13 +1,19 @@
 //! Hashtags of record batches as labels, on all threads, in the order of the records.
 
+use std::collections::BTreeMap;
+
 use arrow_array::RecordBatch;
+use arrow_schema::ArrowError;
 use rayon::prelude::*;
 
-use crate::Result;
+use super::build::Lists;
+use super::format::KeyScope;
+use super::records::{Columns, Keys, join_key};
 use crate::count::{CountOptions, tag_column};
 use crate::hashtag::{RecordReader, TagColumn, Tally};
 use crate::job::Job;
 use crate::vocabulary::{Encoder, Vocabulary};
+use crate::{Error, Result};
 
 /// Rows between two looks at the [`Job`].
 const ROWS_PER_CHECK: usize = 4096;
@@ -104,4 +110,41 @@ impl<'a> BatchEncoder<'a> {
     pub(super) fn num_unknown(&self) -> u64 {
         self.ranges.iter().map(|range| range.num_unknown).sum()
     }
+}
+
+/// Calls `take(key, labels)` for every record that the lists take, in order, its key joined with its shard
+/// where keys begin anew in every shard; returns what was counted. `job` advances by records.
+pub(super) fn each_record(
+    batches: impl IntoIterator<Item = std::result::Result<RecordBatch, ArrowError>>,
+    columns: &Columns,
+    encoder: &mut BatchEncoder<'_>,
+    (scope, lists): (KeyScope, &Lists),
+    job: &Job,
+    mut take: impl FnMut(&[u8], &[u32]) -> Result<()>,
+) -> Result<BTreeMap<String, u64>> {
+    if columns.shard.is_some() != (scope == KeyScope::Shard) {
+        return Err(Error::usage(
+            "records need a column that names their shard where keys begin anew in every shard, and \
+             only there",
+        ));
+    }
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let mut scratch = Vec::new();
+    for batch in batches {
+        let batch = batch?;
+        let keys = Keys::new(&batch, columns, true)?;
+        encoder.encode(&batch, job, |row, labels| {
+            let (shard, key) = (keys.shard(row)?, keys.get(row)?);
+            let key = join_key(&shard, &key, &mut scratch);
+            if let Some(cause) = lists.cause(key) {
+                *counts.entry(format!("records_{cause}")).or_insert(0) += 1;
+                return Ok(());
+            }
+            take(key, labels)
+        })?;
+        *counts.entry("records".to_owned()).or_insert(0) += batch.num_rows() as u64;
+        job.advance(batch.num_rows() as u64);
+    }
+    counts.insert("hashtags_outside_the_vocabulary".to_owned(), encoder.num_unknown());
+    Ok(counts)
 }

@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::format::PART_ROWS;
 use super::part::Part;
-use super::partitions::{PARTITIONS, Partitions, partition_of, put, put_bytes};
+use super::partitions::{Input, PARTITIONS, Partitions, partition_of, put, put_bytes};
 use super::records::{Table, join_key};
 use crate::Result;
 use crate::job::Job;
@@ -168,18 +168,11 @@ impl Labels {
 
     /// The labels of a file's rows.
     pub(super) fn of_file(&self, file: usize, num_rows: usize) -> Result<FileLabels> {
-        let mut found = FileLabels { spans: vec![(0, NO_RECORD); num_rows], labels: Vec::new() };
+        let mut found = FileLabels::new(num_rows);
         for (partition, starts) in self.starts.iter().enumerate() {
             self.sections.read(partition, starts[file]..starts[file + 1], |mut input| {
                 let row = input.number()? as usize;
-                let number = input.number()?;
-                let start = found.labels.len();
-                for _ in 0..number {
-                    found.labels.push(input.number()? as u32);
-                }
-                if let Some(span) = found.spans.get_mut(row) {
-                    *span = (start, number as u32);
-                }
+                found.take(row, &mut input)?;
                 Ok(input)
             })?;
         }
@@ -196,6 +189,24 @@ pub(super) struct FileLabels {
 }
 
 impl FileLabels {
+    /// Labels of `num_rows` rows, none of which has a record so far.
+    pub(super) fn new(num_rows: usize) -> Self {
+        Self { spans: vec![(0, NO_RECORD); num_rows], labels: Vec::new() }
+    }
+
+    /// Takes the labels of a row; those of a row that is not wanted are passed over.
+    pub(super) fn take(&mut self, row: usize, input: &mut Input<'_>) -> Result<()> {
+        let (start, number) = (self.labels.len(), input.number()?);
+        for _ in 0..number {
+            self.labels.push(input.number()? as u32);
+        }
+        match self.spans.get_mut(row) {
+            Some(span) => *span = (start, number as u32),
+            None => self.labels.truncate(start),
+        }
+        Ok(())
+    }
+
     /// The labels of a row; `None` where it has no record.
     pub(super) fn get(&self, row: usize) -> Option<&[u32]> {
         let (start, number) = self.spans[row];

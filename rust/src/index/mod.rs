@@ -1,6 +1,7 @@
 //! The memory-mapped index over tar shards: where every sample lies, and what its labels are.
 //!
-//! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`]), [`read`] maps it and
+//! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`], on many machines with
+//! [`spread`]), [`read`] maps it and
 //! [`fetch`] reads images (with [`files`] and [`disk`]), [`takedown`] takes samples down, [`format`] says what its files are, [`map`] holds the maps.
 
 pub mod alone;
@@ -24,6 +25,7 @@ mod records;
 mod rows;
 mod scan;
 mod scanned;
+pub mod spread;
 pub mod takedown;
 
 pub use build::{BuildOptions, Builder, LIMITS, LabelSource};

@@ -84,6 +84,21 @@ impl Partitions {
         self.blocks[partition].len()
     }
 
+    /// Calls `take` with the bytes of a partition's entries, a block at a time.
+    pub(super) fn each_block(
+        &self,
+        partition: usize,
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut bytes = Vec::new();
+        for &(place, length) in &self.blocks[partition] {
+            bytes.resize(length as usize, 0);
+            self.file.read(place, &mut bytes)?;
+            take(&bytes)?;
+        }
+        Ok(())
+    }
+
     /// Calls `take` with each entry's bytes on; `take` returns what it leaves over.
     pub(super) fn read(
         &self,
@@ -96,7 +111,7 @@ impl Partitions {
             bytes.resize(length as usize, 0);
             self.file.read(place, &mut bytes)?;
             let mut input = Input(&bytes);
-            while !input.0.is_empty() {
+            while !input.is_empty() {
                 input = take(input)?;
             }
         }
@@ -111,6 +126,10 @@ pub(super) struct Input<'a>(&'a [u8]);
 impl<'a> Input<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// A number as [`put`] wrote it.

@@ -166,7 +166,13 @@ impl Records {
     }
 }
 
-fn put_record(partitions: &mut Partitions, hash: u64, key: &[u8], labels: &[u32]) -> Result<()> {
+/// Adds a record to its partition.
+pub(super) fn put_record(
+    partitions: &mut Partitions,
+    hash: u64,
+    key: &[u8],
+    labels: &[u32],
+) -> Result<()> {
     partitions.push(partition_of(hash), |out| {
         put_bytes(out, key);
         put(out, labels.len() as u64);

@@ -1,17 +1,14 @@
-//! Shards scanned elsewhere: what a scan found as a file, so that many machines read the headers of shards
-//! and one builds the index of them.
+//! Shards scanned elsewhere: what a scan found as a file, so that many machines read the headers of shards.
 //!
 //! A file holds a line of JSON for each shard, in order. It says nothing of options that are applied later
-//! (lists of keys, records), and the builder takes a scan from it as it takes its own, so the index is the
-//! same to the byte.
+//! (lists of keys, records); [`super::spread`] makes an index of such files.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Split, Write};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::build::Builder;
 use super::format::KeyScope;
 use super::scan::{Scan, scan_shard};
 use crate::job::Job;
@@ -48,39 +45,64 @@ pub fn save_scans(
     file.publish()
 }
 
-impl Builder {
-    /// Takes shards that [`save_scans`] scanned, whose names follow the order of the files and of their
-    /// lines; what a killed build had taken is passed over. `job` advances by shards.
-    pub fn add_scanned(&mut self, files: &[PathBuf], names: &[String], job: &Job) -> Result<()> {
-        let paths: Vec<_> = names.iter().map(|name| (PathBuf::new(), name.clone())).collect();
-        self.check_stems(&paths)?;
-        let num_done = self.num_shards_done();
-        job.advance(num_done as u64);
-        let mut left = names.iter().enumerate();
-        for path in files {
-            let file = File::open(path).map_err(|error| Error::io(path, error))?;
-            for line in BufReader::with_capacity(1 << 20, file).split(b'\n') {
-                job.check()?;
-                let line = line.map_err(|error| Error::io(path, error))?;
-                let Some((number, name)) = left.next() else {
-                    return Err(damaged(path, &"there are more shards in it than were named"));
-                };
-                if number < num_done {
-                    continue;
-                }
-                let scan: Scan =
-                    serde_json::from_slice(&line).map_err(|error| damaged(path, &error))?;
-                if !scan.is_whole() {
-                    return Err(damaged(path, &"its columns do not fit together"));
-                }
-                self.take(name, &scan)?;
-                job.advance(1);
+/// The scans of a file of them, one for each shard in order.
+pub(super) struct Scans<'a> {
+    path: &'a Path,
+    lines: Split<BufReader<File>>,
+    num_left: usize,
+    is_over: bool,
+}
+
+/// Reads a file that [`save_scans`] wrote of `num_shards` shards.
+pub(super) fn read_scans(path: &Path, num_shards: usize) -> Result<Scans<'_>> {
+    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let lines = BufReader::with_capacity(1 << 20, file).split(b'\n');
+    Ok(Scans { path, lines, num_left: num_shards, is_over: false })
+}
+
+impl Scans<'_> {
+    /// The scans without those of the first `number` shards.
+    pub(super) fn skip_shards(mut self, number: usize) -> Self {
+        for _ in 0..number.min(self.num_left) {
+            self.num_left -= 1;
+            if self.lines.next().is_none() {
+                break;
             }
         }
-        match left.next() {
-            Some((_, name)) => Err(Error::usage(format!("the shard {name} was not scanned"))),
-            None => Ok(()),
+        self
+    }
+
+    fn next_scan(&mut self) -> Result<Option<Scan>> {
+        let path = self.path;
+        let Some(line) = self.lines.next() else {
+            if self.num_left == 0 {
+                return Ok(None);
+            }
+            return Err(damaged(path, &format!("{} shards are missing from it", self.num_left)));
+        };
+        let line = line.map_err(|error| Error::io(path, error))?;
+        let Some(left) = self.num_left.checked_sub(1) else {
+            return Err(damaged(path, &"there are more shards in it than were named"));
+        };
+        self.num_left = left;
+        let scan: Scan = serde_json::from_slice(&line).map_err(|error| damaged(path, &error))?;
+        if !scan.is_whole() {
+            return Err(damaged(path, &"its columns do not fit together"));
         }
+        Ok(Some(scan))
+    }
+}
+
+impl Iterator for Scans<'_> {
+    type Item = Result<Scan>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let next = self.next_scan().transpose();
+        self.is_over = !matches!(next, Some(Ok(_)));
+        next
     }
 }
 

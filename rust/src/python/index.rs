@@ -13,11 +13,13 @@ use super::arrow::import_stream;
 use super::buffer;
 use super::call::long_call;
 use super::exceptions::UsageError;
+use super::spread::label_source;
 use super::storage::{self, Storage};
 use super::vocabulary::Vocabulary;
 use crate::count::CountOptions;
 use crate::index::format::{KeyScope, LabelKind};
-use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, LabelSource};
+use crate::index::spread::Inputs;
+use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat};
 use crate::job::Job;
 use crate::parquet::ParquetRecords;
 use crate::resample::Scheme;
@@ -27,7 +29,6 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<IndexBuilder>()?;
     module.add_class::<Index>()?;
     module.add_function(wrap_pyfunction!(drop_keys, module)?)?;
-    module.add_function(wrap_pyfunction!(save_scans, module)?)?;
     module.add_function(wrap_pyfunction!(scan_shard, module)?)
 }
 
@@ -56,26 +57,6 @@ fn scan_shard<'py>(
     let (members, end) = long_call(py, None, |job| crate::shard::members(&path, &storage, job))?;
     let row = |m: crate::shard::Member| (Cow::Owned(m.name), m.start, m.offset, m.size);
     Ok((members.into_iter().map(row).collect(), end))
-}
-
-/// Scans shards into a file for `IndexBuilder.add_scanned`.
-#[pyfunction]
-#[pyo3(signature = (shards, out, *, with_classes, key_scope="global", num_threads=1, storage=None, progress=None))]
-#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
-fn save_scans(
-    py: Python<'_>,
-    shards: Vec<PathBuf>,
-    out: PathBuf,
-    with_classes: bool,
-    key_scope: &str,
-    num_threads: usize,
-    storage: Option<PyRef<'_, Storage>>,
-    progress: Option<&Bound<'_, PyAny>>,
-) -> PyResult<()> {
-    let (scope, storage) = (KeyScope::parse(key_scope)?, storage::given(storage));
-    long_call(py, progress, |job| {
-        crate::index::save_scans(&shards, &out, with_classes, scope, num_threads, &storage, job)
-    })
 }
 
 /// An index being built; visible only after `publish`.
@@ -116,18 +97,8 @@ impl IndexBuilder {
         append: bool,
         storage: Option<PyRef<'_, Storage>>,
     ) -> PyResult<Self> {
-        let labels = match labels {
-            "none" => LabelSource::None,
-            "members" => LabelSource::Members,
-            "records" => LabelSource::Records,
-            _ => {
-                return Err(UsageError::new_err(format!(
-                    "labels: expected none, members or records, got {labels:?}"
-                )));
-            }
-        };
         let options = BuildOptions {
-            labels,
+            labels: label_source(labels)?,
             key_scope: KeyScope::parse(key_scope)?,
             num_threads,
             include,
@@ -236,17 +207,30 @@ impl IndexBuilder {
         long_call(py, progress, |job| builder.add_shards(&paths, job))
     }
 
-    /// Takes shards that `save_scans` scanned, with what the index calls them.
-    #[pyo3(signature = (files, names, *, progress=None))]
-    fn add_scanned(
+    /// Refuses shards of one name where keys begin anew in every shard.
+    fn check_names(&mut self, names: Vec<String>) -> PyResult<()> {
+        Ok(self.builder()?.check_names(names.iter().map(String::as_str))?)
+    }
+
+    /// Takes over what was counted in files that many processes made.
+    #[pyo3(signature = (names, *, records, samples, labels, again=true))]
+    fn add_spread(
         &mut self,
         py: Python<'_>,
-        files: Vec<PathBuf>,
         names: Vec<String>,
-        progress: Option<&Bound<'_, PyAny>>,
+        records: Vec<PathBuf>,
+        samples: Vec<PathBuf>,
+        labels: Vec<PathBuf>,
+        again: bool,
     ) -> PyResult<()> {
+        let (builder, inputs) = (self.builder()?, Inputs { records, samples, known: None });
+        long_call(py, None, |job| builder.add_spread(&inputs, &labels, &names, again, job))
+    }
+
+    /// Takes over the next part of an index, which stays where it is.
+    fn add_part(&mut self, py: Python<'_>, path: PathBuf, num_rows: u64) -> PyResult<()> {
         let builder = self.builder()?;
-        long_call(py, progress, |job| builder.add_scanned(&files, &names, job))
+        long_call(py, None, |job| builder.add_part(&path, num_rows, job))
     }
 
     #[getter]

@@ -39,7 +39,7 @@ impl Builder {
         if self.rows.len() > 0 {
             self.write_rows(0, 0)?;
         }
-        let unused_key = self.take_unused();
+        let unused_key = self.take_unused().or(self.unused_key.take());
         let unused_key = self.label_scans(job)?.or(unused_key);
         let old = self.old.clone();
         let name = next_name("shards", "arrow", old.as_ref().map(|old| &old.shards));
