@@ -85,10 +85,13 @@ impl Table {
         self.table.iter().filter(|entry| entry.place & USED == 0).count() as u64
     }
 
-    /// A key that no sample has used, for a message.
+    /// A key that no sample has used, for a message: that of the least hash, however the table grew.
     pub(super) fn unused_key(&self) -> Option<String> {
-        let entry = self.table.iter().find(|entry| entry.place & USED == 0)?;
-        let key = Self::at(&self.chunks, entry.place).bytes().ok()?;
+        let key = |entry: &Entry| Self::at(&self.chunks, entry.place).bytes().ok();
+        let unused = self.table.iter().filter(|entry| entry.place & USED == 0);
+        let least = unused
+            .min_by(|one, other| one.hash.cmp(&other.hash).then_with(|| key(one).cmp(&key(other))));
+        let key = key(least?)?;
         Some(String::from_utf8_lossy(key).replace('\0', ":"))
     }
 

@@ -6,6 +6,7 @@ mod count;
 mod hashtag;
 mod selection;
 mod shard;
+mod spread;
 #[cfg(feature = "cloud")]
 mod store;
 mod vocabulary;

@@ -19,7 +19,7 @@ fn header(name: &[u8], kind: u8, size: usize) -> Vec<u8> {
     header
 }
 
-fn member(name: &[u8], kind: u8, content: &[u8]) -> Vec<u8> {
+pub fn member(name: &[u8], kind: u8, content: &[u8]) -> Vec<u8> {
     let mut bytes = header(name, kind, content.len());
     bytes.extend_from_slice(content);
     bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);

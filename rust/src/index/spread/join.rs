@@ -43,14 +43,14 @@ pub fn join(
             buckets.start, buckets.end
         )));
     }
-    let open = |places: &[PathBuf]| {
-        let one = |place: &PathBuf| Opened::new(place, buckets.clone(), storage, job);
+    let open = |places: &[PathBuf], is_kind: fn(&About) -> bool| {
+        let one = |place: &PathBuf| Opened::new(place, is_kind, buckets.clone(), storage, job);
         places.iter().map(one).collect::<Result<Vec<_>>>()
     };
     let files = Files {
-        records: open(&inputs.records)?,
-        samples: open(&inputs.samples)?,
-        known: open(inputs.known.as_slice())?,
+        records: open(&inputs.records, |about| matches!(about, About::Records { .. }))?,
+        samples: open(&inputs.samples, |about| matches!(about, About::Samples { .. }))?,
+        known: open(inputs.known.as_slice(), |about| matches!(about, About::Known {}))?,
     };
     let mut joined = Joined::default();
     let mut writer = SectionsWriter::create(out)?;
@@ -80,11 +80,17 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(place: &Path, buckets: Range<usize>, storage: &Storage, job: &Job) -> Result<Self> {
+    fn new(
+        place: &Path,
+        is_kind: fn(&About) -> bool,
+        buckets: Range<usize>,
+        storage: &Storage,
+        job: &Job,
+    ) -> Result<Self> {
         job.check()?;
         let file = Sections::open(place, storage, job)?;
-        if file.len() != NUM_BUCKETS {
-            return Err(file.damaged("it is not parted into buckets"));
+        if !is_kind(&file.about) || file.len() != NUM_BUCKETS {
+            return Err(file.damaged("it holds other things, or is not parted into buckets"));
         }
         let bounds = file.bounds(buckets, job)?;
         Ok(Self { file, bounds })
