@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import wsl
-from wsl import WslError, _core
+from wsl import DataError, UsageError, WslError, _core
 from wsl.building import PartsWanted
 from wsl.cluster import tasks
 from wsl.cluster.indexing import IndexPlan
@@ -47,7 +48,7 @@ class Here:
         plan.hand_over(builder)
 
     def make(self, parts: Parts, levels: list[list[Part]], title: str) -> None:
-        assert title in ("join", "scan", "index")
+        assert title in ("read", "join", "index")
         for level in missing(levels, parts):
             for part in level:
                 tasks.make(parts, part)
@@ -129,7 +130,7 @@ class World:
     labels=st.sampled_from(["hashtag", "hashtag", "class", None]),
     strict=st.booleans(),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_an_index_is_the_same_in_however_many_groups_it_is_made(
     seed: int,
     scope: str,
@@ -165,3 +166,161 @@ def test_an_index_is_the_same_in_however_many_groups_it_is_made(
             return tuple(str(one).replace(f"/{out}:", ":") if isinstance(one, str) else one for one in made)
 
         assert build("one") == build("two", make_parts=here)
+
+
+def both(folder: Path, group_bytes: int, *steps: dict[str, Any]) -> Here:
+    """Builds two indexes in the same steps, one of them by parts; their files are the same after each."""
+    here = Here(folder / "parts", group_bytes)
+    for step in steps:
+        given = dict(step)
+        shards = given.pop("shards")
+        wsl.build_index(folder / "one", shards, **given)
+        wsl.build_index(folder / "two", shards, **given, make_parts=here)
+        assert content_of(folder / "one") == content_of(folder / "two")
+    return here
+
+
+@given(
+    seed=st.integers(0, 1 << 32),
+    scope=st.sampled_from(["global", "shard"]),
+    added=st.sampled_from(["all records", "new records"]),
+    group_bytes=st.sampled_from([1, 1500, 1 << 30]),
+    part_rows=st.sampled_from([2, 5, 1 << 20]),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_shards_are_appended_as_one_machine_appends_them(
+    seed: int, scope: str, added: Any, group_bytes: int, part_rows: int
+) -> None:
+    with quick_folder() as folder:
+        world = World(folder, seed, scope, num_shards=2, num_tables=2)
+        options = world.options() | {"part_rows": part_rows, "exclude": world.listed(0.1)}
+        options["limits"] |= {"keys_doubled": 1.0}
+        first = options | {"shards": list(world.shards)}
+        world.add_shard()
+        world.add_shard()
+        world.add_table()
+        records = world.tables if added == "all records" else world.tables[2:]
+        second = options | {"shards": world.shards[2:], "records": list(records), "append": added}
+        try:
+            wsl.build_index(folder / "first", **first)
+        except WslError:
+            # No sample, or no hashtag: there is nothing to append to.
+            return
+        both(folder, group_bytes, first, second)
+
+
+def test_tables_beside_their_shards_are_joined_shard_by_shard(tmp_path: Path) -> None:
+    world = World(tmp_path, 3, "global", num_shards=4, num_tables=0)
+    for shard in world.shards:
+        keys = [f"k{number:02}" for number in range(0, 40, 2)]
+        status = ["success" if number % 3 else "failed" for number in range(20)]
+        tags = [[f"#t{number % 7}"] for number in range(20)]
+        frame = pl.DataFrame({"key": keys, "hashtags": tags, "status": status})
+        frame.write_parquet(shard.with_suffix(".parquet"))
+    tables = [str(shard.with_suffix(".parquet")) for shard in world.shards]
+    given = world.options() | {
+        "key_scope": "shard",
+        "records": tables,
+        "shards": world.shards,
+        "part_rows": 4,
+    }
+    here = both(tmp_path, 1, given)
+    assert sum(name.startswith("records-") for name in here.made) == 4
+    # One table whose shard is elsewhere: then every row counts, of all tables.
+    alone = tmp_path / "elsewhere" / "shard-009.parquet"
+    alone.parent.mkdir()
+    pl.read_parquet(tables[0]).write_parquet(alone)
+    here = both(tmp_path, 1, given | {"records": [*tables, str(alone)], "overwrite": True})
+    assert sum(name.startswith("records-") for name in here.made) == 1
+
+
+def test_members_of_the_shards_are_records_too(tmp_path: Path) -> None:
+    shards = []
+    for number in range(3):
+        shards.append(tmp_path / f"shard-{number}.tar")
+        members = [
+            (f"k{number}-{row}", {"png": b"x", "json": b'{"tags": ["#a", "#t%d"]}' % (row % 3)})
+            for row in range(5)
+        ]
+        write_shard(shards[-1], members)
+    for scope in ("global", "shard"):
+        given = {"label_kind": "hashtag", "hashtags_column": "tags", "key_scope": scope, "overwrite": True}
+        here = both(tmp_path, 1, given | {"shards": shards, "part_rows": 4})
+    assert sum(name.startswith("join-") for name in here.made) == 3
+
+
+def test_integer_keys_are_written_as_the_format_says(tmp_path: Path) -> None:
+    shard = tmp_path / "shard.tar"
+    write_shard(shard, [(f"img_{number:04}", {"png": b"x"}) for number in range(9)])
+    frame = pl.DataFrame({"id": [1, 3, 5, 11], "tags": ["#a #b", "#a", "#c", "#d"]})
+    frame.write_csv(tmp_path / "tags.csv")
+    frame.write_parquet(tmp_path / "tags.parquet")
+    given = {"label_kind": "hashtag", "key_column": "id", "hashtags_column": "tags", "shards": [shard]}
+    given |= {"key_format": "img_{:04d}", "records": [str(tmp_path / "tags.parquet")], "separator": " "}
+    both(tmp_path, 1, given)
+    with pytest.raises(UsageError, match="say how they are written there with --key-format"):
+        both(tmp_path, 1, given | {"key_format": None, "overwrite": True})
+
+
+def test_what_was_finished_is_never_made_again(tmp_path: Path) -> None:
+    world = World(tmp_path, 5, "global", num_shards=5, num_tables=3)
+    given = world.options() | {"shards": world.shards, "part_rows": 3}
+    here = both(tmp_path, 1, given)
+    kinds = [name.split("-")[0] for name in here.made]
+    assert {kind: kinds.count(kind) for kind in ("scan", "records", "samples", "join")} == {
+        "scan": kinds.count("scan"),
+        "records": 3,
+        "samples": kinds.count("scan"),
+        "join": 3,
+    }
+    # All is there: nothing is made. Then what a killed run had not finished, and no more.
+    assert both(tmp_path, 1, given | {"overwrite": True}).made == []
+    parts = Parts(tmp_path / "parts")
+    part = next(name for name in here.made if name.startswith("part-"))
+    join = next(name for name in here.made if name.startswith("join-"))
+    Path(parts.place("marks", f"{part}.json")).unlink()
+    assert both(tmp_path, 1, given | {"overwrite": True}).made == [part]
+    Path(parts.place("marks", f"{join}.json")).unlink()
+    assert both(tmp_path, 1, given | {"overwrite": True}).made == [join]
+    # Another list of keys is another join, of the same scans.
+    made = both(tmp_path, 1, given | {"overwrite": True, "exclude": ["k01"]}).made
+    assert not any(name.startswith("scan-") for name in made)
+    assert sum(name.startswith("records-") for name in made) == 3
+    Path(parts.place(next(name for name in here.made if name.startswith("scan-")))).unlink()
+    assert both(tmp_path, 1, given | {"overwrite": True}).made == []
+
+
+def test_memory_does_not_enter_the_names_of_parts(tmp_path: Path) -> None:
+    world = World(tmp_path, 6, "shard", num_shards=3, num_tables=2)
+    given = world.options() | {"shards": world.shards}
+    both(tmp_path, 1, given)
+    small = {"overwrite": True, "memory_bytes": 1 << 20, "spill_dir": tmp_path}
+    assert both(tmp_path, 1, given | small).made == []
+
+
+def test_a_part_of_the_join_that_was_altered_is_named_and_no_index_appears(tmp_path: Path) -> None:
+    world = World(tmp_path, 7, "global", num_shards=3, num_tables=2)
+    given = world.options() | {"shards": world.shards}
+    here = both(tmp_path, 1, given)
+    parts = Parts(tmp_path / "parts")
+    after = {
+        "scan": ("samples",),
+        "records": ("join",),
+        "samples": ("join",),
+        "join": ("part",),
+        "part": (),
+    }
+    for kind, others in after.items():
+        name = next(name for name in here.made if name.startswith(f"{kind}-"))
+        body = Path(parts.place(name))
+        whole = body.read_bytes()
+        body.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        for other in parts.marked():
+            if other.split("-")[0] in others:
+                Path(parts.place("marks", f"{other}.json")).unlink()
+        options = {key: value for key, value in given.items() if key != "shards"}
+        with pytest.raises(DataError, match=f"{name}.*run the command again"):
+            wsl.build_index(tmp_path / kind, world.shards, **options, make_parts=Here(tmp_path / "parts", 1))
+        assert not (tmp_path / kind / "manifest.json").exists()
+        body.write_bytes(whole)
+        both(tmp_path, 1, given | {"overwrite": True})

@@ -103,17 +103,19 @@ class IndexPlan:
         self._made: list[tuple[Part, int]] = []
 
     def make(self, make: Make) -> None:
-        """Has all parts made; `make` makes levels of them."""
+        """Has all parts made; `make` makes levels of them.
+
+        Files of records and samples are asked for by themselves: what was counted stands in them.
+        """
         self._parts.begin()
         lists = self._keep_lists()
         scans = self._scans()
         self._samples = [self._sample_part(scan, lists) for scan in scans]
-        levels = [scans, self._samples]
+        self._records = self._record_parts(lists) if self._is_joined else []
+        make(self._parts, [scans, [*self._records, *self._samples]], "read")
         if self._is_joined:
-            self._records = self._record_parts(lists)
             self._joins = self._join_parts(self._keep_known())
-            levels = [[*scans, *self._records], self._samples, self._joins]
-        make(self._parts, levels, "join" if self._is_joined else "scan")
+            make(self._parts, [self._joins], "join")
         self._made = self._index_parts(lists, self._groups(scans))
         if self._made:
             make(self._parts, [[part for part, _ in self._made]], "index")
@@ -234,9 +236,9 @@ class IndexPlan:
             return self._parts.keep("vocabulary", file.read_bytes()).name
 
     def _keep_known(self) -> tuple[str, ...]:
-        """The keys of the index that is appended to, where its samples use up records too."""
+        """The keys of the index that is appended to, whose samples use up records too."""
         known, scope = self._wanted.known, self._wanted.key_scope
-        if known is None or not self._wanted.again:
+        if known is None:
             return ()
         about = {
             "fingerprint": known.fingerprint,

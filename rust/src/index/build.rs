@@ -201,7 +201,9 @@ impl Builder {
 
     /// Takes over what a killed build had finished.
     fn redo(&mut self, step: Step) {
-        self.next_number = self.next_number.max(number_of(&step.file) + 1);
+        if step.kind != Kind::Scan {
+            self.next_number = self.next_number.max(number_of(&step.file) + 1);
+        }
         match step.kind {
             Kind::Part => self.parts.push(step.file),
             Kind::Scan => self.scans.push(step.file),
@@ -466,9 +468,13 @@ impl Builder {
     }
 
     fn write_file(&mut self, kind: Kind) -> Result<FileEntry> {
-        let stem = if kind == Kind::Scan { "scan" } else { "part" };
-        let name = format!("{stem}-{:05}.arrow", self.next_number);
-        self.next_number += 1;
+        // Parts have the same names whether or not rows waited for their labels.
+        let name = if kind == Kind::Scan {
+            format!("scan-{:05}.arrow", self.scans.len())
+        } else {
+            self.next_number += 1;
+            format!("part-{:05}.arrow", self.next_number - 1)
+        };
         let file = write_table(&self.folder, &name, &part_schema(), self.rows.batches())?;
         self.rows.clear();
         if kind == Kind::Scan { &mut self.scans } else { &mut self.parts }.push(file.clone());
