@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,171 +9,12 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_here import Here, World, both_ways, quick_folder
 
 import wsl
-from wsl import DataError, UsageError, WslError, _core
-from wsl.building import PartsWanted
-from wsl.cluster import tasks
-from wsl.cluster.indexing import IndexPlan
-from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import missing
-from wsl.config import ClusterConfig
+from wsl import DataError, UsageError, WslError
+from wsl.cluster.parts import Parts
 from wsl.shards import write_shard
-
-SCHEMA = {"key": pl.String, "hashtags": pl.List(pl.String)}
-
-
-@contextmanager
-def quick_folder() -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of files are synced."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
-
-
-class Here:
-    """Makes parts in this process, one after another, and keeps which."""
-
-    def __init__(self, folder: Path | str, group_bytes: int) -> None:
-        self.parts, self.settings = Parts(folder), ClusterConfig(group_bytes=group_bytes)
-        self.made: list[str] = []
-
-    def __call__(self, builder: _core.IndexBuilder, wanted: PartsWanted) -> None:
-        plan = IndexPlan(wanted, self.settings, self.parts)
-        plan.make(self.make)
-        plan.hand_over(builder)
-
-    def make(self, parts: Parts, levels: list[list[Part]], title: str) -> None:
-        assert title in ("read", "join", "index")
-        for level in missing(levels, parts):
-            for part in level:
-                tasks.make(parts, part)
-                self.made.append(part.name)
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".")}
-
-
-def outcome_of(build: Callable[[], object], folder: Path) -> tuple[Any, ...]:
-    """What is in the folder of an index, or what was said instead."""
-    try:
-        build()
-    except WslError as error:
-        return type(error), str(error)
-    return "built", content_of(folder)
-
-
-class World:
-    """Shards and records of a few keys, which meet and miss each other."""
-
-    def __init__(self, folder: Path, seed: int, scope: str, *, num_shards: int, num_tables: int) -> None:
-        self.folder, self.draw, self.scope = folder, random.Random(seed), scope
-        self.shards: list[Path] = []
-        self.tables: list[str] = []
-        for _ in range(num_shards):
-            self.add_shard()
-        for _ in range(num_tables):
-            self.add_table()
-
-    def key(self) -> str:
-        return f"k{self.draw.randrange(40):02}"
-
-    def add_shard(self) -> None:
-        path = self.folder / f"shard-{len(self.shards):03}.tar"
-        keys = sorted({self.key() for _ in range(self.draw.randrange(9))})
-        members = [(key, {"png": b"x" * self.draw.randrange(9), "cls": b"%d" % len(key)}) for key in keys]
-        write_shard(path, members)
-        self.shards.append(path)
-
-    def add_table(self) -> None:
-        keys = [self.key() for _ in range(self.draw.randrange(1, 12))]
-        tags = [[f"#t{self.draw.randrange(9)}" for _ in range(self.draw.randrange(4))] for _ in keys]
-        frame = pl.DataFrame({"key": keys, "hashtags": tags}, schema=SCHEMA)
-        if self.scope == "shard":
-            of = [f"shard-{self.draw.randrange(len(self.shards) + 1):03}.tar" for _ in keys]
-            frame = frame.with_columns(pl.Series("of", of))
-        path = self.folder / f"table-{len(self.tables):03}.parquet"
-        frame.write_parquet(path)
-        self.tables.append(str(path))
-
-    def listed(self, share: float) -> list[str]:
-        stems = ["", *(f"{shard.stem}:" for shard in self.shards)]
-        prefixes = stems[1:] if self.scope == "shard" else stems[:1]
-        every = [f"{prefix}k{number:02}" for prefix in prefixes for number in range(40)]
-        return [key for key in every if self.draw.random() < share]
-
-    def options(self) -> dict[str, Any]:
-        names = ("keys_doubled", "samples_split", "samples_without_record", "records_without_sample")
-        return {
-            "records": list(self.tables),
-            "label_kind": "hashtag",
-            "key_scope": self.scope,
-            "shard_column": "of" if self.scope == "shard" else None,
-            "limits": dict.fromkeys(names, 1.0),
-            "provenance": {"made": "by a test"},
-        }
-
-
-@given(
-    seed=st.integers(0, 1 << 32),
-    scope=st.sampled_from(["global", "shard"]),
-    num_shards=st.integers(1, 5),
-    num_tables=st.integers(1, 4),
-    group_bytes=st.sampled_from([1, 700, 1500, 3000, 1 << 30]),
-    part_rows=st.sampled_from([1, 2, 3, 7, 1 << 20]),
-    lists=st.sampled_from(["none", "include", "exclude", "both"]),
-    labels=st.sampled_from(["hashtag", "hashtag", "class", None]),
-    strict=st.booleans(),
-)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_an_index_is_the_same_in_however_many_groups_it_is_made(
-    seed: int,
-    scope: str,
-    num_shards: int,
-    num_tables: int,
-    group_bytes: int,
-    part_rows: int,
-    lists: str,
-    labels: Any,
-    strict: bool,
-) -> None:
-    with quick_folder() as folder:
-        world = World(folder, seed, scope, num_shards=num_shards, num_tables=num_tables)
-        given = world.options() | {"part_rows": part_rows, "label_kind": labels}
-        if labels != "hashtag":
-            given |= {"records": None, "shard_column": None}
-        if strict:
-            given["limits"] = {
-                "samples_without_record": 0.3,
-                "records_without_sample": 0.3,
-                "keys_doubled": 0.2,
-            }
-        if lists in ("include", "both"):
-            given["include"] = world.listed(0.7)
-        if lists in ("exclude", "both"):
-            given["exclude"] = world.listed(0.2)
-        here = Here(folder / "parts", group_bytes)
-
-        def build(out: str, **more: Any) -> tuple[Any, ...]:
-            made = outcome_of(
-                lambda: wsl.build_index(folder / out, world.shards, **given, **more), folder / out
-            )
-            return tuple(str(one).replace(f"/{out}:", ":") if isinstance(one, str) else one for one in made)
-
-        assert build("one") == build("two", make_parts=here)
-
-
-def both(folder: Path, group_bytes: int, *steps: dict[str, Any]) -> Here:
-    """Builds two indexes in the same steps, one of them by parts; their files are the same after each."""
-    here = Here(folder / "parts", group_bytes)
-    for step in steps:
-        given = dict(step)
-        shards = given.pop("shards")
-        wsl.build_index(folder / "one", shards, **given)
-        wsl.build_index(folder / "two", shards, **given, make_parts=here)
-        assert content_of(folder / "one") == content_of(folder / "two")
-    return here
 
 
 @given(
@@ -206,7 +43,7 @@ def test_shards_are_appended_as_one_machine_appends_them(
         except WslError:
             # No sample, or no hashtag: there is nothing to append to.
             return
-        both(folder, group_bytes, first, second)
+        both_ways(folder, group_bytes, first, second)
 
 
 def test_tables_beside_their_shards_are_joined_shard_by_shard(tmp_path: Path) -> None:
@@ -224,13 +61,13 @@ def test_tables_beside_their_shards_are_joined_shard_by_shard(tmp_path: Path) ->
         "shards": world.shards,
         "part_rows": 4,
     }
-    here = both(tmp_path, 1, given)
+    here = both_ways(tmp_path, 1, given)
     assert sum(name.startswith("records-") for name in here.made) == 4
     # One table whose shard is elsewhere: then every row counts, of all tables.
     alone = tmp_path / "elsewhere" / "shard-009.parquet"
     alone.parent.mkdir()
     pl.read_parquet(tables[0]).write_parquet(alone)
-    here = both(tmp_path, 1, given | {"records": [*tables, str(alone)], "overwrite": True})
+    here = both_ways(tmp_path, 1, given | {"records": [*tables, str(alone)], "overwrite": True})
     assert sum(name.startswith("records-") for name in here.made) == 1
 
 
@@ -245,7 +82,7 @@ def test_members_of_the_shards_are_records_too(tmp_path: Path) -> None:
         write_shard(shards[-1], members)
     for scope in ("global", "shard"):
         given = {"label_kind": "hashtag", "hashtags_column": "tags", "key_scope": scope, "overwrite": True}
-        here = both(tmp_path, 1, given | {"shards": shards, "part_rows": 4})
+        here = both_ways(tmp_path, 1, given | {"shards": shards, "part_rows": 4})
     assert sum(name.startswith("join-") for name in here.made) == 3
 
 
@@ -257,15 +94,15 @@ def test_integer_keys_are_written_as_the_format_says(tmp_path: Path) -> None:
     frame.write_parquet(tmp_path / "tags.parquet")
     given = {"label_kind": "hashtag", "key_column": "id", "hashtags_column": "tags", "shards": [shard]}
     given |= {"key_format": "img_{:04d}", "records": [str(tmp_path / "tags.parquet")], "separator": " "}
-    both(tmp_path, 1, given)
+    both_ways(tmp_path, 1, given)
     with pytest.raises(UsageError, match="say how they are written there with --key-format"):
-        both(tmp_path, 1, given | {"key_format": None, "overwrite": True})
+        both_ways(tmp_path, 1, given | {"key_format": None, "overwrite": True})
 
 
 def test_what_was_finished_is_never_made_again(tmp_path: Path) -> None:
     world = World(tmp_path, 5, "global", num_shards=5, num_tables=3)
     given = world.options() | {"shards": world.shards, "part_rows": 3}
-    here = both(tmp_path, 1, given)
+    here = both_ways(tmp_path, 1, given)
     kinds = [name.split("-")[0] for name in here.made]
     assert {kind: kinds.count(kind) for kind in ("scan", "records", "samples", "join")} == {
         "scan": kinds.count("scan"),
@@ -274,34 +111,34 @@ def test_what_was_finished_is_never_made_again(tmp_path: Path) -> None:
         "join": 3,
     }
     # All is there: nothing is made. Then what a killed run had not finished, and no more.
-    assert both(tmp_path, 1, given | {"overwrite": True}).made == []
+    assert both_ways(tmp_path, 1, given | {"overwrite": True}).made == []
     parts = Parts(tmp_path / "parts")
     part = next(name for name in here.made if name.startswith("part-"))
     join = next(name for name in here.made if name.startswith("join-"))
     Path(parts.place("marks", f"{part}.json")).unlink()
-    assert both(tmp_path, 1, given | {"overwrite": True}).made == [part]
+    assert both_ways(tmp_path, 1, given | {"overwrite": True}).made == [part]
     Path(parts.place("marks", f"{join}.json")).unlink()
-    assert both(tmp_path, 1, given | {"overwrite": True}).made == [join]
+    assert both_ways(tmp_path, 1, given | {"overwrite": True}).made == [join]
     # Another list of keys is another join, of the same scans.
-    made = both(tmp_path, 1, given | {"overwrite": True, "exclude": ["k01"]}).made
+    made = both_ways(tmp_path, 1, given | {"overwrite": True, "exclude": ["k01"]}).made
     assert not any(name.startswith("scan-") for name in made)
     assert sum(name.startswith("records-") for name in made) == 3
     Path(parts.place(next(name for name in here.made if name.startswith("scan-")))).unlink()
-    assert both(tmp_path, 1, given | {"overwrite": True}).made == []
+    assert both_ways(tmp_path, 1, given | {"overwrite": True}).made == []
 
 
 def test_memory_does_not_enter_the_names_of_parts(tmp_path: Path) -> None:
     world = World(tmp_path, 6, "shard", num_shards=3, num_tables=2)
     given = world.options() | {"shards": world.shards}
-    both(tmp_path, 1, given)
+    both_ways(tmp_path, 1, given)
     small = {"overwrite": True, "memory_bytes": 1 << 20, "spill_dir": tmp_path}
-    assert both(tmp_path, 1, given | small).made == []
+    assert both_ways(tmp_path, 1, given | small).made == []
 
 
 def test_a_part_of_the_join_that_was_altered_is_named_and_no_index_appears(tmp_path: Path) -> None:
     world = World(tmp_path, 7, "global", num_shards=3, num_tables=2)
     given = world.options() | {"shards": world.shards}
-    here = both(tmp_path, 1, given)
+    here = both_ways(tmp_path, 1, given)
     parts = Parts(tmp_path / "parts")
     after = {
         "scan": ("samples",),
@@ -323,4 +160,4 @@ def test_a_part_of_the_join_that_was_altered_is_named_and_no_index_appears(tmp_p
             wsl.build_index(tmp_path / kind, world.shards, **options, make_parts=Here(tmp_path / "parts", 1))
         assert not (tmp_path / kind / "manifest.json").exists()
         body.write_bytes(whole)
-        both(tmp_path, 1, given | {"overwrite": True})
+        both_ways(tmp_path, 1, given | {"overwrite": True})

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from servers import Server
-from worlds_of_shards import both, make_shards, put
+from worlds_of_shards import both, make_shards, padded, put
 
 import wsl
 from wsl import storage
@@ -164,7 +164,7 @@ def test_hashtags_come_from_shards_and_tables_in_a_store(bucket: str, tmp_path: 
     uris = put([tmp_path / "a.tar"], bucket)
     inside = wsl.build_index(tmp_path / "inside", uris, label_kind="hashtag", hashtags_column="tags")
     records = pl.DataFrame({"key": [f"s{n}" for n in range(9)], "hashtags": [TAGS[n % 3] for n in range(9)]})
-    _padded(records).write_parquet(tmp_path / "r.parquet")
+    padded(records).write_parquet(tmp_path / "r.parquet")
     storage.upload(tmp_path / "r.parquet", f"{bucket}/tags/r.parquet")
     for source in (
         f"{bucket}/tags/r.parquet",
@@ -185,12 +185,6 @@ def test_hashtags_come_from_shards_and_tables_in_a_store(bucket: str, tmp_path: 
 TAGS = [["cat", "dog"], ["dog"], ["cat"]]
 
 
-def _padded(frame: pl.DataFrame) -> pl.DataFrame:
-    """Polars asks for the last 256 KiB, and s3s-fs fails where there are fewer; S3 sends what there is."""
-    filler = np.random.default_rng(0).bytes(300_000).hex()
-    return frame.with_columns(pl.Series("filler", [filler, *[""] * (len(frame) - 1)]))
-
-
 def test_predictions_are_read_from_a_store_and_the_selection_is_written_to_one(
     bucket: str, tmp_path: Path
 ) -> None:
@@ -198,7 +192,7 @@ def test_predictions_are_read_from_a_store_and_the_selection_is_written_to_one(
     for number in range(2):
         pairs = {"sample": np.repeat(np.arange(50) + 50 * number, 4), "class": np.tile(np.arange(4), 50)}
         frame = pl.DataFrame(pairs | {"score": rng.normal(size=200).astype(np.float32)})
-        _padded(frame).write_parquet(tmp_path / f"p{number}.parquet")
+        padded(frame).write_parquet(tmp_path / f"p{number}.parquet")
         storage.upload(tmp_path / f"p{number}.parquet", f"{bucket}/predictions/p{number}.parquet")
     options = ["--k", "20", "--p", "2"]
     local, away = str(tmp_path / "local.parquet"), f"{bucket}/out/away.parquet"

@@ -1,0 +1,240 @@
+"""Parts that lie in an object store: the same results, and nothing is left on this machine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import clustered
+import polars as pl
+import pytest
+from made_here import Here, World, both_ways
+from servers import SECRET, Server, find_server, serving
+from worlds_of_shards import padded
+
+import wsl
+import wsl.cli
+from wsl import DataError, _core, storage
+from wsl.cluster.counting import count_levels
+from wsl.cluster.parts import Part, Parts
+from wsl.cluster.plan import merge_tree
+from wsl.config import ClusterConfig
+from wsl.counting import UNLIMITED, Columns
+from wsl.hashtags import HashtagCounts
+from wsl.selection import TopK
+
+_number = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of S3."""
+    program = find_server()
+    if program is None:
+        pytest.skip("no server of S3: cargo install s3s-fs --version 0.14.1 --locked --features binary")
+    with serving(program, tmp_path_factory.mktemp("s3") / "root") as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(server: Server) -> Iterator[str]:
+    """The URI of an empty bucket of the server, which is what storage reaches."""
+    if not _core.HAS_STORES:
+        pytest.skip("this wsl was built without object stores (Cargo feature cloud)")
+    storage.use()
+    storage.use(server.options())
+    yield server.bucket(f"parts-{next(_number)}")
+    storage.use()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, empty."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+def written(parts: Parts, part: Part, content: bytes) -> None:
+    with parts.making(part) as out:
+        out.write_bytes(content)
+
+
+def test_a_part_is_an_object_and_then_a_mark(bucket: str, temporary: Path) -> None:
+    parts, part = Parts(f"{bucket}/a/b"), Part("count", 0, {"records": ["a"]})
+    with parts.making(part) as out:
+        assert out.parent.parent == temporary
+        out.write_bytes(b"bytes")
+        assert parts.finished(part) is None
+    mark = parts.finished(part)
+    assert mark is not None
+    assert (mark.size, parts.marked()) == (5, {part.name})
+    assert storage.read_bytes(parts.place(part.name)) == b"bytes"
+    with parts.held(part.name) as (file,):
+        assert file.read_bytes() == b"bytes"
+    assert os.listdir(temporary) == []
+    names = [one.uri.removeprefix(f"{bucket}/") for one in storage.listing(bucket)]
+    assert names == [f"a/b/{part.name}", f"a/b/marks/{part.name}.json"]
+
+
+def test_an_object_that_is_another_is_no_finished_part(bucket: str) -> None:
+    parts, part = Parts(bucket), Part("count", 0, {})
+    written(parts, part, b"bytes")
+    storage.write_bytes(parts.place(part.name), b"other")
+    with pytest.raises(DataError, match="not as it was written"), parts.held(part.name):
+        pass
+    storage.write_bytes(parts.place(part.name), b"byt")
+    assert parts.finished(part) is None
+    storage.delete(parts.place(part.name))
+    assert parts.finished(part) is None
+
+
+def test_two_writers_are_harmless_where_bytes_agree_and_stop_where_not(bucket: str) -> None:
+    parts, part = Parts(bucket), Part("count", 0, {})
+    with parts.making(part) as out:
+        out.write_bytes(b"bytes")
+        # Another one is faster; nothing asks the store to refuse the second.
+        written(Parts(bucket), part, b"bytes")
+    with pytest.raises(DataError, match="another worker made this part with other bytes"):
+        written(parts, part, b"others")
+    with parts.held(part.name) as (file,):
+        assert file.read_bytes() == b"bytes"
+
+
+def test_a_failed_write_leaves_nothing(bucket: str, temporary: Path) -> None:
+    parts, part = Parts(bucket), Part("count", 0, {})
+    with pytest.raises(ZeroDivisionError), parts.making(part) as out:
+        out.write_bytes(b"half" * (1 // len(part.inputs)))
+    assert (storage.listing(bucket), os.listdir(temporary)) == ([], [])
+
+
+def test_counts_in_a_store_are_the_counts(bucket: str, tmp_path: Path, temporary: Path) -> None:
+    clustered.write_records(tmp_path / "records", 18, 30)
+    records = sorted((tmp_path / "records").iterdir())
+    levels = count_levels(list(map(str, records)), Columns(), UNLIMITED, ClusterConfig(group_bytes=1))
+    here = Here(f"{bucket}/counts", 1)
+    here.make(here.parts, levels, "count")
+    with here.parts.held(levels[-1][0].name) as (file,):
+        HashtagCounts.load(file).save(tmp_path / "stored")
+    wsl.count_hashtags([str(file) for file in records]).save(tmp_path / "local")
+    assert (tmp_path / "stored").read_bytes() == (tmp_path / "local").read_bytes()
+    assert len(here.made) == 21
+    assert os.listdir(temporary) == []
+    here.made.clear()
+    here.make(here.parts, levels, "count")
+    assert here.made == []
+
+
+@pytest.mark.parametrize("order", ["class-first", "image-first"])
+def test_a_selection_in_a_store_is_the_selection(
+    bucket: str, tmp_path: Path, temporary: Path, order: Any
+) -> None:
+    schema = {"sample": pl.UInt64, "class": pl.UInt32, "score": pl.Float32}
+    files = []
+    for number in range(5):
+        rows = [
+            (number * 40 + row, of, ((row * 7 + of * 5) % 31) / 31) for row in range(40) for of in range(3)
+        ]
+        files.append(str(tmp_path / f"scores-{number}.parquet"))
+        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(files[-1])
+    about = {"num_classes": 3, "k": 6, "p": 2, "order": order, "columns": list(schema)}
+    leaves = [
+        Part("select", number, {"files": {file: storage.stamp(file)}, **about})
+        for number, file in enumerate(files)
+    ]
+    levels = merge_tree(leaves, "mergestates", {}, {})
+    here = Here(f"{bucket}/{order}", 1)
+    here.make(here.parts, levels, "select")
+    with here.parts.held(levels[-1][0].name) as (file,):
+        found = TopK.load(file).finish().table()
+    expected = TopK(3, 6, 2, order)
+    for file in files:
+        expected.update_pairs(pl.read_parquet(file))
+    assert found.equals(expected.finish().table())
+    assert os.listdir(temporary) == []
+
+
+def test_an_index_whose_parts_lie_in_a_store_is_the_index(
+    bucket: str, tmp_path: Path, temporary: Path
+) -> None:
+    world = World(tmp_path, 8, "shard", num_shards=5, num_tables=3)
+    given = world.options() | {"shards": world.shards, "part_rows": 3}
+    here = both_ways(tmp_path, 1, given, parts=f"{bucket}/index")
+    kinds = {name.split("-")[0] for name in here.made}
+    assert kinds == {"scan", "records", "samples", "join", "part"}
+    assert both_ways(tmp_path, 1, given | {"overwrite": True}, parts=f"{bucket}/index").made == []
+    # A part of the join that is another is found by who reads it.
+    name = next(name for name in here.made if name.startswith("records-"))
+    place = here.parts.place(name)
+    whole = storage.read_bytes(place)
+    storage.write_bytes(place, bytes([whole[0] ^ 1]) + whole[1:])
+    for other in here.parts.marked():
+        if other.startswith("join-"):
+            storage.delete(here.parts.place("marks", f"{other}.json"))
+    with pytest.raises(DataError, match=f"{place}.*run the command again"):
+        both_ways(tmp_path, 1, given | {"overwrite": True}, parts=f"{bucket}/index")
+    assert os.listdir(temporary) == []
+
+
+def test_shards_records_and_parts_all_in_a_store(bucket: str, tmp_path: Path) -> None:
+    world = World(tmp_path, 9, "global", num_shards=4, num_tables=3)
+    placed = {}
+    for table in world.tables:
+        padded(pl.read_parquet(table)).write_parquet(table)
+    for file in [*world.shards, *map(Path, world.tables)]:
+        placed[file.name] = f"{bucket}/data/{file.name}"
+        storage.write_bytes(placed[file.name], file.read_bytes())
+    given = world.options() | {"records": [placed[Path(table).name] for table in world.tables]}
+    both_ways(
+        tmp_path,
+        1,
+        given | {"shards": [placed[shard.name] for shard in world.shards]},
+        parts=f"{bucket}/parts",
+    )
+    held = [storage.read_bytes(one.uri) for one in storage.listing(f"{bucket}/parts")]
+    assert held
+    assert not any(SECRET.encode() in content for content in held)
+
+
+@pytest.mark.timeout(180)
+def test_commands_on_a_cluster_keep_their_parts_in_a_store(
+    tmp_path: Path, cluster: str, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object) -> str:
+        assert wsl.cli.run([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    def there(name: str) -> list[str]:
+        return ["--cluster", cluster, "--cluster-group", "1", "--cluster-dir", f"{bucket}/{name}"]
+
+    records = clustered.write_records(tmp_path / "records", 4, 30)
+    shards = clustered.write_shards(tmp_path / "shards", 4, 30)
+    given = ["index", "build", "--shards", shards, "--records", records, "--label-kind", "hashtag"]
+    run(*given, "--out", tmp_path / "one")
+    run(*given, "--out", tmp_path / "two", *there("index"))
+    for file in sorted((tmp_path / "one").glob("[!.]*")):
+        assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes(), file.name
+    runs = json.loads(run("cluster", "status", f"{bucket}/index", "--json"))
+    assert [run["complete"] for run in runs] == [True] * 4
+
+    run("counts", "build", "--records", records, "--out", tmp_path / "one.counts")
+    run("counts", "build", "--records", records, "--out", tmp_path / "two.counts", *there("counts"))
+    assert (tmp_path / "one.counts").read_bytes() == (tmp_path / "two.counts").read_bytes()
+
+    schema = {"sample": pl.UInt64, "class": pl.UInt32, "score": pl.Float32}
+    for number in range(3):
+        rows = [(number * 9 + row, of, (row * 7 + of) / 99) for row in range(9) for of in range(3)]
+        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(tmp_path / f"pairs-{number}.parquet")
+    given = ["pseudolabel", "--predictions", str(tmp_path / "pairs-*.parquet"), "--k", "5", "--p", "2"]
+    run(*given, "--out", tmp_path / "one.parquet")
+    run(*given, "--out", tmp_path / "two.parquet", *there("selection"))
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    left = sorted(file.name for file in tmp_path.iterdir() if file.name.endswith(".parts"))
+    assert left == []
