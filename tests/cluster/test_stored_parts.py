@@ -153,11 +153,11 @@ def test_a_selection_in_a_store_is_the_selection(
     here = Here(f"{bucket}/{order}", 1)
     here.make(here.parts, levels, "select")
     with here.parts.held(levels[-1][0].name) as (file,):
-        found = TopK.load(file).finish().table()
+        found = TopK.load(file).finish().table
     expected = TopK(3, 6, 2, order)
     for file in files:
         expected.update_pairs(pl.read_parquet(file))
-    assert found.equals(expected.finish().table())
+    assert found.equals(expected.finish().table)
     assert os.listdir(temporary) == []
 
 
