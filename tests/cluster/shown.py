@@ -192,6 +192,9 @@ class Verb:
         folder = out if self.name == "score" else out.parent / f"{out.name}.parts"
         return {file.name: file.stat().st_mtime_ns for file in (folder / "marks").glob("[!.]*.json")}
 
+    def num_marks(self, out: Path, kind: str) -> int:
+        return sum(name.startswith(kind) for name in self.marks(out))
+
     def same(self, one: Path, other: Path) -> bool:
         if one.is_file():
             return other.is_file() and one.read_bytes() == other.read_bytes()
@@ -241,15 +244,16 @@ class Show:
         strike: Callable[[subprocess.Popen[str]], object] | None,
         *,
         again: bool = False,
+        kind: str = "",
     ) -> None:
-        """Runs a command, strikes when a fifth of its parts are made, and looks at what it left."""
+        """Runs a command, strikes when a fifth of its parts (of `kind`) are made, looks at what it left."""
         out = self.out(verb, name)
         begun = time.monotonic()
         process = self.pair.run(verb.command(out, self.pair), SHOWN_RANGE="16")
         kept: dict[str, int] = {}
         struck = begun
         if strike is not None:
-            while process.poll() is None and len(verb.marks(out)) < verb.size // 5:
+            while process.poll() is None and verb.num_marks(out, kind) < verb.size // 5:
                 time.sleep(0.05)
             kept = verb.marks(out)
             struck = time.monotonic()
@@ -282,6 +286,7 @@ class Show:
             "node": lambda: self.struck("a node killed", lambda _: self.pair.stop(self.pair.names[1])),
             "driver": lambda: self.struck("driver killed, run again", self.kill_driver, again=True),
             "head": lambda: self.struck("head killed, run again", self.kill_head, again=True),
+            "joins": self.joins,
             "cut": self.cut_off,
             "token": self.without_token,
             "memory": self.memory,
@@ -301,6 +306,25 @@ class Show:
         for verb in self.verbs:
             self.pair.up(2)
             self.fault(name, verb, strike, again=again)
+
+    def joins(self) -> None:
+        """Records joined to shards: as often as not, what is struck is a worker that joins."""
+        for verb in self.verbs:
+            if verb.name != "index":
+                continue
+            number = Verb(verb.name, verb.arguments, verb.result, verb.parts, verb.size // 2)
+            for num_nodes in (1, 2):
+                self.pair.up(num_nodes)
+                self.fault(f"join, nodes: {num_nodes}", number, None)
+            faults: list[tuple[str, Callable[[subprocess.Popen[str]], object], bool]] = [
+                ("join, a worker killed", self.kill_worker, False),
+                ("join, a node killed", lambda _: self.pair.stop(self.pair.names[1]), False),
+                ("join, driver killed, run again", self.kill_driver, True),
+                ("join, head killed, run again", self.kill_head, True),
+            ]
+            for name, strike, again in faults:
+                self.pair.up(2)
+                self.fault(name, number, strike, again=again, kind="join-")
 
     def kill_driver(self, process: subprocess.Popen[str]) -> None:
         process.kill()
