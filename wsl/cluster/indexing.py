@@ -187,8 +187,9 @@ class IndexPlan:
         known = self._wanted.known
         first_shard = 0 if known is None else len(known.shards())
         first_sample, groups = 0, []
-        for scan, samples in zip(scans, self._samples, strict=True):
-            numbers = _core.num_samples_taken(self._parts.place(samples.name), storage=storage.core())
+        places = [self._parts.place(samples.name) for samples in self._samples]
+        found = _core.num_samples_taken(places, storage=storage.core())
+        for scan, samples, numbers in zip(scans, self._samples, found, strict=True):
             shards = tuple(samples.arguments["shards"])
             groups.append(Group(scan.name, shards, scan.number, first_shard, first_sample, tuple(numbers)))
             first_shard += len(shards)

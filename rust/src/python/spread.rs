@@ -135,16 +135,16 @@ fn save_known(
     long_call(py, None, |job| spread::save_known(&folder, &taking, &memory, &out, job))
 }
 
-/// Samples that are taken of each shard of a file of them, which may lie in a store.
+/// Samples that are taken of each shard, for each file of samples; these may lie in a store.
 #[pyfunction]
-#[pyo3(signature = (place, *, storage=None))]
+#[pyo3(signature = (places, *, storage=None))]
 fn num_samples_taken(
     py: Python<'_>,
-    place: PathBuf,
+    places: Vec<PathBuf>,
     storage: Option<PyRef<'_, Storage>>,
-) -> PyResult<Vec<u64>> {
+) -> PyResult<Vec<Vec<u64>>> {
     let storage = storage::given(storage);
-    long_call(py, None, |job| spread::num_samples(&place, &storage, job))
+    long_call(py, None, |job| spread::num_samples(&places, &storage, job))
 }
 
 /// Joins some buckets of files, which may lie in a store, into a file of labels.

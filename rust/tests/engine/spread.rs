@@ -229,11 +229,7 @@ impl Laid {
         }
         let mut builder = self.builder("spread");
         builder.add_spread(&inputs, &labels, &self.names, true, &self.job).unwrap();
-        let numbers: Vec<Vec<u64>> = inputs
-            .samples
-            .iter()
-            .map(|place| num_samples(place, &storage, &self.job).unwrap())
-            .collect();
+        let numbers = num_samples(&inputs.samples, &storage, &self.job).unwrap();
         let total: u64 = numbers.iter().flatten().sum();
         for start in (0..total).step_by(self.world.part_rows) {
             let stop = total.min(start + self.world.part_rows as u64);
@@ -412,5 +408,5 @@ fn files_of_another_kind_are_refused() {
         assert!(error.contains("expected a file of a build on many machines"), "{error}");
     }
     assert!(joined("records-0", "samples-0").is_ok());
-    assert!(num_samples(&at("records-0"), &storage, &job).is_err());
+    assert!(num_samples(&[at("records-0")], &storage, &job).is_err());
 }

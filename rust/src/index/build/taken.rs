@@ -11,7 +11,7 @@ use super::{Builder, LabelSource};
 use crate::index::format::{FileEntry, NO_SHARD};
 use crate::index::part::Part;
 use crate::index::read::Shard;
-use crate::index::spread::{About, Inputs, Sections, ShardSamples};
+use crate::index::spread::{About, Inputs, ShardSamples, open_all};
 use crate::job::Job;
 use crate::publish::{self, Unpublished};
 use crate::{Error, Result};
@@ -32,11 +32,9 @@ impl Builder {
         job: &Job,
     ) -> Result<()> {
         self.check_names(names.iter().map(String::as_str))?;
-        self.add_joined(inputs.records.iter().chain(labels), again, job)?;
+        self.add_joined(&[&inputs.records, labels].concat(), again, job)?;
         let mut names = names.iter();
-        for place in &inputs.samples {
-            job.check()?;
-            let file = Sections::open(place, &self.options.storage, job)?;
+        for file in open_all(&inputs.samples, &self.options.storage, job)? {
             let About::Samples { shards, counts, highest_class, num_without_class } = file.about
             else {
                 return Err(file.damaged("it holds no samples"));
@@ -65,17 +63,10 @@ impl Builder {
         }
     }
 
-    fn add_joined<'a>(
-        &mut self,
-        places: impl Iterator<Item = &'a PathBuf>,
-        again: bool,
-        job: &Job,
-    ) -> Result<()> {
+    fn add_joined(&mut self, places: &[PathBuf], again: bool, job: &Job) -> Result<()> {
         let mut fresh: BTreeMap<String, u64> = BTreeMap::new();
         let mut add = |name: &str, number| *fresh.entry(name.to_owned()).or_insert(0) += number;
-        for place in places {
-            job.check()?;
-            let file = Sections::open(place, &self.options.storage, job)?;
+        for file in open_all(places, &self.options.storage, job)? {
             match file.about {
                 About::Records { counts } => {
                     counts.iter().for_each(|(name, &number)| add(name, number));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::sections::{Bounds, Sections, SectionsWriter};
+use super::sections::{Bounds, Sections, SectionsWriter, open_all};
 use super::{About, NUM_BUCKETS};
 use crate::index::partitions::{Input, put};
 use crate::index::records::Table;
@@ -44,8 +44,10 @@ pub fn join(
         )));
     }
     let open = |places: &[PathBuf], is_kind: fn(&About) -> bool| {
-        let one = |place: &PathBuf| Opened::new(place, is_kind, buckets.clone(), storage, job);
-        places.iter().map(one).collect::<Result<Vec<_>>>()
+        let files = open_all(places, storage, job)?.into_iter();
+        files
+            .map(|file| Opened::new(file, is_kind, buckets.clone(), job))
+            .collect::<Result<Vec<_>>>()
     };
     let files = Files {
         records: open(&inputs.records, |about| matches!(about, About::Records { .. }))?,
@@ -81,14 +83,11 @@ struct Opened {
 
 impl Opened {
     fn new(
-        place: &Path,
+        file: Sections,
         is_kind: fn(&About) -> bool,
         buckets: Range<usize>,
-        storage: &Storage,
         job: &Job,
     ) -> Result<Self> {
-        job.check()?;
-        let file = Sections::open(place, storage, job)?;
         if !is_kind(&file.about) || file.len() != NUM_BUCKETS {
             return Err(file.damaged("it holds other things, or is not parted into buckets"));
         }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::sections::Sections;
+use super::sections::{Sections, open_all};
 use super::{About, Taking};
 use crate::index::build::LabelSource;
 use crate::index::format::{NO_SHARD, PART_ROWS, part_schema, write_table};
@@ -48,8 +48,7 @@ pub fn write_part(
     if wanted.sum::<u64>() > PART_ROWS as u64 {
         return Err(Error::usage(format!("a part holds at most {PART_ROWS} rows")));
     }
-    let open = |place: &PathBuf| Sections::open(place, storage, job);
-    let labels = labels.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let labels = open_all(labels, storage, job)?;
     let mut rows = Rows::default();
     for group in groups {
         let found = match source {

@@ -1,13 +1,14 @@
 //! Samples of a group of shards: how many are taken of each, and their keys parted by hash.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::records::write_buckets;
-use super::sections::{Sections, SectionsWriter};
+use super::sections::{Sections, SectionsWriter, open_all};
 use super::{About, ShardSamples, Taking};
+use crate::Result;
 use crate::index::format::Manifest;
 use crate::index::part::Part;
 use crate::index::partitions::{Partitions, partition_of, put, put_bytes};
@@ -17,7 +18,6 @@ use crate::index::scanned::read_scans;
 use crate::job::Job;
 use crate::spill::Memory;
 use crate::store::Storage;
-use crate::{Error, Result};
 
 /// Writes the samples of scanned shards, whose names are `shards`, as `out`; their keys too where they
 /// are `joined` with records. `job` advances by shards.
@@ -104,11 +104,12 @@ fn push(buckets: &mut Partitions, number: u64, key: &[u8]) -> Result<()> {
     })
 }
 
-/// Samples that are taken of each shard of a file of them.
-pub fn num_samples(place: &Path, storage: &Storage, job: &Job) -> Result<Vec<u64>> {
-    let file = Sections::open(place, storage, job)?;
-    match &file.about {
+/// Samples that are taken of each shard, for each file of samples.
+pub fn num_samples(places: &[PathBuf], storage: &Storage, job: &Job) -> Result<Vec<Vec<u64>>> {
+    let files = open_all(places, storage, job)?;
+    let of_file = |file: &Sections| match &file.about {
         About::Samples { shards, .. } => Ok(shards.iter().map(|one| one.num_samples).collect()),
-        _ => Err(Error::usage(format!("{}: it holds no samples", place.display()))),
-    }
+        _ => Err(file.damaged("it holds no samples")),
+    };
+    files.iter().map(of_file).collect()
 }

@@ -16,9 +16,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::About;
+use crate::index::build::thread_pool;
 use crate::job::Job;
 use crate::publish::Unpublished;
 use crate::store::{Object, Span, Storage, is_remote};
@@ -29,6 +31,8 @@ const TRAILER: u64 = 32;
 const ENTRY: u64 = 16;
 /// What is read first: the trailer, and with it most often all that the file says of itself.
 const TAIL: u64 = 1 << 14;
+/// Files in stores that are opened at once.
+const MAX_OPENED: usize = 16;
 
 /// A file of sections being written.
 pub(super) struct SectionsWriter {
@@ -92,6 +96,8 @@ pub(in crate::index) struct Sections {
     place: Place,
     table_at: u64,
     num_sections: u64,
+    /// The table, where it came with what was read first.
+    table: Option<Vec<u8>>,
     pub(in crate::index) about: About,
 }
 
@@ -114,6 +120,23 @@ impl Bounds {
     }
 }
 
+/// Opens files, those in stores some at a time.
+pub(in crate::index) fn open_all(
+    places: &[PathBuf],
+    storage: &Storage,
+    job: &Job,
+) -> Result<Vec<Sections>> {
+    let open = |place: &PathBuf| {
+        job.check()?;
+        Sections::open(place, storage, job)
+    };
+    if !places.iter().any(|place| place.to_str().is_some_and(is_remote)) {
+        return places.iter().map(open).collect();
+    }
+    let pool = thread_pool(Some(storage.limits().num_requests.min(MAX_OPENED)))?;
+    pool.install(|| places.par_iter().map(open).collect())
+}
+
 impl Sections {
     /// Opens the file, or the object, at `place`.
     pub(in crate::index) fn open(place: &Path, storage: &Storage, job: &Job) -> Result<Self> {
@@ -130,7 +153,7 @@ impl Sections {
             }
         };
         let about = About::Known {};
-        let mut opened = Self { place, table_at: 0, num_sections: 0, about };
+        let mut opened = Self { place, table_at: 0, num_sections: 0, table: None, about };
         let end = size.checked_sub(TRAILER).ok_or_else(|| opened.damaged("it is too short"))?;
         let tail = opened.read_at(size - size.min(TAIL)..size, job)?;
         let (before, trailer) = tail.split_at(tail.len() - TRAILER as usize);
@@ -145,10 +168,14 @@ impl Sections {
         let (Some(about_at), Some(table_at)) = (about_at, table_at) else {
             return Err(opened.damaged("its table is longer than the file"));
         };
-        let about = match before.len().checked_sub((end - about_at) as usize) {
+        let within = |at: u64| (before.len() as u64).checked_sub(end - at).map(|at| at as usize);
+        let about = match within(about_at) {
             Some(start) => before[start..].to_vec(),
             None => opened.read_at(about_at..end, job)?,
         };
+        if let (Some(start), Some(end)) = (within(table_at), within(about_at)) {
+            opened.table = Some(before[start..end].to_vec());
+        }
         if xxh3_64(&about) != number(2) {
             return Err(opened.damaged("what it says of itself is not as it was written"));
         }
@@ -171,7 +198,11 @@ impl Sections {
             return Err(self.damaged(&what));
         }
         let from = start.saturating_sub(1);
-        let table = self.read_at(self.table_at + ENTRY * from..self.table_at + ENTRY * end, job)?;
+        let bytes = ENTRY * from..ENTRY * end;
+        let table = match &self.table {
+            Some(table) => table[bytes.start as usize..bytes.end as usize].to_vec(),
+            None => self.read_at(self.table_at + bytes.start..self.table_at + bytes.end, job)?,
+        };
         let mut entries = table.chunks_exact(ENTRY as usize);
         let first = if start == 0 { 0 } else { entries.next().map_or(0, u64_of) };
         let (mut places, mut checksums) = (vec![first], Vec::new());
