@@ -30,6 +30,7 @@ __all__ = [
     "SelectedBatches",
     "SelectedPairs",
     "SpillFolder",
+    "Spool",
     "Storage",
     "Table",
     "TopK",
@@ -152,6 +153,22 @@ class Vocabulary:
     def encode(self, tag: str) -> int | None: ...
     def __len__(self) -> int: ...
 
+# --- spooled records (rust/src/python/spool.rs) ---
+
+@final
+class Spool:
+    @staticmethod
+    def read(
+        files: list[str | PathLike[str]],
+        *,
+        key_column: str,
+        hashtags_column: str,
+        num_threads: int | None = None,
+        memory_bytes: int | None = None,
+        spill_dir: str | PathLike[str] | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[HashtagCounts, Spool] | None: ...
+
 # --- index (rust/src/python/index.rs) ---
 
 def drop_keys(folder: str | PathLike[str], keys: list[str]) -> tuple[int, int, list[str]]: ...
@@ -213,6 +230,9 @@ class IndexBuilder:
         vocabulary: Vocabulary,
         progress: Callable[[int], object] | None = None,
     ) -> bool: ...
+    def index_spooled(
+        self, spool: Spool, *, vocabulary: Vocabulary, progress: Callable[[int], object] | None = None
+    ) -> None: ...
     def add_shards(
         self,
         paths: list[tuple[str | PathLike[str], str]],

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from wsl import _core, storage
 from wsl._core import UsageError
-from wsl.hashtags import count_hashtags
+from wsl.hashtags import HashtagCounts, count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index
 from wsl.locking import locked
 from wsl.source import find_files, open_records, plain_parquet
@@ -30,6 +30,8 @@ BUILDING = "building this index"
 SHARD = "__shard"
 """The column of shard names that is made where the records have none."""
 
+Counter = Callable[[], HashtagCounts]
+"""Counts the records that are indexed."""
 LabelKind = Literal["hashtag", "class"]
 KeyScope = Literal["global", "shard"]
 
@@ -90,7 +92,7 @@ def build_index(
     key_scope: KeyScope = "global",
     shard_column: str | None = None,
     key_format: str | None = None,
-    vocabulary: Vocabulary | Callable[[], Vocabulary] | None = None,
+    vocabulary: Vocabulary | Callable[[Counter], Vocabulary] | None = None,
     min_count: int = 1,
     max_labels: int | None = None,
     class_names: list[str] | None = None,
@@ -121,12 +123,13 @@ def build_index(
     beside its shard and has its name, as img2dataset writes them. Shards and records may lie in object stores
     (`wsl.storage`).
 
-    The vocabulary is `vocabulary` (or what it returns when called), or made from the counts
-    (`min_count`, `max_labels`), or from `class_names`. Shards are taken in the order given; one given
-    as a URI is recorded so, others by their paths from their common folder. `include`
-    lists the only keys to take, `exclude` keys to leave out (``SHARD:KEY`` in scope "shard"). `limits`
-    are shares above which the build is refused: of ``keys_doubled`` (default 0), ``samples_split`` (0),
-    ``samples_without_record`` (0.99), ``records_without_sample`` (0.99) and ``records_doubled`` (1).
+    The vocabulary is `vocabulary` (or what it returns when called with a function that counts the
+    records), or made from the counts (`min_count`, `max_labels`), or from `class_names`. Shards are taken
+    in the order given; one given as a URI is recorded so, others by their paths from their common folder.
+    `include` lists the only keys to take, `exclude` keys to leave out (``SHARD:KEY`` in scope "shard").
+    `limits` are shares above which the build is refused: of ``keys_doubled`` (default 0),
+    ``samples_split`` (0), ``samples_without_record`` (0.99), ``records_without_sample`` (0.99) and
+    ``records_doubled`` (1).
     `progress` is called with the number of shards done (records, where there are no shards).
     `memory_bytes` limits the counting and the join, which go to disk (`spill_dir`) beyond it; the part
     under way takes about 100 MB more. A part holds `part_rows` samples, at most 2^20; a killed build
@@ -177,22 +180,28 @@ def build_index(
         places: list[tuple[str | os.PathLike[str], str]] = [_place(shard, root) for shard in shards]
         builder.check_names([name for _, name in places])
 
+        again = append != "new records"
         # What is counted here is written at once, so that a killed build need not count again.
         is_written = label_kind == "hashtag" and not isinstance(vocabulary, Vocabulary)
         if label_kind == "hashtag":
             limits_of_counting = _Limits(memory_bytes, spill_dir, num_threads)
-            count = functools.partial(_count, records, columns, min_count, max_labels, limits_of_counting)
-            vocabulary = _vocabulary(folder, builder.is_resumed, vocabulary or count, min_count)
-        again = append != "new records"
+            counting = _Counting(records, columns, limits_of_counting, folder, bool(shards))
+            made = vocabulary or functools.partial(
+                _build_vocabulary, min_count=min_count, max_labels=max_labels
+            )
+            vocabulary = _vocabulary(folder, builder.is_resumed, made, counting.count, min_count)
+            if counting.spool is not None:
+                builder.index_spooled(counting.spool, vocabulary=vocabulary.core, progress=progress)
+            elif not is_made_elsewhere:
+                joined = bool(shards)
+                _add_records(builder, records, columns, key_scope, vocabulary, again, joined, progress)
+            del counting
         if make_parts is not None and shards:
             found = vocabulary if isinstance(vocabulary, Vocabulary) else None
             where, names = [os.fspath(place) for place, _ in places], [name for _, name in places]
             about = (source, records, columns, key_scope, found, lists, part_rows, known, again)
             make_parts(builder, PartsWanted(where, names, *about, memory_bytes, spill_dir))
         else:
-            if isinstance(vocabulary, Vocabulary) and label_kind == "hashtag":
-                joined = bool(shards)
-                _add_records(builder, records, columns, key_scope, vocabulary, again, joined, progress)
             builder.add_shards(places, progress=progress)
         if label_kind == "class" and vocabulary is None:
             highest = builder.highest_class or 0
@@ -271,13 +280,38 @@ class _Limits:
     num_threads: int | None
 
 
-def _count(
-    records: object, columns: RecordOptions, min_count: int, max_labels: int | None, limits: _Limits
-) -> Vocabulary:
-    names: dict[str, Any] = {"hashtags_column": columns.hashtags_column, "separator": columns.separator}
-    return Vocabulary.build(
-        count_hashtags(records, **names, **vars(limits)), min_count=min_count, max_labels=max_labels
-    )
+class _Counting:
+    """Counts the records, and where they are a whole index by themselves, keeps what it read."""
+
+    def __init__(
+        self, records: object, columns: RecordOptions, limits: _Limits, folder: Path, joined: bool
+    ) -> None:
+        self._records, self._columns, self._limits, self._folder = records, columns, limits, folder
+        others = joined or columns.separator is not None or columns.key_format is not None
+        self._files = [] if others else plain_parquet(records)
+        self.spool: _core.Spool | None = None
+
+    def count(self) -> HashtagCounts:
+        """The counts; `spool` holds the records from then on, if it can."""
+        columns, limits = self._columns, vars(self._limits)
+        if self._files:
+            # Beside the index, which takes more than the spool does.
+            spill_dir = self._limits.spill_dir or self._folder
+            read = _core.Spool.read(
+                self._files,
+                key_column=columns.key_column,
+                hashtags_column=columns.hashtags_column,
+                **limits | {"spill_dir": spill_dir},
+            )
+            if read is not None:
+                counts, self.spool = read
+                return HashtagCounts(counts)
+        names: dict[str, Any] = {"hashtags_column": columns.hashtags_column, "separator": columns.separator}
+        return count_hashtags(self._records, **names, **limits)
+
+
+def _build_vocabulary(count: Counter, *, min_count: int, max_labels: int | None) -> Vocabulary:
+    return Vocabulary.build(count(), min_count=min_count, max_labels=max_labels)
 
 
 def _publish(
@@ -302,7 +336,11 @@ def _publish(
 
 
 def _vocabulary(
-    folder: Path, is_resumed: bool, made: Vocabulary | Callable[[], Vocabulary], min_count: int
+    folder: Path,
+    is_resumed: bool,
+    made: Vocabulary | Callable[[Counter], Vocabulary],
+    count: Counter,
+    min_count: int,
 ) -> Vocabulary:
     """The vocabulary; what a killed build had counted is not counted again."""
     if isinstance(made, Vocabulary):
@@ -310,7 +348,7 @@ def _vocabulary(
     staged = folder / STAGED
     if is_resumed and staged.is_file():
         return Vocabulary.read(staged)
-    vocabulary = made()
+    vocabulary = made(count)
     if not len(vocabulary):
         raise UsageError(
             f"{folder}: no hashtag is on min_count = {min_count} records; lower it, or name where the "

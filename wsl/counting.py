@@ -208,29 +208,8 @@ def _publish(out: Path, counts: HashtagCounts, made_of: dict[str, Any]) -> None:
     publish_text(_sidecar(out), json.dumps(made_of, indent=2) + "\n")
 
 
-def make_vocabulary(
-    records: object,
-    settings: IndexConfig,
-    root: Path,
-    *,
-    memory: Memory | None = None,
-    num_threads: int | None = None,
-    counter: Callable[[], HashtagCounts] | None = None,
-) -> Vocabulary:
-    """Counts the hashtags and makes the vocabulary that the settings ask for; paths are from `root`.
-
-    `counter` stands in for the counting.
-    """
-    counts = (
-        counter()
-        if counter is not None
-        else count_hashtags(
-            records,
-            hashtags_column=settings.hashtags_column,
-            num_threads=num_threads,
-            **(memory or UNLIMITED).options(),
-        )
-    )
+def make_vocabulary(counts: HashtagCounts, settings: IndexConfig, root: Path) -> Vocabulary:
+    """The vocabulary that the settings ask for; paths are from `root`."""
     chosen = settings.vocabulary
     vocabulary = Vocabulary.build(
         counts,

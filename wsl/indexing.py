@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from wsl import _core, storage
 from wsl._core import DataError, UsageError
-from wsl.building import PartsWanted, build_index
+from wsl.building import Counter, PartsWanted, build_index
 from wsl.config import ClusterConfig, IndexConfig
 from wsl.counting import Columns, Memory, make_vocabulary, record_files
 from wsl.index import MANIFEST, Index
@@ -96,7 +96,7 @@ def build_one_index(
         key_scope=settings.key_scope,
         shard_column=settings.shard_column,
         key_format=settings.key_format,
-        vocabulary=_vocabulary(settings, root, held, memory, num_threads, cluster),
+        vocabulary=_vocabulary(settings, root, held, memory, cluster),
         class_names=_lines(root, settings.class_names) if settings.class_names else None,
         include=_lines(root, settings.include) if settings.include else None,
         exclude=_lines(root, settings.exclude) if settings.exclude else [],
@@ -118,20 +118,20 @@ def _vocabulary(
     root: Path,
     held: list[str],
     memory: Memory | None,
-    num_threads: int | None,
     cluster: OnCluster | None,
-) -> Vocabulary | Callable[[], Vocabulary] | None:
+) -> Vocabulary | Callable[[Counter], Vocabulary] | None:
     if settings.vocabulary.file is not None:
         return Vocabulary.read(root / settings.vocabulary.file)
     if settings.label_kind != "hashtag":
         return None
-    limits: dict[str, Any] = {"memory": memory, "num_threads": num_threads}
-    if cluster is not None:
-        from wsl.cluster.counting import load
+    if cluster is None:
+        return lambda count: make_vocabulary(count(), settings, root)
+    from wsl.cluster.counting import load
 
-        columns = Columns(settings.hashtags_column)
-        limits["counter"] = functools.partial(load, held, columns, memory or Memory(), *cluster)
-    return functools.partial(make_vocabulary, held, settings, root, **limits)
+    on_cluster = functools.partial(
+        load, held, Columns(settings.hashtags_column), memory or Memory(), *cluster
+    )
+    return lambda _: make_vocabulary(on_cluster(), settings, root)
 
 
 def _on_cluster(

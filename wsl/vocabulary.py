@@ -136,7 +136,7 @@ class Vocabulary:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes `vocabulary.parquet`, whole or not at all."""
         with publishing(Path(path)) as temporary:
-            self.table().write_parquet(temporary)
+            self.table().write_parquet(temporary, compression="lz4", statistics=False)
 
     @property
     def core(self) -> _core.Vocabulary:

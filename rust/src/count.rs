@@ -41,11 +41,14 @@ use local::Local;
 use ranked::{BYTES_PER_TAG, Ranker};
 pub use ranked::{Ranked, RankedIter};
 use run::{FAN_IN, Segment, SegmentReader, SegmentWriter, add_up};
-use table::Partition;
+use table::{AHEAD, Partition};
 use waiting::{PARTITIONS, partition_of};
 
 /// The most a thread takes for tags that wait, in bytes.
 const LOCAL_MEMORY: usize = 24 << 20;
+
+/// Tags that are adopted between two looks at the memory.
+const ADOPTED: usize = 1 << 9;
 
 /// How records are read.
 #[derive(Debug, Clone, Default)]
@@ -65,6 +68,15 @@ impl CountOptions {
             Some(number) => Ok(number),
             None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
         }
+    }
+
+    /// A pool of these threads, and how many they are.
+    pub(crate) fn pool(&self) -> Result<(rayon::ThreadPool, usize)> {
+        let num_threads = self.threads()?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
+        let pool =
+            pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
+        Ok((pool, num_threads))
     }
 }
 
@@ -90,14 +102,11 @@ struct Workers {
 
 impl Workers {
     fn new(options: &CountOptions, memory: &Memory) -> Result<Self> {
-        let num_threads = options.threads()?;
+        let (pool, num_threads) = options.pool()?;
         let local_memory = (memory.bytes() / 4 / num_threads).min(LOCAL_MEMORY);
         let table_memory = memory.bytes().saturating_sub(local_memory * num_threads);
         let local = |_| Local::new(options.separator.as_deref(), local_memory);
         let locals = (0..num_threads).map(local).collect::<Result<_>>()?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-        let pool =
-            pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
         Ok(Self { pool, locals, table_memory })
     }
 }
@@ -146,6 +155,43 @@ impl HashtagCounts {
         job: &Job,
     ) -> Result<()> {
         self.add(|added| added.count_parquet(tags, options, job))
+    }
+
+    /// Adds what was counted by other means, tags in any order, and its books.
+    pub(crate) fn adopt<'t>(
+        &mut self,
+        tags: impl ExactSizeIterator<Item = (Tag<'t>, u64)>,
+        tally: &Tally,
+        sizes: &Sizes,
+        job: &Job,
+    ) -> Result<()> {
+        self.multiplicities = None;
+        if self.memory.limit.is_none() {
+            // By their hashes tags fall on partitions evenly, but for a few hundredths.
+            let share = tags.len() / PARTITIONS;
+            self.table.iter_mut().for_each(|partition| partition.reserve(share + share / 16));
+        }
+        let mut some = Vec::with_capacity(ADOPTED);
+        let mut tags = tags.fuse();
+        loop {
+            some.clear();
+            some.extend(tags.by_ref().take(ADOPTED));
+            if some.is_empty() {
+                break;
+            }
+            job.check()?;
+            self.spill_above_limit()?;
+            for some in some.chunks(AHEAD) {
+                let home = |tag: &Tag<'_>| self.table[partition_of(tag.hash())].look(tag);
+                std::hint::black_box(some.iter().fold(0, |all, (tag, _)| all ^ home(tag)));
+                for (tag, count) in some {
+                    self.table[partition_of(tag.hash())].add(tag, *count);
+                }
+            }
+        }
+        self.tally.add(tally);
+        sizes.iter().for_each(|(size, records)| self.sizes.add(size, records));
+        Ok(())
     }
 
     /// Adds what `count` puts into counts of nothing.
@@ -488,7 +534,7 @@ pub(crate) fn tag_column(batch: &RecordBatch, options: &CountOptions) -> Result<
 
 /// Records by the number of their tags: an array for small numbers, a map for the rest.
 #[derive(Debug, Clone)]
-struct Sizes {
+pub(crate) struct Sizes {
     small: [u64; 256],
     large: BTreeMap<u64, u64>,
 }
@@ -500,7 +546,7 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    fn add(&mut self, size: u64, records: u64) {
+    pub(crate) fn add(&mut self, size: u64, records: u64) {
         match self.small.get_mut(usize::try_from(size).unwrap_or(usize::MAX)) {
             Some(count) => *count += records,
             None => *self.large.entry(size).or_insert(0) += records,

@@ -69,6 +69,13 @@ def counted_directly(path: Path, **options: Any) -> tuple[Any, ...]:
     return facts(wsl.HashtagCounts(core))
 
 
+def counted_for_an_index(path: Path, **options: Any) -> tuple[Any, ...]:
+    """Counts of records that are read once, for an index."""
+    read = _core.Spool.read([path], key_column="key", hashtags_column="hashtags", **options)
+    assert read is not None
+    return facts(wsl.HashtagCounts(read[0]))
+
+
 def write(path: Path, lists: list[Any], **options: Any) -> None:
     kind = options.pop("kind", pa.list_(pa.string()))
     table = pa.table({"key": [f"k{n}" for n in range(len(lists))], "hashtags": pa.array(lists, kind)})
@@ -114,6 +121,8 @@ def test_any_layout_counts_as_through_polars(
     found = counted_directly(path, num_threads=threads)
     assert found == counted(pl.scan_parquet(path))
     assert found == counted_directly(path, num_threads=1, memory_bytes=1 << 20)
+    assert found == counted_for_an_index(path, num_threads=threads)
+    assert found == counted_for_an_index(path, num_threads=1, memory_bytes=1 << 20)
 
 
 def test_files_of_other_writers_count_the_same(tmp_path: Path) -> None:
@@ -256,24 +265,49 @@ def test_an_index_of_parquet_is_the_one_through_polars(tmp_path: Path) -> None:
     some = wsl.Vocabulary.build(wsl.count_hashtags(tmp_path / "*.parquet"), min_count=20)
     for number, (vocabulary, exclude) in enumerate([(everything, ()), (some, ()), (some, ["k3", "k77"])]):
         built = []
-        for name, source in (
-            ("direct", str(tmp_path / "*.parquet")),
-            ("polars", pl.scan_parquet(tmp_path / "*.parquet")),
+        min_count = 1 if vocabulary is everything else 20
+        for name, source, made in (
+            ("direct", str(tmp_path / "*.parquet"), vocabulary),
+            ("polars", pl.scan_parquet(tmp_path / "*.parquet"), vocabulary),
+            ("once", str(tmp_path / "*.parquet"), None),
+            ("little", str(tmp_path / "*.parquet"), None),
         ):
             index = wsl.build_index(
                 tmp_path / f"{name}{number}",
                 records=source,
                 label_kind="hashtag",
-                vocabulary=vocabulary,
+                vocabulary=made,
+                min_count=min_count,
                 exclude=exclude,
                 limits={"keys_doubled": 1.0},
                 part_rows=1100,
+                num_threads=3,
+                memory_bytes=1 << 20 if name == "little" else None,
             )
             built.append(
                 (index.fingerprint, index.manifest["counts"], (index.path / "keys.idx").read_bytes())
             )
-        assert built[0] == built[1]
+        assert built[1:] == built[:1] * 3
         assert built[0][1].get("hashtags_outside_the_vocabulary", 0) > 0 or vocabulary is everything
+
+
+def test_records_are_read_twice_where_once_takes_too_much(tmp_path: Path) -> None:
+    lists = [[f"tag{n}", f"a-longer-tag-{n}"] for n in range(20_000)]
+    write(tmp_path / "r.parquet", lists)
+    options: dict[str, Any] = {"key_column": "key", "hashtags_column": "hashtags"}
+    assert _core.Spool.read([tmp_path / "r.parquet"], memory_bytes=1 << 20, **options) is None
+    assert _core.Spool.read([tmp_path / "r.parquet"], spill_dir=tmp_path / "nowhere", **options) is None
+    assert _core.Spool.read([tmp_path / "r.parquet"], memory_bytes=1 << 26, **options) is not None
+    built = [
+        wsl.build_index(
+            tmp_path / str(limit),
+            records=tmp_path / "r.parquet",
+            label_kind="hashtag",
+            memory_bytes=limit,
+        ).fingerprint
+        for limit in (1 << 20, 1 << 26)
+    ]
+    assert built[0] == built[1]
 
 
 def test_an_index_of_parquet_wants_keys(tmp_path: Path) -> None:

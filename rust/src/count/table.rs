@@ -14,7 +14,7 @@ use crate::hashtag::{Key, Tag};
 /// Slots below which a partition doubles when it is full.
 const SMALL: usize = 1 << 16;
 /// Slots looked at ahead of their turn, so that their way from memory is made together.
-const AHEAD: usize = 32;
+pub(super) const AHEAD: usize = 32;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
@@ -66,6 +66,19 @@ impl Partition {
         let arena = self.arena.len() + num_bytes;
         let arena = if arena > self.arena.capacity() { arena + arena / 4 } else { arena };
         slots * size_of::<Slot>() + arena.max(self.arena.capacity())
+    }
+
+    /// Reads the slot where `tag` is sought first.
+    #[inline]
+    pub(super) fn look(&self, tag: &Tag<'_>) -> u64 {
+        self.slots.get(self.home(tag.hash())).map_or(0, |slot| slot.count)
+    }
+
+    /// Makes room for so many tags where there is none yet.
+    pub(super) fn reserve(&mut self, num_tags: usize) {
+        if self.slots.is_empty() {
+            self.slots = vec![Slot::default(); (num_tags + num_tags / 4 + 16).max(16)];
+        }
     }
 
     /// Forgets all tags and keeps the memory.

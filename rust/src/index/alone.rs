@@ -11,6 +11,7 @@ use super::build::Builder;
 use super::encode::BatchEncoder;
 use super::group::GroupEncoder;
 use super::records::{Columns, Keys};
+use super::spool::Spool;
 use crate::Result;
 use crate::count::CountOptions;
 use crate::job::Job;
@@ -53,7 +54,23 @@ impl Builder {
         vocabulary: &Vocabulary,
         job: &Job,
     ) -> Result<()> {
-        let mut encoder = GroupEncoder::new(self.thread_pool()?, records, vocabulary)?;
+        let encoder = GroupEncoder::new(self.thread_pool()?, records, None, vocabulary)?;
+        self.index_groups(encoder, job)
+    }
+
+    /// The same with records whose hashtags were spooled.
+    pub fn index_spooled(
+        &mut self,
+        spool: &Spool,
+        vocabulary: &Vocabulary,
+        job: &Job,
+    ) -> Result<()> {
+        let pool = self.thread_pool()?;
+        let encoder = GroupEncoder::new(pool, &spool.records, Some(spool), vocabulary)?;
+        self.index_groups(encoder, job)
+    }
+
+    fn index_groups(&mut self, mut encoder: GroupEncoder<'_>, job: &Job) -> Result<()> {
         let (mut number, num_done) = (0, self.num_records_done());
         loop {
             let groups = encoder.next_groups(job)?;

@@ -1,30 +1,23 @@
 //! Records of Parquet files as keys and labels, a row group on each thread, in the order of the records.
 //!
-//! A dictionary's entries are looked up once. Of texts the commonest are found in a small table by the
-//! views that they are; the others are looked up some at a time, so that their ways to memory are made
-//! together.
+//! A dictionary's entries are looked up once. Records that were spooled as they were counted are not
+//! read again, but for their keys.
 
 use std::ops::Range;
 
 use hashbrown::HashTable;
 use rayon::prelude::*;
 
-use crate::hashtag::{Key, RecordReader, Tag, TagColumn, Tally};
+use super::lookup::{Lookup, REJECTED, UNKNOWN};
+use super::spool::{Spool, SpooledLabels};
+use crate::hashtag::{Key, TagColumn, Tally};
 use crate::job::Job;
 use crate::parquet::{Numbers, ParquetRecords, Piece};
 use crate::vocabulary::{Encoder, Vocabulary};
 use crate::{Error, Result};
 
-/// What stands for a label of a tag that the vocabulary lacks, and of one that is rejected.
-const UNKNOWN: u32 = u32::MAX;
-const REJECTED: u32 = u32::MAX - 1;
-
-/// Common tags that are kept close, as bits of their number; with 24 bytes each they fit a processor's
-/// second-level cache.
-const COMMON_BITS: u32 = 14;
-
-/// Tags that are looked up together.
-const AHEAD: usize = 32;
+/// Up to so many labels are sorted by insertion.
+const FEW: usize = 8;
 
 /// Keys and labels of some records.
 #[derive(Debug, Default)]
@@ -55,25 +48,42 @@ impl Group {
 
     /// Adds the labels of a record; returns how many tags are unknown.
     fn push_labels(&mut self, labels: impl Iterator<Item = u32>) -> u64 {
+        let first = self.labels.len();
+        self.labels.extend(labels);
+        self.settle(first)
+    }
+
+    /// The same.
+    fn push_known(&mut self, labels: &[u32]) -> u64 {
+        let first = self.labels.len();
+        self.labels.extend_from_slice(labels);
+        self.settle(first)
+    }
+
+    /// Brings the labels from `first` on into the form of a record: ascending, each once, those that
+    /// are none left out. Returns how many tags are unknown.
+    #[inline]
+    fn settle(&mut self, first: usize) -> u64 {
         let Self { labels: all, label_ends, .. } = self;
-        let (first, mut num_unknown) = (all.len(), 0);
-        for label in labels {
-            if label < REJECTED {
-                all.push(label);
-            } else {
-                num_unknown += u64::from(label == UNKNOWN);
-            }
+        sort(&mut all[first..]);
+        let mut num_unknown = 0;
+        while let Some(&last) = all[first..].last()
+            && last >= REJECTED
+        {
+            num_unknown += u64::from(last == UNKNOWN);
+            all.pop();
         }
-        all[first..].sort_unstable();
-        let mut end = first;
-        for place in first..all.len() {
-            if end == first || all[place] != all[end - 1] {
-                all[end] = all[place];
-                end += 1;
+        if all[first..].windows(2).any(|pair| pair[0] == pair[1]) {
+            let mut end = first + 1;
+            for place in first + 1..all.len() {
+                if all[place] != all[end - 1] {
+                    all[end] = all[place];
+                    end += 1;
+                }
             }
+            all.truncate(end);
         }
-        all.truncate(end);
-        label_ends.push(end);
+        label_ends.push(all.len());
         num_unknown
     }
 
@@ -104,38 +114,72 @@ fn span(ends: &[usize], rows: Range<usize>) -> (Range<usize>, impl Iterator<Item
     (start..before(rows.end), ends[rows].iter().map(move |end| end - start))
 }
 
+/// Sorts a few numbers without a branch on what they are; most records have no more than a handful.
+#[inline]
+fn sort(numbers: &mut [u32]) {
+    if numbers.len() > FEW {
+        numbers.sort_unstable();
+        return;
+    }
+    for end in 1..numbers.len() {
+        let mut number = numbers[end];
+        for other in &mut numbers[..end] {
+            (*other, number) = ((*other).min(number), (*other).max(number));
+        }
+        numbers[end] = number;
+    }
+}
+
 /// Encodes row groups, one on each thread.
 pub(super) struct GroupEncoder<'a> {
     pool: rayon::ThreadPool,
     records: &'a ParquetRecords,
-    encoder: Encoder,
+    labels: Labels<'a>,
     threads: Vec<Thread>,
     /// A group for each thread, whose memory is used again.
     groups: Vec<Group>,
     next: usize,
 }
 
+/// Where the labels of records come from.
+enum Labels<'a> {
+    Texts(Encoder),
+    Spooled(SpooledLabels<'a>),
+}
+
 impl<'a> GroupEncoder<'a> {
+    /// An encoder of `records`, whose tags are read again unless they were spooled.
     pub(super) fn new(
         pool: rayon::ThreadPool,
         records: &'a ParquetRecords,
+        spool: Option<&'a Spool>,
         vocabulary: &Vocabulary,
     ) -> Result<Self> {
+        let encoder = Encoder::new(vocabulary);
+        let labels = match spool {
+            Some(spool) => Labels::Spooled(spool.labels(&encoder)),
+            None => Labels::Texts(encoder),
+        };
         let thread = |_| Thread::new();
         let threads = (0..pool.current_num_threads()).map(thread).collect::<Result<Vec<_>>>()?;
         let groups = threads.iter().map(|_| Group::default()).collect();
-        Ok(Self { pool, records, encoder: Encoder::new(vocabulary), threads, groups, next: 0 })
+        Ok(Self { pool, records, labels, threads, groups, next: 0 })
     }
 
     /// The next row groups, at most one for each thread; none at the end.
     pub(super) fn next_groups(&mut self, job: &Job) -> Result<&[Group]> {
-        let Self { pool, records, encoder, threads, groups, next } = self;
+        let Self { pool, records, labels, threads, groups, next } = self;
         let first = *next;
         *next = records.tags.num_chunks().min(first + threads.len());
         pool.install(|| {
             let work = threads.par_iter_mut().zip(groups.par_iter_mut()).zip(first..*next);
             work.try_for_each(|((thread, group), number)| {
-                thread.encode(records, number, encoder, group, job)
+                group.clear();
+                read_keys(records, number, group, job)?;
+                match &*labels {
+                    Labels::Texts(encoder) => thread.encode(records, number, encoder, group, job),
+                    Labels::Spooled(spooled) => thread.take_spooled(spooled, number, group, job),
+                }
             })
         })?;
         Ok(&groups[..*next - first])
@@ -149,11 +193,7 @@ impl<'a> GroupEncoder<'a> {
 
 /// What one thread needs.
 struct Thread {
-    reader: RecordReader,
-    /// Common tags by their keys, and their labels.
-    common: Vec<(Key, u32)>,
-    /// The labels of some texts.
-    codes: Vec<u32>,
+    lookup: Lookup,
     /// The labels of the entries of the dictionary.
     entries: Vec<u32>,
     /// Of entries without label, the first one of the same tag.
@@ -163,14 +203,26 @@ struct Thread {
 
 impl Thread {
     fn new() -> Result<Self> {
-        Ok(Self {
-            reader: RecordReader::new(None)?,
-            common: vec![(Key::NONE, UNKNOWN); 1 << COMMON_BITS],
-            codes: Vec::new(),
-            entries: Vec::new(),
-            alike: Vec::new(),
-            num_unknown: 0,
-        })
+        let lookup = Lookup::new()?;
+        Ok(Self { lookup, entries: Vec::new(), alike: Vec::new(), num_unknown: 0 })
+    }
+
+    fn take_spooled(
+        &mut self,
+        spooled: &SpooledLabels<'_>,
+        number: usize,
+        group: &mut Group,
+        job: &Job,
+    ) -> Result<()> {
+        let num_unknown = &mut self.num_unknown;
+        spooled.read(number, job, |labels| *num_unknown += group.push_known(labels))?;
+        if group.label_ends.len() == group.len() {
+            return Ok(());
+        }
+        Err(Error::data(
+            "the record files changed while they were indexed: a row group had another number of records \
+             when it was read again; run the command again",
+        ))
     }
 
     fn encode(
@@ -181,8 +233,6 @@ impl Thread {
         group: &mut Group,
         job: &Job,
     ) -> Result<()> {
-        group.clear();
-        read_keys(records, number, group, job)?;
         let mut tags = records.tags.read(number)?;
         while let Some(piece) = tags.next_piece()? {
             job.check()?;
@@ -198,9 +248,9 @@ impl Thread {
         Ok(())
     }
 
-    fn take_dictionary(&mut self, entries: &TagColumn, encoder: &Encoder) {
-        self.look_up(entries, entries.range(0), encoder);
-        std::mem::swap(&mut self.codes, &mut self.entries);
+    fn take_dictionary(&mut self, entries: &TagColumn, mut encoder: &Encoder) {
+        let codes = self.lookup.numbers(entries, entries.range(0), &mut encoder);
+        std::mem::swap(codes, &mut self.entries);
         self.alike.clear();
         if !self.entries.contains(&UNKNOWN) {
             return;
@@ -209,7 +259,7 @@ impl Thread {
         let mut known: HashTable<u32> = HashTable::new();
         for (number, text) in (0_u32..).zip(entries.range(0)) {
             let mut buffer = [0; 16];
-            let Ok(tag) = self.reader.normal_form(entries, text, &mut buffer) else {
+            let Ok(tag) = self.lookup.reader().normal_form(entries, text, &mut buffer) else {
                 tags.push((0, Key::NONE));
                 self.alike.push(number);
                 continue;
@@ -242,69 +292,23 @@ impl Thread {
         }
     }
 
-    fn encode_texts(&mut self, column: &TagColumn, encoder: &Encoder, group: &mut Group) {
+    fn encode_texts(&mut self, column: &TagColumn, mut encoder: &Encoder, group: &mut Group) {
         let first = column.range(0).start;
         let texts = first..column.range(column.len() - 1).end;
-        self.look_up(column, texts, encoder);
+        let codes = std::mem::take(self.lookup.numbers(column, texts, &mut encoder));
         for row in 0..column.len() {
             let texts = column.range(row);
-            let labels = &self.codes[texts.start - first..texts.end - first];
+            let labels = &codes[texts.start - first..texts.end - first];
             let mut num_unknown = group.push_labels(labels.iter().copied());
             if num_unknown > 1 {
                 num_unknown = 0;
-                self.reader.read(column, row, &mut Tally::default(), |tag| {
+                self.lookup.reader().read(column, row, &mut Tally::default(), |tag| {
                     num_unknown += u64::from(encoder.encode(tag).is_none());
                 });
             }
             self.num_unknown += num_unknown;
         }
-    }
-
-    /// Lays the labels of texts into `codes`.
-    fn look_up(&mut self, column: &TagColumn, texts: Range<usize>, encoder: &Encoder) {
-        let Self { reader, common, codes, .. } = self;
-        codes.clear();
-        codes.resize(texts.len(), UNKNOWN);
-        let mut some: Vec<(usize, Tag<'_>)> = Vec::with_capacity(AHEAD);
-        for (place, text) in texts.enumerate() {
-            let key = column.key(text);
-            let (known, label) = common[key.place(COMMON_BITS)];
-            if known.equals(key) && !key.is_long() {
-                codes[place] = label;
-                continue;
-            }
-            let Some(tag) = column.plain(text) else {
-                codes[place] = match reader.normal_form(column, text, &mut [0; 16]) {
-                    Ok(tag) => encoder.encode(&tag).unwrap_or(UNKNOWN),
-                    Err(_) => REJECTED,
-                };
-                continue;
-            };
-            some.push((place, tag));
-            if some.len() == AHEAD {
-                look_up_some(&mut some, common, codes, encoder);
-            }
-        }
-        look_up_some(&mut some, common, codes, encoder);
-    }
-}
-
-/// Looks tags up whose slots come from memory together.
-fn look_up_some(
-    some: &mut Vec<(usize, Tag<'_>)>,
-    common: &mut [(Key, u32)],
-    codes: &mut [u32],
-    encoder: &Encoder,
-) {
-    encoder.touch(some.iter().map(|(_, tag)| tag));
-    for (place, tag) in some.drain(..) {
-        let label = encoder.encode(&tag).unwrap_or(UNKNOWN);
-        codes[place] = label;
-        // Labels are ranks: the lower one is the commoner.
-        let slot = &mut common[tag.key().place(COMMON_BITS)];
-        if label < slot.1 && !tag.is_long() {
-            *slot = (tag.key(), label);
-        }
+        self.lookup.take_back(codes);
     }
 }
 

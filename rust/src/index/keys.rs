@@ -29,6 +29,12 @@ const MOST_PACKED: u64 = 1 << 26;
 /// Entries are brought near their places by so many of their upper bits, and then sorted there.
 const BUCKET_BITS: u32 = 11;
 
+/// And once more by so many.
+const NEAR_BITS: u32 = 12;
+
+/// The most entries of one place that are sorted by insertion.
+const MOST_NEAR: u32 = 32;
+
 /// Bits of an entry that hold an ordinal below `num_samples`.
 fn ordinal_bits(num_samples: u64) -> u32 {
     (u64::BITS - num_samples.saturating_sub(1).leading_zeros()).max(1)
@@ -211,12 +217,13 @@ fn each_key(
 ) -> Result<()> {
     for (entry, &start) in parts.entries.iter().zip(&parts.starts) {
         let part = Part::open(parts.folder, entry)?;
-        for row in 0..part.num_rows() {
-            if row % 65_536 == 0 {
-                job.check()?;
-            }
-            take(xxh3_64(part.row(row)?.key.as_bytes()), start + row as u64)?;
-        }
+        job.check()?;
+        let mut ordinal = start;
+        part.each_key(|key| {
+            take(xxh3_64(key), ordinal)?;
+            ordinal += 1;
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -252,8 +259,46 @@ fn sorted(mut entries: Vec<u64>) -> Vec<u64> {
         buckets.push(first);
         rest = others;
     }
-    buckets.into_par_iter().for_each(<[u64]>::sort_unstable);
+    buckets.into_par_iter().for_each_init(Vec::new, |spare, bucket| sort_bucket(bucket, spare));
     near
+}
+
+/// Sorts entries that share their upper bits: brought near their places once more, by the next bits, few
+/// are left to compare.
+fn sort_bucket(bucket: &mut [u64], spare: &mut Vec<u64>) {
+    const PLACES: usize = 1 << NEAR_BITS;
+    if bucket.len() < PLACES / 4 {
+        bucket.sort_unstable();
+        return;
+    }
+    let place = |entry: u64| (entry >> (u64::BITS - BUCKET_BITS - NEAR_BITS)) as usize % PLACES;
+    let mut places = [0_u32; PLACES];
+    bucket.iter().for_each(|&entry| places[place(entry)] += 1);
+    if places.iter().any(|&number| number > MOST_NEAR) {
+        bucket.sort_unstable();
+        return;
+    }
+    let mut start = 0;
+    for place in &mut places {
+        start += std::mem::replace(place, start);
+    }
+    spare.clear();
+    spare.extend_from_slice(bucket);
+    for &entry in &*spare {
+        let to = &mut places[place(entry)];
+        bucket[*to as usize] = entry;
+        *to += 1;
+    }
+    // Each is a step or two from its place now.
+    for at in 1..bucket.len() {
+        let entry = bucket[at];
+        let mut to = at;
+        while to > 0 && bucket[to - 1] > entry {
+            bucket[to] = bucket[to - 1];
+            to -= 1;
+        }
+        bucket[to] = entry;
+    }
 }
 
 struct Writer<'a> {
@@ -320,5 +365,24 @@ impl Writer<'_> {
 impl Unpublished {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.write_all(bytes).map_err(|error| Error::io(self.target(), error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_in_order_however_many_share_their_upper_bits() {
+        let hashed = |number: u64| xxh3_64(&number.to_le_bytes());
+        for (num_hashes, size) in [(u64::MAX, 300_000), (40_000, 300_000), (3, 200_000), (7, 1000)]
+        {
+            let bits = ordinal_bits(size);
+            let entry = |number| packed(hashed(number % num_hashes), number, bits);
+            let entries: Vec<u64> = (0..size).map(entry).collect();
+            let mut expected = entries.clone();
+            expected.sort_unstable();
+            assert_eq!(sorted(entries), expected);
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! The memory-mapped index over tar shards: where every sample lies, and what its labels are.
 //!
-//! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`], on many machines with
-//! [`spread`]), [`read`] maps it and
-//! [`fetch`] reads images (with [`files`] and [`disk`]), [`takedown`] takes samples down, [`format`] says what its files are, [`map`] holds the maps.
+//! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`]; records alone by [`group`], out of a
+//! [`spool`] where they were read once; on many machines by [`spread`]), [`read`] maps it and [`fetch`] reads
+//! images (with [`files`] and [`disk`]), [`takedown`] takes samples down, [`format`] says what its files are,
+//! [`map`] holds the maps.
 
 pub mod alone;
 mod build;
@@ -17,6 +18,7 @@ mod group;
 mod join;
 mod journal;
 mod keys;
+mod lookup;
 pub mod map;
 pub mod part;
 mod partitions;
@@ -25,6 +27,7 @@ mod records;
 mod rows;
 mod scan;
 mod scanned;
+mod spool;
 pub mod spread;
 pub mod takedown;
 
@@ -33,3 +36,4 @@ pub use fetch::{Chunk, Fetch};
 pub use read::Index;
 pub use records::{Columns, KeyFormat};
 pub use scanned::save_scans;
+pub use spool::Spool;

@@ -99,6 +99,24 @@ impl Part {
         })
     }
 
+    /// Calls `take` with the bytes of each key, in the order of the rows.
+    pub(super) fn each_key(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut row = 0;
+        for batch in &self.batches {
+            let (offsets, keys) =
+                (&self.map[batch.key_offsets.clone()], &self.map[batch.keys.clone()]);
+            let mut offsets = numbers(offsets).map(|offset| offset as usize);
+            let mut start = offsets.next().unwrap_or_default();
+            for end in offsets.take(batch.num_rows) {
+                let key = keys.get(start..end);
+                take(key.ok_or_else(|| self.bad_row(row, "offsets that point outside the file"))?)?;
+                start = end;
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the processor fetch what [`row`](Self::row) reads first.
     #[inline]
     pub(super) fn prefetch_row(&self, row: usize) {

@@ -98,17 +98,16 @@ impl Rows {
 /// Arrow's offsets of the rows from `start` to `end`, and the values they span.
 fn spans(ends: &[usize], start: usize, end: usize) -> Result<(OffsetBuffer<i32>, Range<usize>)> {
     let base = if start == 0 { 0 } else { ends[start - 1] };
-    let offset = |end: usize| {
-        i32::try_from(end - base).map_err(|_| {
-            Error::data(format!(
-                "the rows {start} to {end} of a part hold over 2 GiB of keys or labels, more than an \
-                 index can hold there; shorten the keys"
-            ))
-        })
-    };
-    let offsets = std::iter::once(base).chain(ends[start..end].iter().copied()).map(offset);
-    let offsets: Vec<i32> = offsets.collect::<Result<_>>()?;
     let last = ends.get(end.wrapping_sub(1)).copied().unwrap_or(base);
+    if i32::try_from(last - base).is_err() {
+        return Err(Error::data(format!(
+            "the rows {start} to {end} of a part hold over 2 GiB of keys or labels, more than an index can \
+             hold there; shorten the keys"
+        )));
+    }
+    let mut offsets = Vec::with_capacity(end - start + 1);
+    offsets.push(0);
+    offsets.extend(ends[start..end].iter().map(|&end| (end - base) as i32));
     Ok((OffsetBuffer::new(ScalarBuffer::from(offsets)), base..last))
 }
 

@@ -13,6 +13,7 @@ use super::arrow::import_stream;
 use super::buffer;
 use super::call::long_call;
 use super::exceptions::UsageError;
+use super::spool::Spool;
 use super::spread::label_source;
 use super::storage::{self, Storage};
 use super::vocabulary::Vocabulary;
@@ -193,6 +194,19 @@ impl IndexBuilder {
             builder.index_parquet(&records, labels, job)?;
             Ok(true)
         })
+    }
+
+    /// The same with records whose hashtags were spooled as they were counted.
+    #[pyo3(signature = (spool, *, vocabulary, progress=None))]
+    fn index_spooled(
+        &mut self,
+        py: Python<'_>,
+        spool: PyRef<'_, Spool>,
+        vocabulary: PyRef<'_, Vocabulary>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let (builder, spool, labels) = (self.builder()?, &spool.inner, &vocabulary.inner);
+        long_call(py, progress, |job| builder.index_spooled(spool, labels, job))
     }
 
     /// Scans shards, pairs of where each lies and what the index calls it.

@@ -12,6 +12,7 @@ mod exceptions;
 mod index;
 mod selection;
 mod spill;
+mod spool;
 mod spread;
 mod storage;
 mod vocabulary;
@@ -29,6 +30,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     epoch::register(module)?;
     selection::register(module)?;
     spill::register(module)?;
+    spool::register(module)?;
     spread::register(module)?;
     storage::register(module)?;
     vocabulary::register(module)
