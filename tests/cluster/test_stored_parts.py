@@ -108,6 +108,42 @@ def test_two_writers_are_harmless_where_bytes_agree_and_stop_where_not(bucket: s
         assert file.read_bytes() == b"bytes"
 
 
+def test_a_body_without_its_mark_is_made_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, part = Parts(bucket), Part("count", 0, {})
+
+    def refuse(place: storage.Place, content: bytes) -> None:
+        raise OSError(5, "no more", place)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_bytes", refuse)
+        with pytest.raises(OSError, match="no more"):
+            written(parts, part, b"bytes")
+    assert storage.read_bytes(parts.place(part.name)) == b"bytes"
+    assert (parts.finished(part), parts.marked()) == (None, set())
+    written(parts, part, b"bytes")
+    assert parts.marked() == {part.name}
+
+
+def test_the_folder_of_parts_is_a_path_or_a_uri(tmp_path: Path) -> None:
+    from wsl.cli.cluster import choose_cluster
+
+    workspace = tmp_path / "wsl.yaml"
+    for said, place in [
+        ("s3://bucket/parts", "s3://bucket/parts"),
+        ("shared/parts", str(tmp_path / "shared" / "parts")),
+        ("/shared/parts", "/shared/parts"),
+    ]:
+        about = {"indexes": {"all": {"shards": "*.tar"}}, "cluster": {"address": "auto", "folder": said}}
+        workspace.write_text(json.dumps(about))
+        chosen = choose_cluster(None, None, None, None, tmp_path)
+        assert chosen is not None
+        assert chosen.folder == place
+    for given, place in [("s3://other/parts", "s3://other/parts"), ("here", os.path.abspath("here"))]:
+        chosen = choose_cluster(None, given, None, None, tmp_path)
+        assert chosen is not None
+        assert chosen.folder == place
+
+
 def test_a_failed_write_leaves_nothing(bucket: str, temporary: Path) -> None:
     parts, part = Parts(bucket), Part("count", 0, {})
     with pytest.raises(ZeroDivisionError), parts.making(part) as out:

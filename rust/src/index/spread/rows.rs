@@ -44,8 +44,9 @@ pub fn write_part(
     out: &Path,
     job: &Job,
 ) -> Result<()> {
-    let wanted = groups.iter().map(|group| group.rows.end.saturating_sub(group.rows.start));
-    if wanted.sum::<u64>() > PART_ROWS as u64 {
+    let mut wanted = groups.iter().map(|group| group.rows.end.checked_sub(group.rows.start));
+    let num_rows = wanted.try_fold(0_u64, |sum, rows| sum.checked_add(rows?));
+    if num_rows.is_none_or(|number| number > PART_ROWS as u64) {
         return Err(Error::usage(format!("a part holds at most {PART_ROWS} rows")));
     }
     let labels = open_all(labels, storage, job)?;
