@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::sections::{Bounds, Sections, SectionsWriter, open_all};
+use super::sections::{Bounds, Sections, SectionsWriter, open_all, read_each};
 use super::{About, NUM_BUCKETS};
 use crate::index::partitions::{Input, put};
 use crate::index::records::Table;
@@ -94,23 +94,24 @@ impl Opened {
         let bounds = file.bounds(buckets, job)?;
         Ok(Self { file, bounds })
     }
+}
 
-    /// Calls `take` with each entry's bytes on; `take` returns what it leaves over.
-    fn read(
-        &self,
-        buckets: Range<usize>,
-        job: &Job,
-        mut take: impl for<'a> FnMut(Input<'a>) -> Result<Input<'a>>,
-    ) -> Result<()> {
-        job.check()?;
-        self.file.read(&self.bounds, buckets, job, |bytes| {
-            let mut input = Input::new(bytes);
-            while !input.is_empty() {
-                input = take(input)?;
-            }
-            Ok(())
-        })
-    }
+/// Calls `take` with the number of each file and each entry's bytes on, in the order of the files; `take`
+/// returns what it leaves over.
+fn read(
+    files: &[Opened],
+    buckets: &Range<usize>,
+    job: &Job,
+    mut take: impl for<'a> FnMut(usize, Input<'a>) -> Result<Input<'a>>,
+) -> Result<()> {
+    let files: Vec<_> = files.iter().map(|one| (&one.file, &one.bounds)).collect();
+    read_each(&files, buckets, job, |number, bytes| {
+        let mut input = Input::new(bytes);
+        while !input.is_empty() {
+            input = take(number, input)?;
+        }
+        Ok(())
+    })
 }
 
 struct Files {
@@ -154,42 +155,45 @@ impl Joined {
         mut take: impl FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let (mut table, mut labels) = (Table::default(), Vec::new());
-        for records in &files.records {
-            records.read(buckets.clone(), job, |mut input| {
-                let key = input.bytes()?;
-                labels.clear();
-                for _ in 0..input.number()? {
-                    labels.push(input.number()? as u32);
-                }
-                self.num_doubled += u64::from(!table.insert(xxh3_64(key), key, &labels));
-                Ok(input)
-            })?;
-        }
-        for known in &files.known {
-            known.read(buckets.clone(), job, |mut input| {
-                input.number()?;
-                let key = input.bytes()?;
-                table.take(xxh3_64(key), key, &mut labels)?;
-                Ok(input)
-            })?;
-        }
-        let mut out = Vec::new();
-        for (group, samples) in files.samples.iter().enumerate() {
-            out.clear();
-            samples.read(buckets.clone(), job, |mut input| {
-                let number = input.number()?;
-                let key = input.bytes()?;
-                if table.take(xxh3_64(key), key, &mut labels)? {
-                    put(&mut out, number);
-                    put(&mut out, labels.len() as u64);
-                    labels.iter().for_each(|&label| put(&mut out, u64::from(label)));
-                } else {
-                    self.num_without_record += 1;
-                }
-                self.num_without_labels += u64::from(labels.is_empty());
-                Ok(input)
-            })?;
+        read(&files.records, &buckets, job, |_, mut input| {
+            let key = input.bytes()?;
+            labels.clear();
+            for _ in 0..input.number()? {
+                labels.push(input.number()? as u32);
+            }
+            self.num_doubled += u64::from(!table.insert(xxh3_64(key), key, &labels));
+            Ok(input)
+        })?;
+        read(&files.known, &buckets, job, |_, mut input| {
+            input.number()?;
+            let key = input.bytes()?;
+            table.take(xxh3_64(key), key, &mut labels)?;
+            Ok(input)
+        })?;
+        // Groups come in their order; one without samples in these buckets has no labels.
+        let (mut out, mut group) = (Vec::new(), 0);
+        read(&files.samples, &buckets, job, |of, mut input| {
+            while group < of {
+                take(group, &out)?;
+                out.clear();
+                group += 1;
+            }
+            let number = input.number()?;
+            let key = input.bytes()?;
+            if table.take(xxh3_64(key), key, &mut labels)? {
+                put(&mut out, number);
+                put(&mut out, labels.len() as u64);
+                labels.iter().for_each(|&label| put(&mut out, u64::from(label)));
+            } else {
+                self.num_without_record += 1;
+            }
+            self.num_without_labels += u64::from(labels.is_empty());
+            Ok(input)
+        })?;
+        while group < files.samples.len() {
             take(group, &out)?;
+            out.clear();
+            group += 1;
         }
         self.num_unused += table.num_unused();
         self.unused_key = self.unused_key.take().or_else(|| table.unused_key());

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::sections::{Sections, open_all};
+use super::sections::{Sections, open_all, read_each};
 use super::{About, Taking};
 use crate::index::build::LabelSource;
 use crate::index::format::{NO_SHARD, PART_ROWS, part_schema, write_table};
@@ -79,22 +79,23 @@ pub fn write_part(
 /// The labels of the wanted samples of a group.
 fn labels_of(group: &PartGroup, files: &[Sections], job: &Job) -> Result<FileLabels> {
     let mut found = FileLabels::new((group.rows.end - group.rows.start) as usize);
-    for file in files {
-        job.check()?;
+    let bounds = |file: &Sections| {
         if !matches!(file.about, About::Labels { .. }) {
             return Err(file.damaged("it holds no labels"));
         }
-        let bounds = file.bounds(group.number..group.number + 1, job)?;
-        file.read(&bounds, 0..bounds.len(), job, |bytes| {
-            let mut input = Input::new(bytes);
-            while !input.is_empty() {
-                let row = input.number()?;
-                let row = row.checked_sub(group.rows.start).and_then(|row| row.try_into().ok());
-                found.take(row.unwrap_or(usize::MAX), &mut input)?;
-            }
-            Ok(())
-        })?;
-    }
+        file.bounds(group.number..group.number + 1, job)
+    };
+    let bounds = files.iter().map(bounds).collect::<Result<Vec<_>>>()?;
+    let files: Vec<_> = files.iter().zip(&bounds).collect();
+    read_each(&files, &(0..1), job, |_, bytes| {
+        let mut input = Input::new(bytes);
+        while !input.is_empty() {
+            let row = input.number()?;
+            let row = row.checked_sub(group.rows.start).and_then(|row| row.try_into().ok());
+            found.take(row.unwrap_or(usize::MAX), &mut input)?;
+        }
+        Ok(())
+    })?;
     Ok(found)
 }
 

@@ -31,7 +31,7 @@ const TRAILER: u64 = 32;
 const ENTRY: u64 = 16;
 /// What is read first: the trailer, and with it most often all that the file says of itself.
 const TAIL: u64 = 1 << 14;
-/// Files in stores that are opened at once.
+/// Files in stores that are opened, or read, at once.
 const MAX_OPENED: usize = 16;
 
 /// A file of sections being written.
@@ -110,10 +110,6 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn len(&self) -> usize {
-        self.checksums.len()
-    }
-
     /// Bytes of a section.
     pub(super) fn num_bytes(&self, section: usize) -> u64 {
         self.places[section + 1] - self.places[section]
@@ -135,6 +131,56 @@ pub(in crate::index) fn open_all(
     }
     let pool = thread_pool(Some(storage.limits().num_requests.min(MAX_OPENED)))?;
     pool.install(|| places.par_iter().map(open).collect())
+}
+
+/// Reads sections of files, by their numbers within the bounds of each, in the order of the files; of
+/// files in stores some are read at a time. `take` gets the number of the file and each section.
+pub(super) fn read_each(
+    files: &[(&Sections, &Bounds)],
+    sections: &Range<usize>,
+    job: &Job,
+    mut take: impl FnMut(usize, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let in_store = files.iter().any(|(file, _)| matches!(file.place, Place::Object(..)));
+    let step = if in_store { MAX_OPENED } else { 1 };
+    for (number, some) in files.chunks(step).enumerate() {
+        job.check()?;
+        let read = read_together(some, sections, job)?;
+        for ((place, (file, bounds)), bytes) in some.iter().enumerate().zip(read) {
+            let number = number * step + place;
+            file.each(bounds, sections.clone(), &bytes, |section| take(number, section))?;
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of sections of each file.
+fn read_together(
+    files: &[(&Sections, &Bounds)],
+    sections: &Range<usize>,
+    job: &Job,
+) -> Result<Vec<Vec<u8>>> {
+    let mut read = vec![Vec::new(); files.len()];
+    let (mut spans, mut numbers, mut reached) = (Vec::new(), Vec::new(), None);
+    for (number, (file, bounds)) in files.iter().enumerate() {
+        let range = bounds.places[sections.start]..bounds.places[sections.end];
+        match &file.place {
+            Place::Object(storage, object) if !range.is_empty() => {
+                let (uri, etag) = (object.uri.as_str().into(), object.etag.as_str().into());
+                spans.push(Span { uri, range, etag: Some(etag) });
+                numbers.push(number);
+                reached = Some(storage);
+            }
+            _ => read[number] = file.read_at(range, job)?,
+        }
+    }
+    if let Some(storage) = reached {
+        storage.read_spans(spans, job, |span, bytes| {
+            read[numbers[span]] = bytes.to_vec();
+            Ok(())
+        })?;
+    }
+    Ok(read)
 }
 
 impl Sections {
@@ -217,23 +263,20 @@ impl Sections {
         Ok(Bounds { places, checksums })
     }
 
-    /// Reads some sections, by their numbers within `bounds`, in one step; `take` gets each.
-    pub(super) fn read(
+    /// Calls `take` with each of some sections, whose bytes were read in one step.
+    fn each(
         &self,
         bounds: &Bounds,
         sections: Range<usize>,
-        job: &Job,
+        bytes: &[u8],
         mut take: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let first = bounds.places[sections.start];
-        let bytes = self.read_at(first..bounds.places[sections.end], job)?;
         for section in sections {
             let start = (bounds.places[section] - first) as usize;
-            let content = &bytes[start..start + bounds.num_bytes(section) as usize];
-            if xxh3_64(content) != bounds.checksums[section] {
-                return Err(self.damaged("a section of it is not as it was written"));
-            }
-            take(content)?;
+            let content = bytes.get(start..start + bounds.num_bytes(section) as usize);
+            let content = content.filter(|bytes| xxh3_64(bytes) == bounds.checksums[section]);
+            take(content.ok_or_else(|| self.damaged("a section of it is not as it was written"))?)?;
         }
         Ok(())
     }
