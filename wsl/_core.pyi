@@ -441,6 +441,9 @@ class TopK:
         grouped: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
+    def update_parquet(
+        self, files: list[str | PathLike[str]], *, progress: Callable[[int], object] | None = None
+    ) -> bool: ...
     def update(
         self, scores: _Array, samples: _Array | None = None, first_sample: int | None = None
     ) -> None: ...

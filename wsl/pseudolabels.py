@@ -45,7 +45,7 @@ from wsl.predictions import (
 )
 from wsl.progress import silent
 from wsl.publish import publish_text
-from wsl.selection import Order, Selection, TopK
+from wsl.selection import LAYOUT, Order, Selection, TopK
 from wsl.source import expected_rows, open_stream, scan
 from wsl.takedowns import Dropped
 from wsl.workspace import Workspace, fingerprint
@@ -497,11 +497,13 @@ def _late_warnings(report: dict[str, Any], selection: Selection, warn: Warn) -> 
 
 def _columns(files: Sequence[File]) -> list[str]:
     schema = scan([str(file) for file in files]).collect_schema()
-    return [name for name in ("sample", "class", "score", "classes", "scores") if name in schema]
+    return [name for name in LAYOUT if name in schema]
 
 
 def _feed(top: TopK, files: Sequence[File], dropped: Dropped | None, progress: Progress, warn: Warn) -> None:
     """Gives the files to a selection, one after another; scattered pairs together, where it matters."""
+    if dropped is None and top.update_files([str(file) for file in files], progress=progress):
+        return
     columns = _columns(files)
     scattered = top.order == "image-first" and "score" in columns
     groups = [files] if scattered else [[file] for file in files]

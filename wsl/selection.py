@@ -25,11 +25,15 @@ import polars as pl
 
 from wsl import _core
 from wsl._core import UsageError
+from wsl.source import find_files, open_stream, plain_parquet, scan
 
 if TYPE_CHECKING:
     from wsl._core import ArrowStream
 
 Order = Literal["class-first", "image-first"]
+
+LAYOUT = ("sample", "class", "score", "classes", "scores")
+"""The columns of scores, in the layouts that `TopK.update_pairs` takes."""
 
 _LOW_PRECISION = ("float16", "bfloat16", "half", "float8", "float4")
 
@@ -171,12 +175,13 @@ class TopK:
 
     def update_pairs(
         self,
-        source: ArrowStream,
+        source: ArrowStream | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         grouped: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        """Takes scores from anything with ``__arrow_c_stream__``, batch by batch.
+        """Takes scores from files (a path, a glob, a list of them), or from anything with
+        ``__arrow_c_stream__``, batch by batch.
 
         A row for each pair: ``sample`` and ``class``, integers of any width, not negative; ``score``,
         float32. Or a row for each sample: ``sample``, and the lists ``classes`` and ``scores`` of one
@@ -188,7 +193,25 @@ class TopK:
         missing column or another type, DataError for a null, a class out of range, lists of two lengths
         or a score that is not finite.
         """
-        self._engine.update_pairs(source, grouped=grouped, progress=progress)
+        named = source if isinstance(source, (list, tuple)) else [source]
+        if all(isinstance(path, (str, os.PathLike)) for path in named):
+            if self.update_files(find_files(source), progress=progress):
+                return
+            schema = scan(find_files(source)).collect_schema()
+            source = open_stream(source, [name for name in LAYOUT if name in schema])
+        self._engine.update_pairs(cast("ArrowStream", source), grouped=grouped, progress=progress)
+
+    def update_files(
+        self, files: Sequence[str | os.PathLike[str]], *, progress: Callable[[int], object] | None = None
+    ) -> bool:
+        """Takes the pairs of local Parquet files under ``class-first``, as `update_pairs` does, without
+        Polars; a sample is looked at only where its score may be among the K best of its class.
+
+        False, and nothing is taken, where a file is not three columns of numbers, plain or with a
+        dictionary, uncompressed, Snappy or Zstandard.
+        """
+        plain = plain_parquet(list(files))
+        return bool(plain) and self._engine.update_parquet(plain, progress=progress)
 
     def update(self, samples: object, scores: object) -> None:
         """Takes a matrix of scores, which are ranked as they are: a NumPy array or a torch tensor on the

@@ -37,6 +37,16 @@ impl Error {
         Self::Data(message.into())
     }
 
+    /// The same about something in `place`.
+    #[must_use]
+    pub fn within(self, place: &impl std::fmt::Display) -> Self {
+        match self {
+            Self::Usage(message) => Self::Usage(format!("{place}: {message}")),
+            Self::Data(message) => Self::Data(format!("{place}: {message}")),
+            other => other,
+        }
+    }
+
     /// A refusal of the operating system, with the path it concerned.
     pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
         Self::Io { path: path.as_ref().to_path_buf(), source }

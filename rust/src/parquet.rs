@@ -1,21 +1,25 @@
-//! Hashtags out of Parquet files, without a detour through texts.
+//! Hashtags and scored pairs out of Parquet files, without a detour through tables.
 //!
 //! Writers of Parquet put what they see often into a dictionary, one for each chunk of a column, and
 //! then write numbers. Whoever counts or encodes tags wants just that: each entry is normalized and
 //! looked up once, and the numbers are counted. A reader that hands out texts (Polars) undoes the
 //! dictionary first, and that costs more than the counting.
 //!
-//! This is no reader of Parquet at large. It takes local files whose column is a list of texts in the
-//! common layouts: pages plain or with a dictionary, uncompressed, Snappy or Zstandard. Of all else
-//! [`ParquetTags::open`] says that it is not for it, before anything is read, and Polars reads that.
+//! Of scored pairs nearly all are below what their class has already, so that most samples need not be
+//! looked at.
+//!
+//! This is no reader of Parquet at large. It takes local files whose column is a list of texts, or whose
+//! columns are numbers, in the common layouts: pages plain or with a dictionary, uncompressed, Snappy or Zstandard. Of all else
+//! [`ParquetTags::open`] and [`ParquetPairs::open`] say that it is not for it, before anything is read, and Polars reads that.
 //!
 //! [`thrift`] reads the serialization of the metadata, [`footer`] finds the chunks of the column,
 //! [`pages`] cuts a chunk into pages and unpacks them, [`runs`] reads runs of small numbers, and
-//! [`lists`] puts records together again. Lengths and offsets are taken for hostile all the way: each
+//! [`lists`] puts records together again, [`flat`] pairs. Lengths and offsets are taken for hostile all the way: each
 //! is held against what there is, memory is bounded by [`pages::MAX_PAGE_BYTES`], and what is wrong is
 //! an error that says where.
 //! <https://github.com/apache/parquet-format>
 
+mod flat;
 mod footer;
 mod lists;
 mod pages;
@@ -25,6 +29,7 @@ mod thrift;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
+pub(crate) use flat::{PairReader, Pairs};
 pub(crate) use lists::{ListReader, Numbers, Piece};
 
 /// What is wrong with some bytes.
@@ -55,11 +60,23 @@ enum Codec {
     Zstd,
 }
 
-/// What a record has of a column: a list of texts, or one text.
+/// What a record has of a column: a list of texts, one text, or one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Texts,
     Text,
+    Number,
+}
+
+/// What the values of a column are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bytes,
+    I32,
+    U32,
+    I64,
+    U64,
+    F32,
 }
 
 /// The levels of a column, and which of them can be null.
@@ -83,6 +100,7 @@ struct Chunk {
     start: u64,
     end: u64,
     codec: Codec,
+    kind: Kind,
     levels: Levels,
     num_rows: u64,
     /// Texts, and what stands for nulls and empty lists.
@@ -153,6 +171,64 @@ impl ParquetRecords {
             && pairs().all(|((_, tags), (_, keys))| tags.num_rows == keys.num_rows)
             && pairs().all(|((_, tags), _)| tags.num_rows <= MAX_GROUP_ROWS);
         fits.then(|| Self { tags, keys, key_column: key_column.to_owned() })
+    }
+}
+
+/// Scored pairs in Parquet files: columns of samples, classes and scores.
+#[derive(Debug)]
+pub struct ParquetPairs {
+    files: Vec<PathBuf>,
+    /// The chunks of the three columns in each row group, with its file.
+    groups: Vec<(usize, [Chunk; 3])>,
+}
+
+/// The columns of scored pairs.
+const PAIR_COLUMNS: [&str; 3] = ["sample", "class", "score"];
+
+impl ParquetPairs {
+    /// The pairs in these files; `None` as for [`ParquetTags::open`].
+    pub fn open<P: AsRef<Path>>(files: &[P]) -> Option<Self> {
+        let columns = PAIR_COLUMNS.map(|name| ParquetTags::of_shape(files, name, Shape::Number));
+        let [Some(samples), Some(classes), Some(scores)] = columns else { return None };
+        if classes.chunks.len() != samples.chunks.len()
+            || scores.chunks.len() != samples.chunks.len()
+        {
+            return None;
+        }
+        let chunks = samples.chunks.iter().zip(&classes.chunks).zip(&scores.chunks);
+        let groups = chunks.map(|((&(file, sample), &(_, class)), &(_, score))| {
+            let is_integer = |chunk: Chunk| chunk.kind != Kind::F32;
+            let fits = is_integer(sample)
+                && is_integer(class)
+                && score.kind == Kind::F32
+                && [sample, class, score].iter().all(|chunk| {
+                    chunk.num_rows == sample.num_rows && chunk.num_values == sample.num_rows
+                });
+            fits.then_some((file, [sample, class, score]))
+        });
+        let groups = groups.collect::<Option<Vec<_>>>()?;
+        Some(Self { files: samples.files, groups })
+    }
+
+    /// Pairs of all files.
+    pub(crate) fn num_pairs(&self) -> u64 {
+        self.groups.iter().map(|(_, [samples, ..])| samples.num_rows).sum()
+    }
+
+    /// Row groups in all.
+    pub(crate) fn num_groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The file of a row group.
+    pub(crate) fn path(&self, number: usize) -> &Path {
+        &self.files[self.groups[number].0]
+    }
+
+    /// Reads the row group numbered `number`.
+    pub(crate) fn read(&self, number: usize) -> Result<PairReader<'_>> {
+        let (file, chunks) = &self.groups[number];
+        PairReader::new(&self.files[*file], chunks)
     }
 }
 

@@ -8,8 +8,8 @@ this program: 10 M samples with 10 (class, score) pairs each, classes of uneven 
 over the ten, as zstd Parquet in four files. Every program runs in a process of its own with two threads, in
 turns, `--rounds` times; the table shows medians of CPU seconds (user and system) and wall seconds, and the
 largest peak of resident memory, each over the whole process, its start included. "decoding alone" is Polars
-reading the columns and doing nothing with them. wsl reads no further ahead than its commands do
-(``wsl.cli.READ_AHEAD``). The others break ties as they like, which is less work.
+reading the columns and doing nothing with them. wsl has the environment that its commands set
+(``wsl.cli.ENVIRONMENT``). The others break ties as they like, which is less work.
 
 **dense.** Rows of 1,000 scores, K = 8,000, the thresholds of a state that has seen 4 M rows of the same
 distribution, loaded from its file; then a fresh block of 256 MB. Beside it the maximum of the same block by
@@ -31,8 +31,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import wsl.selection
 
 THREADS = 2
 NUM_CLASSES = 1000
@@ -98,20 +102,35 @@ def make_workload(folder: Path, num_samples: int) -> None:
 
 def run_wsl(folder: str) -> int:
     import wsl
-    from wsl.source import open_stream
 
     top = wsl.TopK(NUM_CLASSES, k=K, p=P, num_threads=THREADS)
-    top.update_pairs(open_stream(f"{folder}/*.parquet", ["sample", "class", "score"]))
-    return sum(len(frame) for frame in top.finish().frames())
+    top.update_pairs(f"{folder}/*.parquet")
+    return num_rows(top.finish())
 
 
 def run_wsl_limited(folder: str) -> int:
     import wsl
-    from wsl.source import open_stream
 
     top = wsl.TopK(NUM_CLASSES, k=K, p=P, num_threads=THREADS, memory_bytes=64 << 20, spill_dir=folder)
+    top.update_pairs(f"{folder}/*.parquet")
+    return num_rows(top.finish())
+
+
+def num_rows(selection: wsl.selection.Selection) -> int:
+    """The rows of sample, class, score and rank, all of which are made."""
+    import pyarrow as pa
+
+    return sum(batch.num_rows for batch in pa.RecordBatchReader.from_stream(selection.stream()))
+
+
+def run_wsl_stream(folder: str) -> int:
+    """The same out of Polars' batches."""
+    import wsl
+    from wsl.source import open_stream
+
+    top = wsl.TopK(NUM_CLASSES, k=K, p=P, num_threads=THREADS)
     top.update_pairs(open_stream(f"{folder}/*.parquet", ["sample", "class", "score"]))
-    return sum(len(frame) for frame in top.finish().frames())
+    return num_rows(top.finish())
 
 
 def run_decoding(folder: str) -> int:
@@ -193,6 +212,7 @@ def run_numpy(folder: str) -> int:
 PAIRS = {
     "wsl": run_wsl,
     "wsl, 64 MiB": run_wsl_limited,
+    "wsl, Polars' batches": run_wsl_stream,
     "decoding alone": run_decoding,
     "polars": run_polars,
     "duckdb": run_duckdb,
@@ -270,11 +290,11 @@ DENSE = {"wsl": dense_wsl, "maximum alone": dense_maximum, "torch.topk": dense_t
 
 
 def environment(program: str) -> dict[str, str]:
-    from wsl.cli import READ_AHEAD
+    from wsl.cli import ENVIRONMENT
 
     number = str(THREADS)
     threads = {"POLARS_MAX_THREADS": number, "OMP_NUM_THREADS": number, "RAYON_NUM_THREADS": number}
-    return os.environ | threads | (READ_AHEAD if program.startswith("wsl") else {})
+    return os.environ | threads | (ENVIRONMENT if program.startswith("wsl") else {})
 
 
 def measure(task: str, program: str, folder: Path) -> dict[str, float]:

@@ -64,13 +64,18 @@ for group in (demo, data, hashtags, index, training, selection, study, report, c
     group.register(app)
 
 
-READ_AHEAD = {"POLARS_ROW_GROUP_PREFETCH_SIZE": "2"}
-"""Row groups that Polars reads ahead: by default so many that they take more memory than most commands."""
+ENVIRONMENT = {
+    # Row groups that Polars reads ahead: by default so many that they take more memory than most commands.
+    "POLARS_ROW_GROUP_PREFETCH_SIZE": "2",
+    # Threads of NumPy's linear algebra, which no command needs: they wait for work at full speed.
+    "OPENBLAS_NUM_THREADS": "1",
+}
+"""What the commands set where the user has not."""
 
 
 def main() -> None:
     """Runs the command line and ends the process with the exit code."""
-    for name, value in READ_AHEAD.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     sys.exit(run(sys.argv[1:]))
 

@@ -119,7 +119,8 @@ def _select(parts: Parts, part: Part, out: Path) -> None:
     given = part.arguments
     check_stamps(given["files"])
     top = _top(given, part.limits)
-    for file in given["files"]:
+    files = [] if top.update_files(given["files"]) else given["files"]
+    for file in files:
         try:
             top.update_pairs(open_stream([file], given["columns"]))
         except (UsageError, DataError) as error:

@@ -1,4 +1,4 @@
-//! The footer of a Parquet file: where the chunks of one column lie.
+//! The footer of a Parquet file: where the chunks of a column lie.
 //!
 //! Everything that this reader does not know makes it say so (`None`): encryption, other encodings or
 //! codecs, lists laid out in another way. A damaged footer too: whoever reads the file then says what
@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::thrift::{Compact, kind};
-use super::{Chunk, Codec, Fault, Levels, Parsed, Shape};
+use super::{Chunk, Codec, Fault, Kind, Levels, Parsed, Shape};
 
 const MAGIC: &[u8; 4] = b"PAR1";
 
@@ -17,12 +17,19 @@ const MAGIC: &[u8; 4] = b"PAR1";
 const MAX_FOOTER_BYTES: u64 = 64 << 20;
 
 /// Numbers of `parquet.thrift`.
+const INT32: i64 = 1;
+const INT64: i64 = 2;
+const FLOAT: i64 = 4;
 const BYTE_ARRAY: i64 = 6;
 const REPEATED: i64 = 2;
 const CONVERTED_UTF8: i64 = 0;
 const CONVERTED_LIST: i64 = 3;
 const LOGICAL_STRING: i64 = 1;
 const LOGICAL_LIST: i64 = 3;
+const LOGICAL_INTEGER: i64 = 10;
+/// Unsigned integers of 8 to 64 bits, and signed ones.
+const CONVERTED_UNSIGNED: std::ops::RangeInclusive<i64> = 11..=14;
+const CONVERTED_SIGNED: std::ops::RangeInclusive<i64> = 15..=18;
 /// Plain, plain dictionary, runs, and dictionary in runs.
 const ENCODINGS: [i64; 4] = [0, 2, 3, 8];
 
@@ -63,9 +70,12 @@ pub(super) fn chunks(path: &Path, column: &str, shape: Shape) -> Option<Vec<Chun
     let mut footer = vec![0; length as usize];
     file.read_exact_at(&mut footer, start).ok()?;
     let elements = read_schema(&footer).ok()?;
-    let (leaf, levels) = locate(&elements, column, shape)?;
-    read_chunks(&footer, leaf, levels, start).ok()?
+    let (leaf, form) = locate(&elements, column, shape)?;
+    read_chunks(&footer, leaf, form, start).ok()?
 }
+
+/// How the values of a column are laid out.
+type Form = (Kind, Levels);
 
 fn read_schema(footer: &[u8]) -> Parsed<Vec<Element>> {
     let mut elements = Vec::new();
@@ -108,8 +118,8 @@ fn read_element(from: &mut Compact<'_>) -> Parsed<Element> {
     Ok(element)
 }
 
-/// The number of the column among all that hold values, and its levels, where it is of this shape.
-fn locate(elements: &[Element], column: &str, shape: Shape) -> Option<(usize, Levels)> {
+/// The number of the column among all that hold values, and its form, where it is of this shape.
+fn locate(elements: &[Element], column: &str, shape: Shape) -> Option<(usize, Form)> {
     let (root, elements) = elements.split_first()?;
     let (mut at, mut leaf, mut found) = (0, 0, None);
     for _ in 0..root.num_children {
@@ -118,11 +128,12 @@ fn locate(elements: &[Element], column: &str, shape: Shape) -> Option<(usize, Le
             if found.is_some() {
                 return None;
             }
-            let levels = match shape {
-                Shape::Texts => levels_of_list(elements.get(at..at + 3)?)?,
-                Shape::Text => levels_of_text(element)?,
+            let form = match shape {
+                Shape::Texts => (Kind::Bytes, levels_of_list(elements.get(at..at + 3)?)?),
+                Shape::Text => (Kind::Bytes, levels_of_text(element)?),
+                Shape::Number => form_of_number(element)?,
             };
-            found = Some((leaf, levels));
+            found = Some((leaf, form));
         }
         let mut left = 1_u64;
         while left > 0 {
@@ -140,6 +151,25 @@ fn levels_of_text(text: &Element) -> Option<Levels> {
     let fits = is_text && text.num_children == 0 && text.physical == Some(BYTE_ARRAY);
     let text_nullable = fits.then(|| text.nullable())??;
     Some(Levels { is_list: false, list_nullable: false, text_nullable })
+}
+
+/// An integer of 32 or 64 bits, or a number of float32.
+fn form_of_number(number: &Element) -> Option<Form> {
+    let is_unsigned = number.converted.is_some_and(|kind| CONVERTED_UNSIGNED.contains(&kind));
+    let is_plain = number.converted.is_none() && number.logical.is_none();
+    let is_integer = is_plain
+        || (number.converted.is_some_and(|kind| CONVERTED_SIGNED.contains(&kind)) || is_unsigned)
+            && number.logical.is_none_or(|kind| kind == LOGICAL_INTEGER);
+    let kind = match (number.physical?, is_unsigned) {
+        (INT32, false) if is_integer => Kind::I32,
+        (INT32, true) if is_integer => Kind::U32,
+        (INT64, false) if is_integer => Kind::I64,
+        (INT64, true) if is_integer => Kind::U64,
+        (FLOAT, _) if is_plain => Kind::F32,
+        _ => return None,
+    };
+    let text_nullable = number.nullable().filter(|_| number.num_children == 0)?;
+    Some((kind, Levels { is_list: false, list_nullable: false, text_nullable }))
 }
 
 /// The levels of a list, its repeated group and its text.
@@ -167,19 +197,14 @@ fn levels_of_list(elements: &[Element]) -> Option<Levels> {
 }
 
 /// The chunks of a column; `None` where one is laid out in another way. Data end before `limit`.
-fn read_chunks(
-    footer: &[u8],
-    leaf: usize,
-    levels: Levels,
-    limit: u64,
-) -> Parsed<Option<Vec<Chunk>>> {
+fn read_chunks(footer: &[u8], leaf: usize, form: Form, limit: u64) -> Parsed<Option<Vec<Chunk>>> {
     let mut chunks = Vec::new();
     let mut num_rows = None;
     Compact::new(footer).fields(|from, number, kind| {
         match (number, kind) {
             (3, kind::I64) => num_rows = Some(from.int()?),
             (4, kind::LIST) => from.structs(|from| {
-                chunks.push(read_group(from, leaf, levels, limit)?);
+                chunks.push(read_group(from, leaf, form, limit)?);
                 Ok(())
             })?,
             _ => return Ok(false),
@@ -194,7 +219,7 @@ fn read_chunks(
 fn read_group(
     from: &mut Compact<'_>,
     leaf: usize,
-    levels: Levels,
+    form: Form,
     limit: u64,
 ) -> Parsed<Option<Chunk>> {
     let (mut column, mut num_rows) = (None, None);
@@ -218,7 +243,7 @@ fn read_group(
     })?;
     let num_rows = num_rows.and_then(|number| u32::try_from(number).ok());
     let found = column.zip(num_rows);
-    Ok(found.and_then(|(column, num_rows)| column.chunk(levels, u64::from(num_rows), limit)))
+    Ok(found.and_then(|(column, num_rows)| column.chunk(form, u64::from(num_rows), limit)))
 }
 
 /// What the footer says of a chunk.
@@ -275,9 +300,16 @@ fn read_meta(from: &mut Compact<'_>, column: &mut Column) -> Parsed<()> {
 }
 
 impl Column {
-    fn chunk(&self, levels: Levels, num_rows: u64, limit: u64) -> Option<Chunk> {
+    fn chunk(&self, form: Form, num_rows: u64, limit: u64) -> Option<Chunk> {
+        let (kind, levels) = form;
+        let physical = match kind {
+            Kind::Bytes => BYTE_ARRAY,
+            Kind::I32 | Kind::U32 => INT32,
+            Kind::I64 | Kind::U64 => INT64,
+            Kind::F32 => FLOAT,
+        };
         let known = self.encodings.iter().all(|encoding| ENCODINGS.contains(encoding));
-        if self.is_foreign || !known || self.physical != Some(BYTE_ARRAY) {
+        if self.is_foreign || !known || self.physical != Some(physical) {
             return None;
         }
         let codec = match self.codec? {
@@ -293,6 +325,6 @@ impl Column {
         let num_values = u64::try_from(self.num_values?).ok()?;
         // Every record has a value at least, if only for its being empty.
         let fits = start >= MAGIC.len() as u64 && end <= limit && num_values >= num_rows;
-        fits.then_some(Chunk { start, end, codec, levels, num_rows, num_values })
+        fits.then_some(Chunk { start, end, codec, kind, levels, num_rows, num_values })
     }
 }

@@ -118,9 +118,18 @@ impl Runs {
 
 /// Unpacks numbers whose bits lie within `bytes`, with [`PADDING`] bytes behind them.
 fn unpack(bytes: &[u8], bit: u64, width: u32, number: u64, out: &mut Vec<u32>) {
+    let mut done = 0;
+    if bit.is_multiple_of(8) && number >= 8 && width > 0 {
+        let size = (number / 8) as usize * width as usize;
+        let start = (bit / 8) as usize;
+        if let Some(packed) = bytes.get(start..start + size) {
+            unpack_eights(packed, width, out);
+            done = number / 8 * 8;
+        }
+    }
     let mask = (1_u64 << width) - 1;
-    let mut bit = bit;
-    out.extend((0..number).map(|_| {
+    let mut bit = bit + done * u64::from(width);
+    out.extend((done..number).map(|_| {
         let start = (bit / 8) as usize;
         let word = bytes.get(start..start + 8).and_then(|word| word.try_into().ok());
         let word = word.map_or(0, u64::from_le_bytes);
@@ -128,6 +137,41 @@ fn unpack(bytes: &[u8], bit: u64, width: u32, number: u64, out: &mut Vec<u32>) {
         bit += u64::from(width);
         found as u32
     }));
+}
+
+/// Unpacks whole groups of eight numbers; the code for each width knows all of its shifts.
+fn unpack_eights(packed: &[u8], width: u32, out: &mut Vec<u32>) {
+    macro_rules! of_width {
+        ($($width:literal)*) => {
+            match width {
+                $($width => eights::<$width>(packed, out),)*
+                _ => {}
+            }
+        };
+    }
+    of_width!(
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32
+    );
+}
+
+fn eights<const WIDTH: usize>(packed: &[u8], out: &mut Vec<u32>) {
+    for group in packed.chunks_exact(WIDTH) {
+        let mut bytes = [0; 40];
+        bytes[..WIDTH].copy_from_slice(group);
+        out.extend_from_slice(&eight::<WIDTH>(&bytes));
+    }
+}
+
+#[inline(always)]
+fn eight<const WIDTH: usize>(bytes: &[u8; 40]) -> [u32; 8] {
+    let mask = (1_u64 << WIDTH) - 1;
+    std::array::from_fn(|number| {
+        let bit = number * WIDTH;
+        let start = bit / 8;
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[start..start + 8]);
+        ((u64::from_le_bytes(word) >> (bit % 8)) & mask) as u32
+    })
 }
 
 #[cfg(test)]

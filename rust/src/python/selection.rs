@@ -12,6 +12,7 @@ use super::buffer::{borrowed, bytes};
 use super::call::long_call;
 use super::exceptions::UsageError;
 use crate::Error;
+use crate::parquet::ParquetPairs;
 use crate::selection::{Order, Samples, Selected, Selection};
 use crate::spill::Memory;
 
@@ -147,6 +148,24 @@ impl TopK {
                     selection.update_scattered(reader, job)
                 }
             })
+        });
+        // An exception of the caller's may come when the update is through; say so all the same.
+        outcome.inspect_err(|_| self.selection.abandon())
+    }
+
+    /// Takes the pairs of Parquet files whose columns are laid out in a common way; False, and nothing is
+    /// read, where they are not, or the order is image-first.
+    #[pyo3(signature = (files, *, progress=None))]
+    fn update_parquet(
+        &mut self,
+        py: Python<'_>,
+        files: Vec<PathBuf>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let (selection, threads) = (&mut self.selection, &self.threads);
+        let outcome = long_call(py, progress, |job| {
+            let Some(pairs) = ParquetPairs::open(&files) else { return Ok(false) };
+            threads.run(|| selection.update_parquet(&pairs, job))
         });
         // An exception of the caller's may come when the update is through; say so all the same.
         outcome.inspect_err(|_| self.selection.abandon())

@@ -36,6 +36,7 @@ mod by_sample;
 mod chosen;
 mod class_run;
 mod entry;
+mod files;
 mod finish;
 mod log_odds;
 mod pairs;

@@ -116,7 +116,7 @@ impl Waiting {
         self.len
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.parts.iter_mut().for_each(Vec::clear);
         self.len = 0;
     }
@@ -258,6 +258,15 @@ impl TopK {
         let pool = &self.parts[part].pool;
         let chunks = number.min(number / pool.chunk_len() + self.parts[part].classes.len());
         chunks * pool.chunk_bytes()
+    }
+
+    /// How many entries of a class are there whose score is not below `score`; of what is in memory.
+    pub(super) fn num_from(&self, class: usize, score: f32) -> usize {
+        let part = &self.parts[class >> self.shift];
+        let best = &part.classes[class & ((1 << self.shift) - 1)];
+        let mut number = 0;
+        part.pool.for_each(best.list, &mut |entry| number += usize::from(entry.score() >= score));
+        number
     }
 
     /// Raises the cut of a class of which K entries are known that are not worse than `entry`.

@@ -19,11 +19,11 @@ const MIN_BLOCK: usize = 1 << 15;
 /// The same when a thread does not write but forget: 4 MiB, worth waking it for.
 const MAX_BLOCK: usize = 1 << 20;
 /// What share of the room for what waits is filled before the classes take it.
-const WORTH_TAKING: usize = 8;
+pub(super) const WORTH_TAKING: usize = 8;
 /// Pairs between two looks at whether the caller asked to stop.
 const PAIRS_PER_CHECK: usize = 1 << 18;
 /// Pairs that a thread widens at a time, so that they stay in a core's cache.
-const PAIRS_PER_PIECE: usize = 1 << 12;
+pub(super) const PAIRS_PER_PIECE: usize = 1 << 12;
 
 impl Selection {
     /// Takes one score for each (sample, class): three slices of one length.
@@ -195,7 +195,6 @@ impl Selection {
         waiting: &mut [Waiting],
     ) -> Result<()> {
         let share = rows.len().div_ceil(waiting.len()).max(1);
-        let floors = &self.classes.floors;
         let found = waiting.par_iter_mut().enumerate().map(|(thread, waiting)| {
             let mut num_pairs = 0;
             let start = (rows.start + thread * share).min(rows.end);
@@ -203,7 +202,7 @@ impl Selection {
             for first in (start..end).step_by(PAIRS_PER_PIECE) {
                 let piece =
                     columns.pairs(first..(first + PAIRS_PER_PIECE).min(end), self.num_classes)?;
-                filter_pairs(floors, &piece, waiting)?;
+                self.filter_piece(&piece, waiting)?;
                 num_pairs += piece.samples.len() as u64;
             }
             Ok(num_pairs)
@@ -211,6 +210,18 @@ impl Selection {
         // The first error by row, whichever thread was first.
         for number in found.collect::<Vec<Result<u64>>>() {
             self.num_pairs += number?;
+        }
+        Ok(())
+    }
+
+    fn filter_piece(&self, piece: &Piece<'_>, waiting: &mut Waiting) -> Result<()> {
+        let chunks = piece.samples.chunks(PAIRS_PER_PIECE);
+        let chunks = chunks.zip(piece.classes.chunks(PAIRS_PER_PIECE));
+        for ((samples, classes), scores) in chunks.zip(piece.scores.chunks(PAIRS_PER_PIECE)) {
+            let (wanted, sample) = (|_| true, |place: usize| samples[place]);
+            filter_pairs(&self.classes.floors, classes, scores, wanted, sample, waiting).or_else(
+                |place| check_pair(samples[place], classes[place], scores[place], self.num_classes),
+            )?;
         }
         Ok(())
     }
@@ -368,40 +379,38 @@ pub(super) fn check_pair(sample: u64, class: u32, score: f32, num_classes: u32) 
     Ok(())
 }
 
-/// Lets wait what is not below its class's floor.
+/// Lets wait what is wanted and not below its class's floor; the place of a pair that cannot be taken, if there is one.
 ///
-/// Which pairs these are is noted first, without a branch: while the floors rise it cannot be
-/// foreseen. There are at most [`PAIRS_PER_PIECE`] pairs.
-fn filter_pairs(floors: &[f32], piece: &Piece<'_>, waiting: &mut Waiting) -> Result<()> {
-    for ((samples, classes), scores) in piece
-        .samples
-        .chunks(PAIRS_PER_PIECE)
-        .zip(piece.classes.chunks(PAIRS_PER_PIECE))
-        .zip(piece.scores.chunks(PAIRS_PER_PIECE))
-    {
-        let mut passing = [0_u16; PAIRS_PER_PIECE];
-        let is_good = |(&class, &score): (&u32, &f32)| {
-            (class < floors.len() as u32) & (score.abs() <= f32::MAX)
-        };
-        let are_good = classes.iter().zip(scores).fold(true, |all, pair| all & is_good(pair));
-        let mut number = 0;
-        for (place, (&class, &score)) in classes.iter().zip(scores).enumerate() {
-            // Nothing is at least the floor of a class out of range.
-            let floor = floors.get(class as usize).copied().unwrap_or(f32::NAN);
-            passing[number] = place as u16;
-            number += usize::from(score >= floor);
+/// Which pairs these are is noted first, without a branch: while the floors rise it cannot be foreseen. There
+/// are at most [`PAIRS_PER_PIECE`] pairs.
+pub(super) fn filter_pairs(
+    floors: &[f32],
+    classes: &[u32],
+    scores: &[f32],
+    is_wanted: impl Fn(usize) -> bool,
+    sample: impl Fn(usize) -> u64,
+    waiting: &mut Waiting,
+) -> std::result::Result<(), usize> {
+    let mut passing = [0_u16; PAIRS_PER_PIECE];
+    let is_good =
+        |(&class, &score): (&u32, &f32)| (class < floors.len() as u32) & (score.abs() <= f32::MAX);
+    let are_good = classes.iter().zip(scores).fold(true, |all, pair| all & is_good(pair));
+    if !are_good && let Some(place) = classes.iter().zip(scores).position(|pair| !is_good(pair)) {
+        return Err(place);
+    }
+    let mut number = 0;
+    for (place, (&class, &score)) in classes.iter().zip(scores).enumerate() {
+        // Nothing is at least the floor of a class out of range.
+        let floor = floors.get(class as usize).copied().unwrap_or(f32::NAN);
+        passing[number % PAIRS_PER_PIECE] = place as u16;
+        number += usize::from(score >= floor);
+    }
+    for &place in &passing[..number] {
+        let place = usize::from(place);
+        if !is_wanted(place) {
+            continue;
         }
-        if !are_good {
-            let pairs = samples.iter().zip(classes).zip(scores);
-            for ((&sample, &class), &score) in pairs {
-                check_pair(sample, class, score, floors.len() as u32)?;
-            }
-        }
-        for &place in &passing[..number] {
-            let place = usize::from(place);
-            let entry = Entry::new(scores[place], samples[place]);
-            waiting.push(classes[place] as usize, entry);
-        }
+        waiting.push(classes[place] as usize, Entry::new(scores[place], sample(place)));
     }
     Ok(())
 }
