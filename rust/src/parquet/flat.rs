@@ -118,8 +118,9 @@ pub(crate) struct FlatReader<'a> {
     /// The bytes of the page under way.
     bytes: Vec<u8>,
     size: usize,
-    /// The dictionary: each entry as its bits.
+    /// The dictionary: each entry as its bits, and what 32 bits hold of it.
     entries: Option<Vec<u64>>,
+    short_entries: Vec<u32>,
     has_negative_entries: bool,
     /// What was taken last: where it lies in a plain page, or the numbers of its entries.
     taken: std::ops::Range<usize>,
@@ -140,6 +141,7 @@ impl<'a> FlatReader<'a> {
             bytes: Vec::new(),
             size: 0,
             entries: None,
+            short_entries: Vec::new(),
             has_negative_entries: false,
             taken: 0..0,
             numbers: Vec::new(),
@@ -229,6 +231,7 @@ impl<'a> FlatReader<'a> {
         let entries: Vec<u64> = entries.map(|entry| bits_of(self.kind, entry)).collect();
         let is_signed = matches!(self.kind, Kind::I32 | Kind::I64);
         self.has_negative_entries = is_signed && entries.iter().any(|&entry| (entry as i64) < 0);
+        self.short_entries = entries.iter().map(|&entry| narrow(entry)).collect();
         self.entries = Some(entries);
         Ok(())
     }
@@ -327,13 +330,19 @@ impl<'a> FlatReader<'a> {
     fn classes(&self, out: &mut Vec<u32>) -> Result<()> {
         self.check_signs()?;
         out.clear();
-        let narrow = |bits: u64| u32::try_from(bits).unwrap_or(TOO_LARGE);
         if self.is_plain {
-            let values = self.bytes[self.taken.clone()].chunks_exact(self.width());
-            out.extend(values.map(|value| narrow(bits_of(self.kind, value))));
+            let bytes = &self.bytes[self.taken.clone()];
+            match self.kind {
+                Kind::U32 => {
+                    out.extend(bytes.chunks_exact(4).map(|value| bits_of(Kind::U32, value) as u32))
+                }
+                kind => {
+                    let values = bytes.chunks_exact(self.width());
+                    out.extend(values.map(|value| narrow(bits_of(kind, value))));
+                }
+            }
         } else {
-            let entries = self.entries.as_deref().unwrap_or_default();
-            out.extend(self.numbers.iter().map(|&number| narrow(entries[number as usize])));
+            out.extend(self.numbers.iter().map(|&number| self.short_entries[number as usize]));
         }
         Ok(())
     }
@@ -346,12 +355,14 @@ impl<'a> FlatReader<'a> {
                 values.map(|value| f32::from_le_bytes([value[0], value[1], value[2], value[3]])),
             );
         } else {
-            let entries = self.entries.as_deref().unwrap_or_default();
-            out.extend(
-                self.numbers.iter().map(|&number| f32::from_bits(entries[number as usize] as u32)),
-            );
+            let bits = self.numbers.iter().map(|&number| self.short_entries[number as usize]);
+            out.extend(bits.map(f32::from_bits));
         }
     }
+}
+
+fn narrow(bits: u64) -> u32 {
+    u32::try_from(bits).unwrap_or(TOO_LARGE)
 }
 
 /// The bits of a value, sign-extended where it has a sign.

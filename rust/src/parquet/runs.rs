@@ -155,6 +155,7 @@ fn unpack_eights(packed: &[u8], width: u32, out: &mut Vec<u32>) {
 }
 
 fn eights<const WIDTH: usize>(packed: &[u8], out: &mut Vec<u32>) {
+    out.reserve(packed.len() / WIDTH * 8);
     for group in packed.chunks_exact(WIDTH) {
         let mut bytes = [0; 40];
         bytes[..WIDTH].copy_from_slice(group);
