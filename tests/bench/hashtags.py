@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from peak import peak_mib
 
 THREADS = 2
 NUM_DISTINCT = 1_000_000
@@ -190,9 +191,7 @@ def measure(program: str, folder: Path) -> dict[str, float]:
     return {
         "cpu": usage.ru_utime + usage.ru_stime,
         "wall": wall,
-        "peak": usage.ru_maxrss / 1024,
-        "rows": json.loads(text.splitlines()[-1]),
-    }
+    } | json.loads(text.splitlines()[-1])
 
 
 def main() -> None:
@@ -205,7 +204,8 @@ def main() -> None:
     parser.add_argument("--child", choices=list(PROGRAMS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(PROGRAMS[options.child](str(options.folder))))
+        rows = PROGRAMS[options.child](str(options.folder))
+        print(json.dumps({"rows": rows, "peak": peak_mib()}))
         return
     for workload in options.workloads:
         folder = options.folder / f"{workload}-{options.records}"

@@ -227,9 +227,7 @@ def test_the_first_wrong_pair_is_told_whichever_thread_is_first(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
-def test_a_changed_byte_ends_in_a_selection_or_an_error(
-    tmp_path: Path, compression: str
-) -> None:
+def test_a_changed_byte_ends_in_a_selection_or_an_error(tmp_path: Path, compression: str) -> None:
     chance = random.Random(8)
     good = tmp_path / "good.parquet"
     options: dict[str, Any] = {"write_statistics": False, "store_schema": False}
