@@ -79,6 +79,62 @@ def test_a_part_that_fails_is_told_once_and_the_rest_goes_on(
 
 
 @pytest.mark.timeout(180)
+def test_a_part_that_is_asked_wrongly_does_not_stop_the_others(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = clustered.write_records(tmp_path / "records", 5, 20)
+    other = tmp_path / "records" / "records-0003.parquet"
+    good = other.read_bytes()
+    pl.read_parquet(other).rename({"hashtags": "tags"}).write_parquet(other)
+    there = ["--records", records, "--out", tmp_path / "two", "--cluster", cluster, *GROUP]
+    said = run(capsys, "counts", "build", *there, code=1)
+    assert "no column 'hashtags'" in said or 'no column "hashtags"' in said
+    assert "Traceback" not in said
+    assert "run the same command again: wsl " in said
+    (status,) = json.loads(run(capsys, "cluster", "status", tmp_path / "two.parts", "--json"))
+    assert (status["done"], status["failed"]) == (4, 1)
+    other.write_bytes(good)
+    run(capsys, "counts", "build", *there)
+
+
+@pytest.mark.timeout(180)
+def test_ctrl_c_stops_the_tasks_and_says_how_to_go_on(tmp_path: Path, cluster: str) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    records = clustered.write_records(tmp_path / "records", 60, 2000)
+    program = "import sys, wsl.cli; sys.exit(wsl.cli.run(sys.argv[1:]))"
+    given = ["counts", "build", "--records", records, "--out", str(tmp_path / "two"), "--cluster", cluster]
+    command = [sys.executable, "-c", program, *given, *GROUP]
+    parts = tmp_path / "two.parts" / "marks"
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
+    )
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("count-*"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "parts are done and stay" in said
+    assert "run the same command again: wsl " in said
+    assert not (tmp_path / "two").exists()
+    kept = {mark: mark.stat().st_mtime_ns for mark in parts.iterdir()}
+    assert 5 <= len(kept) < 60
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {mark: mark.stat().st_mtime_ns for mark in kept} == kept
+    one = subprocess.run(
+        [sys.executable, "-c", program, *given[:4], "--out", str(tmp_path / "one")], check=False, timeout=60
+    )
+    assert one.returncode == 0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.timeout(180)
 def test_an_index_with_a_join_is_the_same(
     tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,8 @@ from wsl.cluster.plan import absolute, merge_tree, record_groups
 from wsl.cluster.running import connect
 from wsl.config import ClusterConfig
 from wsl.counting import Columns, Memory
-from wsl.hashtags import HashtagCounts
+from wsl.hashtags import HashtagCounts, count_hashtags
+from wsl.source import kind_of, scan
 
 
 def count_levels(
@@ -30,6 +31,14 @@ def count_levels(
     return merge_tree(leaves, "mergecounts", {}, limits)
 
 
+def _check_columns(sources: Sequence[str], columns: Columns) -> None:
+    """Refuses options that no part could do anything with, as they would be refused here."""
+    if sources and not storage.is_remote(sources[0]) and kind_of([sources[0]]) in ("parquet", "ipc"):
+        count_hashtags(
+            scan([sources[0]]).head(0), hashtags_column=columns.hashtags, separator=columns.separator
+        )
+
+
 def load(
     sources: Sequence[str],
     columns: Columns,
@@ -40,6 +49,7 @@ def load(
     """The counts of record files, counted on the cluster; its parts lie in `folder`."""
     parts = Parts(folder)
     levels = count_levels(sources, columns, memory, settings)
+    _check_columns(sources, columns)
     with connect(settings) as cluster:
         cluster.check(parts.folder, sources)
         cluster.make(parts, levels, "count")

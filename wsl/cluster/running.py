@@ -41,6 +41,8 @@ CONNECT_TIMEOUT_S = 5.0
 """Seconds that the head has to answer at all, twice."""
 LOOK_TIMEOUT_S = 120.0
 """Seconds that the nodes have to start a worker and say what they are."""
+MOST_LOOKED_FOR = 10_000
+"""Inputs that each node is asked for; of more it is asked for some of each folder."""
 TRIES = 5
 """How often a part is begun again after its worker or node was lost."""
 AT_AN_ACTOR = 2
@@ -247,7 +249,7 @@ class Cluster:
         nonce = storage.join(folder, f".seen-{uuid.uuid4().hex}")
         storage.write_bytes(nonce, b"seen")
         local = [os.path.abspath(path) for path in inputs if "://" not in os.fspath(path)]
-        wanted = {nonce: 4} | {path: _size(path) for path in _some_of_each_folder(local)}
+        wanted = {nonce: 4} | {path: _size(path) for path in _looked_for(local)}
         try:
             answers = self._ask_each(nodes, wanted)
         finally:
@@ -349,14 +351,19 @@ class Cluster:
         tally = Tally(total, done=total - num_left, begun=time.monotonic())
         result = Result(total, num_kept=total - num_left)
         with Line(title).shown() as line:
-            for level in left:
-                if not level:
-                    continue
+            for level in filter(None, left):
                 flight = _Flight(self, parts, line, tally, result)
-                if level[0].kind in actors:
-                    flight.by_actors(level)
-                else:
-                    flight.by_tasks(level)
+                try:
+                    if level[0].kind in actors:
+                        flight.by_actors(level)
+                    else:
+                        flight.by_tasks(level)
+                except KeyboardInterrupt:
+                    line.say(
+                        f"interrupted: the tasks under way are stopped; {tally.done:,} of {total:,} "
+                        f"parts are done and stay. To go on, run the same command again: {command()}"
+                    )
+                    raise
                 if result.failed:
                     raise ClusterError(
                         f"{len(result.failed):,} of {total:,} parts could not be made ({result.failed[0]} "
@@ -490,9 +497,9 @@ class _Flight:
             self._tally.made += 1
             self._result.num_made += 1
             return
-        if outcome.code == EXIT_USAGE:
-            raise UsageError(outcome.error)
-        self._fail(part, f"{outcome.trace.rstrip()}\n{outcome.error}")
+        # What was asked wrongly needs no traceback.
+        trace = "" if outcome.code == EXIT_USAGE else f"{outcome.trace.rstrip()}\n"
+        self._fail(part, f"{trace}{outcome.error}")
 
     def _lost(self, part: Part, error: Exception) -> None:
         said = " ".join(str(error).split())[:600]
@@ -523,12 +530,14 @@ def _size(path: str) -> int:
     return -1 if os.path.isdir(path) else os.stat(path).st_size
 
 
-def _some_of_each_folder(paths: Sequence[str]) -> list[str]:
-    """The first file of each folder."""
+def _looked_for(paths: Sequence[str]) -> list[str]:
+    """All paths; of very many the first of each folder, and some of all."""
+    if len(paths) <= MOST_LOOKED_FOR:
+        return list(dict.fromkeys(paths))
     found: dict[str, str] = {}
     for path in paths:
         found.setdefault(os.path.dirname(path), path)
-    return list(found.values())
+    return list(dict.fromkeys([*found.values(), *paths[:: -(-len(paths) // MOST_LOOKED_FOR)]]))
 
 
 def _look() -> Any:
