@@ -88,6 +88,12 @@ def span_of(known: dict[str, Any]) -> Span:
     return int(known["first_sample"]), int(known["end_sample"])
 
 
+def are_ranges(files: Sequence[File]) -> bool:
+    """Whether each file says which range of samples it holds, no two of which meet."""
+    known = [read_metadata(file) for file in files]
+    return all("first_sample" in one for one in known) and not overlap(span_of(one) for one in known)
+
+
 def find_predictions(pattern: str) -> list[File]:
     """The files of a folder or glob; UsageError where there are none, DataError for an empty one.
 

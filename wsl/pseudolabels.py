@@ -26,6 +26,7 @@ from wsl.numbering import KeyedPredictions, samples_of
 from wsl.prediction_files import (
     SCORED_BY,
     File,
+    are_ranges,
     common_keep,
     find_predictions,
     is_whole,
@@ -235,15 +236,19 @@ def _take(
         score(source.paths, keep=source.made_by["keep"], options=request.scoring)
         files = sorted(source.paths.out.glob("scores-*.parquet"))
     orders = _orders(request, files, num_classes)
-    if cluster is not None:
-        _check_for_cluster(files, keyed, dropped)
-        return {order: _select_on_cluster(request, files, num_classes, order, cluster) for order in orders}
-    tops = {order: request.new(num_classes, order) for order in orders}
-    for top in tops.values():
+    tops: dict[str, TopK] = {}
+    for order in orders:
+        if cluster is not None:
+            reason = _not_for_cluster(files, order, keyed, dropped)
+            if reason is None:
+                tops[order] = _select_on_cluster(request, files, num_classes, order, cluster)
+                continue
+            warn(f"{files[0]}: {reason}, so this process selects {order} by itself")
+        tops[order] = request.new(num_classes, order)
         if keyed is None:
-            _feed(top, files, dropped, progress, warn)
+            _feed(tops[order], files, dropped, progress, warn)
         else:
-            _feed_keyed(top, files, keyed, dropped, progress)
+            _feed_keyed(tops[order], files, keyed, dropped, progress)
     return tops
 
 
@@ -319,18 +324,17 @@ def _options(request: SelectionRequest, num_classes: int, order: str) -> dict[st
     return {"num_classes": num_classes, "k": request.k, "p": request.p, "order": order}
 
 
-def _check_for_cluster(
-    files: Sequence[File], keyed: KeyedPredictions | None, dropped: Dropped | None
-) -> None:
-    """Refuses what nodes do not do: predictions by key, and leaving samples out of files."""
-    what = "their samples are named by key" if keyed is not None else None
+def _not_for_cluster(
+    files: Sequence[File], order: str, keyed: KeyedPredictions | None, dropped: Dropped | None
+) -> str | None:
+    """Why nodes cannot take the files apart from one another, if they cannot."""
+    if keyed is not None:
+        return "samples are named by key and must be numbered together"
     if dropped is not None and len(dropped.samples):
-        what = f"{len(dropped.samples):,} samples of the index were taken down"
-    if what is not None:
-        raise UsageError(
-            f"{files[0]}: {what}, which a cluster does not select around; run it on one machine: --cluster "
-            f"none"
-        )
+        return f"{len(dropped.samples):,} samples of the index were taken down"
+    if order == "image-first" and "score" in _columns(files) and not are_ranges(files):
+        return "the pairs of an image may lie in several of the files"
+    return None
 
 
 def _score_on_cluster(

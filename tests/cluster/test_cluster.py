@@ -195,13 +195,30 @@ def test_what_a_cluster_cannot_do_is_refused_before_the_first_task(
     assert "GiB of memory for Ray's tasks, and one takes 900.5 GiB" in said
     said = run(capsys, "counts", "build", "--records", records, *out, "--hashtags-column", "tags", code=2)
     assert "no column 'tags'" in said
-    pairs = tmp_path / "pairs.parquet"
-    rows = {"sample": [0, 1, 0], "class": [0, 0, 1], "score": [0.5, 0.25, 0.75]}
+
+
+@pytest.mark.timeout(180)
+def test_what_nodes_cannot_take_apart_this_process_selects(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     schema = {"sample": pl.UInt64, "class": pl.UInt32, "score": pl.Float32}
-    pl.DataFrame(rows, schema=schema).write_parquet(pairs)
-    options = ["--predictions", pairs, "--k", 1, "--p", 1, "--order", "image-first"]
-    said = run(capsys, "pseudolabel", *options, *out, code=2)
-    assert "image-first wants all pairs of an image together" in said
+    rows = [(number % 20, number // 20, (7 * number % 31) / 31) for number in range(60)]
+    pairs = pl.DataFrame(rows, schema=schema, orient="row")
+    keyed = pairs.with_columns(pl.format("k{}", "sample").alias("key")).drop("sample")
+    for name, table, words in (
+        ("scattered", pairs, "may lie in several of the files"),
+        ("keyed", keyed, "named by key"),
+    ):
+        for number in range(2):
+            table[30 * number : 30 * number + 30].write_parquet(tmp_path / f"{name}-{number}.parquet")
+        options = ["--predictions", tmp_path / f"{name}-*.parquet", "--k", 5, "--p", 1]
+        options += ["--order", "image-first"] if name == "scattered" else []
+        files = [tmp_path / f"{name}-{where}" for where in ("here.out", "there.out")]
+        run(capsys, "pseudolabel", *options, "--out", files[0])
+        arguments = [*options, "--out", files[1], "--cluster", cluster, *GROUP]
+        assert wsl.cli.run(["pseudolabel", *map(str, arguments)]) == 0
+        assert words in " ".join(capsys.readouterr().err.split())
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_node_that_differs_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from wsl.cluster.plan import absolute, file_groups, merge_tree, size_of
 from wsl.cluster.running import Result, connect
 from wsl.config import ClusterConfig
 from wsl.index import Index
-from wsl.prediction_files import SCORED_BY, gaps, overlap, read_metadata, scored_parts, span_of
+from wsl.prediction_files import SCORED_BY, gaps, scored_parts
 from wsl.selection import TopK
 
 ACTORS = frozenset({"score", "scorestate"})
@@ -91,12 +91,9 @@ def select(
     settings: ClusterConfig,
     folder: storage.Place,
 ) -> TopK:
-    """A selection that has taken all pairs of the files."""
-    if selection["order"] == "image-first" and "score" in columns and not _are_ranges(files):
-        raise UsageError(
-            f"{files[0]}: image-first wants all pairs of an image together, and these files do not say that "
-            "theirs are; select from them on one machine (--cluster none), or class-first"
-        )
+    """A selection that has taken all pairs of the files.
+
+    Under image-first the pairs of an image must lie together, in one file."""
     limits = _limits(settings, memory)
     paths = [absolute(file) for file in files]
     leaves = [
@@ -149,11 +146,3 @@ def _limits(settings: ClusterConfig, memory: Mapping[str, Any] | None = None) ->
     if "spill_dir" in given:
         given["spill_dir"] = os.fspath(given["spill_dir"])
     return given | {"num_threads": settings.num_cpus}
-
-
-def _are_ranges(files: Sequence[str]) -> bool:
-    """Whether each file says which range of samples it holds, no two of which meet."""
-    known = [read_metadata(file) for file in files]
-    if not all("first_sample" in one for one in known):
-        return False
-    return not overlap(span_of(one) for one in known)
