@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +104,6 @@ def test_a_part_that_is_asked_wrongly_does_not_stop_the_others(
 
 @pytest.mark.timeout(180)
 def test_ctrl_c_stops_the_tasks_and_says_how_to_go_on(tmp_path: Path, cluster: str) -> None:
-    import os
-    import signal
-    import subprocess
-    import sys
-    import time
-
     records = clustered.write_records(tmp_path / "records", 60, 2000)
     program = "import sys, wsl.cli; sys.exit(wsl.cli.run(sys.argv[1:]))"
     given = ["counts", "build", "--records", records, "--out", str(tmp_path / "two"), "--cluster", cluster]
@@ -183,6 +182,37 @@ def test_scores_and_selections_are_the_same(
         run(capsys, "pseudolabel", *options, "--out", files[0])
         run(capsys, "pseudolabel", *options, "--out", files[1], "--cluster", cluster, *GROUP)
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.timeout(180)
+def test_a_cluster_that_asks_for_a_token_refuses_who_has_none(
+    tmp_path: Path, token_cluster: tuple[str, str]
+) -> None:
+    address, token = token_cluster
+    records = clustered.write_records(tmp_path / "records", 2, 5)
+    program = "import sys, wsl.cli; sys.exit(wsl.cli.run(sys.argv[1:]))"
+    given = ["counts", "build", "--records", records, "--out", str(tmp_path / "two"), "--cluster", address]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    (tmp_path / "home").mkdir()
+    plain |= {"HOME": str(tmp_path / "home")}
+    for more, code in (
+        ({}, 2),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}, 2),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, 0),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *given],
+            env=plain | more,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr[-1000:]
+        assert (tmp_path / "two").exists() == (code == 0)
+        assert token not in done.stderr
+        if code:
+            assert "did not let this process in" in " ".join(done.stderr.split())
 
 
 @pytest.mark.timeout(180)

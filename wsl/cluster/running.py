@@ -54,6 +54,8 @@ DEFAULTS = {
     "RAY_grpc_client_keepalive_time_ms": "10000",
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
     "RAY_task_oom_retries": "3",
+    # Seconds, about, in which a cluster that refuses this process is asked again.
+    "RAY_NUM_REDIS_GET_RETRIES": "8",
 }
 
 
@@ -154,8 +156,9 @@ def connect(settings: ClusterConfig) -> Iterator[Cluster]:
         said = " ".join(str(error).split())
         raise UsageError(
             f"--cluster {settings.address}: the cluster at {address} did not let this process in: "
-            f"{said[:600]} (the command must run on one of the cluster's machines, with its Ray, Python and "
-            f"token)"
+            f"{said[:600]} (the command must run on one of the cluster's machines, with its Ray and Python, "
+            f"and with its token, if it asks for one: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            f"~/.ray/auth_token)"
         ) from None
     finally:
         if started is not None:
