@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import clustered
@@ -16,6 +17,7 @@ import polars as pl
 import pytest
 
 import wsl.cli
+from wsl import _core
 
 GROUP = ("--cluster-group", "1")
 
@@ -182,6 +184,26 @@ def test_scores_and_selections_are_the_same(
         run(capsys, "pseudolabel", *options, "--out", files[0])
         run(capsys, "pseudolabel", *options, "--out", files[1], "--cluster", cluster, *GROUP)
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.timeout(180)
+def test_a_node_with_another_version_is_asked_and_refused(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import platform
+
+    records = clustered.write_records(tmp_path / "records", 2, 5)
+    given = ["counts", "build", "--records", records, "--out", tmp_path / "two", "--cluster", cluster]
+    with monkeypatch.context() as other:
+        other.setattr("wsl.cluster.running.__version__", "9.9.9")
+        said = run(capsys, *given, code=2)
+        assert f"has wsl {_core.__version__}, and this process has wsl 9.9.9" in said
+    with monkeypatch.context() as other:
+        known = platform.python_version()
+        other.setattr("wsl.cluster.running.platform", SimpleNamespace(python_version=lambda: "3.99.1"))
+        said = run(capsys, *given, code=2)
+        assert f"has Python {known}, and this process has Python 3.99.1" in said
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.mark.timeout(180)
