@@ -6,6 +6,7 @@ import glob
 import itertools
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import clustered
@@ -58,6 +59,18 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         out.write_bytes(b"half" * (1 // len(part.inputs)))
     assert parts.finished(part) is None
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+def test_what_a_killed_worker_left_goes_once_nobody_can_be_at_it(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    parts.begin()
+    old, new, other = tmp_path / ".tmp-a", tmp_path / ".tmp-b", tmp_path / "count-000000-abc"
+    for file in (old, new, other):
+        file.write_bytes(b"half")
+    for file in (old, other):
+        os.utime(file, (0, 0))
+    parts.tidy()
+    assert [file.exists() for file in (old, new, other)] == [False, True, True]
 
 
 def test_two_writers_of_one_part_are_harmless_where_bytes_agree_and_stop_where_not(tmp_path: Path) -> None:

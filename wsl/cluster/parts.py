@@ -24,9 +24,10 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,9 +35,11 @@ from typing import Any
 
 from wsl import storage
 from wsl._core import DataError, __version__
-from wsl.publish import sync
+from wsl.publish import TEMPORARY_PREFIX, sync
 
 MARKS, FAILED, RUNS = "marks", "failed", "runs"
+ABANDONED_S = 3600.0
+"""Seconds after which nobody writes to a file any more."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ class Parts:
         for name in () if self.is_remote else (MARKS, FAILED, RUNS):
             os.makedirs(self.place(name), exist_ok=True)
 
+    def tidy(self) -> None:
+        """Removes what killed workers left half-written, long enough ago that none is still at it."""
+        for left in [] if self.is_remote else Path(self.folder).glob(f"{TEMPORARY_PREFIX}*"):
+            with suppress(OSError):
+                if time.time() - left.lstat().st_mtime > ABANDONED_S:
+                    _remove(left)
+
     def place(self, *names: str) -> str:
         """Where a body lies: its path or URI, which the engine's readers of parts take."""
         return storage.join(self.folder, *names)
@@ -136,7 +146,7 @@ class Parts:
             else:
                 folder = Path(self.folder)
             owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            temporary = folder / f".tmp-{owner}-{part.name}"
+            temporary = folder / f"{TEMPORARY_PREFIX}{owner}-{part.name}"
             stack.callback(_remove, temporary)
             yield temporary
             self._publish(part, temporary)

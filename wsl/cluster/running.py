@@ -347,6 +347,7 @@ class Cluster:
         Kinds named in `actors` are made by actors. ClusterError where parts could not be made.
         """
         parts.begin()
+        parts.tidy()
         root = levels[-1][0].key[:20] if levels[-1] else "nothing"
         parts.note_run(root, command(), [[part.name for part in level] for level in levels])
         left = missing(levels, parts)
