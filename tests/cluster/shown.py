@@ -10,6 +10,7 @@ ended by their namespace: `ray stop` would end every Ray of the machine.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import shutil
@@ -272,11 +273,16 @@ class Show:
         self.row(name, verb.name, f"{said}, {took}", code == 0 and same and again_made == 0)
 
     def kill_worker(self, _: object) -> None:
-        for pid in self.pair.pids(self.pair.names[1]):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if line.startswith((b"ray::make_part", b"ray::PartMaker", b"ray::IDLE")):
-                os.kill(pid, signal.SIGKILL)
-                return
+        """Kills a worker in the middle of a part; there is one within a second or two."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            for pid in self.pair.pids(self.pair.names[1]):
+                with contextlib.suppress(OSError):
+                    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if line.startswith((b"ray::make_part", b"ray::PartMaker.make_part")):
+                        os.kill(pid, signal.SIGKILL)
+                        return
+        raise SystemExit("no worker was found in the middle of a part")
 
     def everything(self, only: list[str]) -> None:
         wanted: dict[str, Callable[[], None]] = {

@@ -14,7 +14,6 @@
 mod finish;
 mod late;
 mod limits;
-mod lists;
 mod taken;
 
 use std::collections::BTreeMap;
@@ -27,12 +26,12 @@ use rayon::prelude::*;
 
 pub use self::limits::LIMITS;
 use self::limits::check_limits;
-pub(super) use self::lists::Lists;
 use super::dropped::Dropped;
 use super::encode::{BatchEncoder, each_record};
 use super::format::{FileEntry, KeyScope, Manifest, NO_SHARD, PART_ROWS, part_schema, write_table};
 use super::group::Group;
 use super::journal::{Head, Journal, Kind, Step};
+use super::lists::Lists;
 use super::part::Part;
 use super::read::{Index, Shard};
 use super::records::{Columns, Records, join_key, shard_stem};

@@ -6,8 +6,8 @@ use arrow_array::RecordBatch;
 use arrow_schema::ArrowError;
 use rayon::prelude::*;
 
-use super::build::Lists;
 use super::format::KeyScope;
+use super::lists::Lists;
 use super::records::{Columns, Keys, join_key};
 use crate::count::{CountOptions, tag_column};
 use crate::hashtag::{RecordReader, TagColumn, Tally};

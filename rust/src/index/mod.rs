@@ -18,6 +18,7 @@ mod group;
 mod join;
 mod journal;
 mod keys;
+mod lists;
 mod lookup;
 pub mod map;
 pub mod part;

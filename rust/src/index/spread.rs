@@ -31,8 +31,8 @@ pub use self::records::save_records;
 pub use self::rows::{PartGroup, write_part};
 pub use self::samples::{num_samples, save_known, save_samples};
 pub(super) use self::sections::open_all;
-use super::build::Lists;
 use super::format::KeyScope;
+use super::lists::Lists;
 use super::partitions::PARTITIONS;
 use crate::Result;
 

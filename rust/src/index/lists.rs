@@ -11,13 +11,13 @@ use crate::index::takedown::split_scoped;
 
 /// Lists of keys to take and to leave out.
 #[derive(Debug)]
-pub(in crate::index) struct Lists {
+pub(super) struct Lists {
     include: Option<HashSet<Vec<u8>>>,
     exclude: HashSet<Vec<u8>>,
 }
 
 impl Lists {
-    pub(in crate::index) fn new(
+    pub(super) fn new(
         scope: KeyScope,
         include: Option<&[String]>,
         exclude: &[String],
@@ -34,11 +34,11 @@ impl Lists {
     }
 
     /// Whether all keys are taken.
-    pub(in crate::index) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.include.is_none() && self.exclude.is_empty()
     }
 
-    pub(in crate::index) fn cause(&self, key: &[u8]) -> Option<&'static str> {
+    pub(super) fn cause(&self, key: &[u8]) -> Option<&'static str> {
         if self.exclude.contains(key) {
             return Some("excluded");
         }
@@ -46,7 +46,7 @@ impl Lists {
     }
 
     /// Whether a sample is left out, which is counted.
-    pub(in crate::index) fn leaves_out(
+    pub(super) fn leaves_out(
         &self,
         key: impl AsRef<[u8]>,
         counts: &mut BTreeMap<String, u64>,
