@@ -23,6 +23,9 @@ use crate::{Error, Result};
 /// Row groups that are looked at before the others, spread over all.
 const LOOKED_AT: usize = 4;
 
+/// Pairs of each of them that are looked at, at most.
+const PAIRS_LOOKED_AT: usize = 1 << 20;
+
 /// What a thread reads: one row group after another, whichever is next for anyone.
 struct Feed<'a> {
     pairs: &'a ParquetPairs,
@@ -180,7 +183,10 @@ impl Selection {
         let mut seen: Vec<(u32, f32)> = Vec::new();
         for group in (step / 2..pairs.num_groups()).step_by(step) {
             let mut reader = pairs.read(group)?;
-            while let Some(pairs) = reader.next_pairs(PAIRS_PER_PIECE)? {
+            let most = seen.len() + PAIRS_LOOKED_AT;
+            while seen.len() < most
+                && let Some(pairs) = reader.next_pairs(PAIRS_PER_PIECE)?
+            {
                 job.check()?;
                 seen.extend(pairs.classes.iter().copied().zip(pairs.scores.iter().copied()));
             }
