@@ -87,17 +87,18 @@ def test_a_part_that_fails_is_told_once_and_the_rest_goes_on(
 
 @pytest.mark.timeout(180)
 def test_a_part_that_is_asked_wrongly_does_not_stop_the_others(
-    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = clustered.write_records(tmp_path / "records", 5, 20)
     other = tmp_path / "records" / "records-0003.parquet"
     good = other.read_bytes()
     pl.read_parquet(other).rename({"hashtags": "tags"}).write_parquet(other)
     there = ["--records", records, "--out", tmp_path / "two", "--cluster", cluster, *GROUP]
+    monkeypatch.setattr(sys, "argv", ["wsl", "counts", "build", *map(str, there)])
     said = run(capsys, "counts", "build", *there, code=1)
     assert "no column 'hashtags'" in said or 'no column "hashtags"' in said
     assert "Traceback" not in said
-    assert "run the same command again: wsl " in said
+    assert f"run the same command again: wsl counts build --records '{records}'" in said
     (status,) = json.loads(run(capsys, "cluster", "status", tmp_path / "two.parts", "--json"))
     assert (status["done"], status["failed"]) == (4, 1)
     other.write_bytes(good)
