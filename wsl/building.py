@@ -287,8 +287,7 @@ class _Counting:
         self, records: object, columns: RecordOptions, limits: _Limits, folder: Path, joined: bool
     ) -> None:
         self._records, self._columns, self._limits, self._folder = records, columns, limits, folder
-        others = joined or columns.separator is not None or columns.key_format is not None
-        self._files = [] if others else plain_parquet(records)
+        self._files = _files_read_by_the_engine(records, columns, joined)
         self.spool: _core.Spool | None = None
 
     def count(self) -> HashtagCounts:
@@ -308,6 +307,14 @@ class _Counting:
                 return HashtagCounts(counts)
         names: dict[str, Any] = {"hashtags_column": columns.hashtags_column, "separator": columns.separator}
         return count_hashtags(self._records, **names, **limits)
+
+
+def _files_read_by_the_engine(
+    records: object, columns: RecordOptions, joined: bool
+) -> list[str | os.PathLike[str]]:
+    """The files of records that are a whole index by themselves, where the engine may read them itself."""
+    others = joined or columns.separator is not None or columns.key_format is not None
+    return [] if others else plain_parquet(records)
 
 
 def _build_vocabulary(count: Counter, *, min_count: int, max_labels: int | None) -> Vocabulary:
@@ -368,8 +375,7 @@ def _add_records(
     joined: bool,
     progress: Callable[[int], object] | None,
 ) -> None:
-    others = joined or columns.separator is not None or columns.key_format is not None
-    files = [] if others else plain_parquet(records)
+    files = _files_read_by_the_engine(records, columns, joined)
     if files and builder.index_parquet(
         files,
         key_column=columns.key_column,

@@ -25,7 +25,7 @@ import polars as pl
 
 from wsl import _core
 from wsl._core import UsageError
-from wsl.source import find_files, open_stream, plain_parquet, scan
+from wsl.source import open_stream, plain_parquet, scan
 
 if TYPE_CHECKING:
     from wsl._core import ArrowStream
@@ -193,11 +193,11 @@ class TopK:
         missing column or another type, DataError for a null, a class out of range, lists of two lengths
         or a score that is not finite.
         """
-        named = source if isinstance(source, (list, tuple)) else [source]
+        named: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
         if all(isinstance(path, (str, os.PathLike)) for path in named):
-            if self.update_files(find_files(source), progress=progress):
+            if self.update_files(named, progress=progress):
                 return
-            schema = scan(find_files(source)).collect_schema()
+            schema = scan(source).collect_schema()
             source = open_stream(source, [name for name in LAYOUT if name in schema])
         self._engine.update_pairs(cast("ArrowStream", source), grouped=grouped, progress=progress)
 

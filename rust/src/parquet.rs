@@ -188,8 +188,11 @@ const PAIR_COLUMNS: [&str; 3] = ["sample", "class", "score"];
 impl ParquetPairs {
     /// The pairs in these files; `None` as for [`ParquetTags::open`].
     pub fn open<P: AsRef<Path>>(files: &[P]) -> Option<Self> {
-        let columns = PAIR_COLUMNS.map(|name| ParquetTags::of_shape(files, name, Shape::Number));
-        let [Some(samples), Some(classes), Some(scores)] = columns else { return None };
+        let column = |name| ParquetTags::of_shape(files, name, Shape::Number);
+        // The score first: predictions of other layouts have none, which their first file tells.
+        let [samples, classes, scores] = PAIR_COLUMNS;
+        let scores = column(scores)?;
+        let (classes, samples) = (column(classes)?, column(samples)?);
         if classes.chunks.len() != samples.chunks.len()
             || scores.chunks.len() != samples.chunks.len()
         {

@@ -14,7 +14,7 @@ import clustered
 import polars as pl
 import pytest
 from made_here import Here, World, both_ways
-from servers import SECRET, Server, find_server, serving
+from servers import SECRET, Server, found_server
 from worlds_of_shards import padded
 
 import wsl
@@ -34,10 +34,7 @@ _number = itertools.count()
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of S3."""
-    program = find_server()
-    if program is None:
-        pytest.skip("no server of S3: cargo install s3s-fs --version 0.14.1 --locked --features binary")
-    with serving(program, tmp_path_factory.mktemp("s3") / "root") as running:
+    with found_server(tmp_path_factory.mktemp("s3") / "root") as running:
         yield running
 
 

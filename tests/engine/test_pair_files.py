@@ -123,6 +123,9 @@ def test_files_in_any_order_give_the_same_selection(tmp_path: Path, order: str) 
     write(tmp_path / "p.parquet", pairs, row_group_size=2000)
     for k, p in ((50, 2), (2000, 7)):
         assert_frame_equal(selected_directly([tmp_path / "p.parquet"], k, p), selected(pairs, k, p))
+    told: list[int] = []
+    TopK(NUM_CLASSES, k=50, p=2).update_pairs(tmp_path / "p.parquet", progress=told.append)
+    assert told[-1] == len(pairs)
 
 
 def test_files_of_other_writers_and_several_calls_select_the_same(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import Server, find_server, serving
+from servers import Server, found_server
 
 from wsl import _core, storage
 
@@ -37,10 +37,7 @@ def memory() -> str:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of S3."""
-    program = find_server()
-    if program is None:
-        pytest.skip("no server of S3: cargo install s3s-fs --version 0.14.1 --locked --features binary")
-    with serving(program, tmp_path_factory.mktemp("s3") / "root") as running:
+    with found_server(tmp_path_factory.mktemp("s3") / "root") as running:
         yield running
 
 

@@ -53,13 +53,6 @@ impl Group {
         self.settle(first)
     }
 
-    /// The same.
-    fn push_known(&mut self, labels: &[u32]) -> u64 {
-        let first = self.labels.len();
-        self.labels.extend_from_slice(labels);
-        self.settle(first)
-    }
-
     /// Brings the labels from `first` on into the form of a record: ascending, each once, those that
     /// are none left out. Returns how many tags are unknown.
     #[inline]
@@ -215,7 +208,9 @@ impl Thread {
         job: &Job,
     ) -> Result<()> {
         let num_unknown = &mut self.num_unknown;
-        spooled.read(number, job, |labels| *num_unknown += group.push_known(labels))?;
+        spooled.read(number, job, |labels| {
+            *num_unknown += group.push_labels(labels.iter().copied())
+        })?;
         if group.label_ends.len() == group.len() {
             return Ok(());
         }

@@ -6,16 +6,13 @@
 
 use std::path::Path;
 
-use super::pages::{Content, Encoding, Page, Pages};
+use super::pages::{Content, Encoding, Page, Pages, span};
 use super::runs::Runs;
 use super::{Chunk, Fault, Kind, PAIR_COLUMNS, Parsed, damaged};
 use crate::{Error, Result};
 
 /// The most rows of a piece.
 pub(crate) const PIECE: usize = 1 << 12;
-
-/// Entries of a dictionary; writers stop at a mebibyte or so of them.
-const MAX_ENTRIES: u32 = 1 << 24;
 
 /// What stands for a class that does not fit 32 bits.
 const TOO_LARGE: u32 = u32::MAX;
@@ -184,12 +181,8 @@ impl<'a> FlatReader<'a> {
                 (Runs::new(repetition, end, 1), end)
             }
             _ if self.is_nullable => {
-                let head = page.bytes[..size].first_chunk::<4>().ok_or(Fault::Short)?;
-                let end = 4 + u32::from_le_bytes(*head) as usize;
-                if end > size {
-                    return Err(Fault::Wrong("its levels are longer than itself"));
-                }
-                (Runs::new(4, end, 1), end)
+                let (first, end) = span(&page.bytes[..size], 0)?;
+                (Runs::new(first, end, 1), end)
             }
             _ => (Runs::default(), 0),
         };
@@ -204,14 +197,7 @@ impl<'a> FlatReader<'a> {
             Encoding::Dictionary if self.entries.is_none() => {
                 return Err(Fault::Wrong("it names entries, and there is no dictionary before it"));
             }
-            Encoding::Dictionary if start == size => Values::Numbers(Runs::new(start, size, 0)),
-            Encoding::Dictionary => {
-                let width = u32::from(page.bytes[start]);
-                if width > 32 {
-                    return Err(Fault::Wrong("its numbers have more than 32 bits"));
-                }
-                Values::Numbers(Runs::new(start + 1, size, width))
-            }
+            Encoding::Dictionary => Values::Numbers(page.numbers(start)?),
         };
         self.rest = Some(Rest { at: page.at, num_values, definition, values });
         (self.bytes, self.size) = (page.bytes, size);
@@ -219,12 +205,7 @@ impl<'a> FlatReader<'a> {
     }
 
     fn read_entries(&mut self, page: &Page) -> Parsed<()> {
-        if self.entries.is_some() {
-            return Err(Fault::Wrong("it is a second dictionary"));
-        }
-        if page.num_values > MAX_ENTRIES {
-            return Err(Fault::Wrong("its dictionary has over 16 million entries"));
-        }
+        page.check_dictionary(self.entries.is_none())?;
         let width = self.width();
         let bytes = page.bytes[..page.size].get(..page.num_values as usize * width);
         let entries = bytes.ok_or(Fault::Short)?.chunks_exact(width);

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use arrow_buffer::Buffer;
 
-use super::pages::{Content, Encoding, Page, Pages};
+use super::pages::{Content, Encoding, Page, Pages, span};
 use super::runs::Runs;
 use super::{Chunk, Fault, Levels, Parsed, damaged};
 use crate::Result;
@@ -21,8 +21,6 @@ use crate::hashtag::{TagColumn, VIEW_INLINE as INLINE};
 /// Levels read at a time.
 const PIECE: u64 = 1 << 14;
 
-/// Entries of a dictionary; writers stop at a mebibyte or so of them.
-const MAX_ENTRIES: u32 = 1 << 24;
 /// The largest record that is carried over pieces.
 const MAX_CARRIED: usize = 256 << 20;
 
@@ -220,12 +218,7 @@ impl<'a> ListReader<'a> {
     fn take_page(&mut self, page: Page) -> Parsed<Option<TagColumn>> {
         let size = page.size;
         if page.content == Content::Dictionary {
-            if self.entries.is_some() {
-                return Err(Fault::Wrong("it is a second dictionary"));
-            }
-            if page.num_values > MAX_ENTRIES {
-                return Err(Fault::Wrong("its dictionary has over 16 million entries"));
-            }
+            page.check_dictionary(self.entries.is_none())?;
             let (mut views, mut at) = (Vec::new(), 0);
             read_views(&page.bytes, size, &mut at, page.num_values as usize, &mut views)?;
             self.num_entries = views.len();
@@ -259,15 +252,7 @@ impl<'a> ListReader<'a> {
         };
         let texts = match page.encoding {
             Encoding::Plain => Texts::Plain(start),
-            // Where all are null there need not be a width.
-            Encoding::Dictionary if start == size => Texts::Numbers(Runs::new(start, size, 0)),
-            Encoding::Dictionary => {
-                let width = u32::from(page.bytes[start]);
-                if width > 32 {
-                    return Err(Fault::Wrong("its numbers have more than 32 bits"));
-                }
-                Texts::Numbers(Runs::new(start + 1, size, width))
-            }
+            Encoding::Dictionary => Texts::Numbers(page.numbers(start)?),
         };
         let bytes = Buffer::from_vec(page.bytes);
         self.rest =
@@ -396,15 +381,6 @@ impl<'a> ListReader<'a> {
         (from..last).try_for_each(|place| self.carried.push(text(place)))?;
         Ok((complete, (begun.len() > 1).then(|| begun.to_vec())))
     }
-}
-
-/// The bytes behind a length of four bytes at `at`: from where to where.
-fn span(bytes: &[u8], at: usize) -> Parsed<(usize, usize)> {
-    let start = at + 4;
-    let length = bytes.get(at..start).and_then(|length| length.try_into().ok());
-    let length = u32::from_le_bytes(length.ok_or(Fault::Short)?) as usize;
-    let end = start.checked_add(length).filter(|&end| end <= bytes.len()).ok_or(Fault::Short)?;
-    Ok((start, end))
 }
 
 /// Reads texts, each behind a length of four bytes, as views: that is how a short one lies there already.

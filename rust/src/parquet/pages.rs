@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::runs::PADDING;
+use super::runs::{PADDING, Runs};
 use super::thrift::{Compact, kind};
 use super::{Chunk, Codec, Fault, Parsed, damaged};
 use crate::{Error, Result};
@@ -19,6 +19,9 @@ pub(super) const MAX_PAGE_BYTES: usize = 256 << 20;
 /// The largest header of a page; statistics in it hold the least and the greatest text.
 const MAX_HEADER_BYTES: usize = 4 << 20;
 const HEADER_BYTES: usize = 512;
+
+/// Entries of a dictionary; writers stop at a mebibyte or so of them.
+const MAX_ENTRIES: u32 = 1 << 24;
 
 /// Bytes asked of the file at a time.
 const READ_BYTES: usize = 256 << 10;
@@ -55,6 +58,41 @@ pub(super) struct Page {
     pub(super) bytes: Vec<u8>,
     /// Bytes of the content.
     pub(super) size: usize,
+}
+
+impl Page {
+    /// The runs of numbers of dictionary entries from `start` on.
+    pub(super) fn numbers(&self, start: usize) -> Parsed<Runs> {
+        // Where all are null there need not be a width.
+        if start == self.size {
+            return Ok(Runs::new(start, self.size, 0));
+        }
+        let width = u32::from(self.bytes[start]);
+        if width > 32 {
+            return Err(Fault::Wrong("its numbers have more than 32 bits"));
+        }
+        Ok(Runs::new(start + 1, self.size, width))
+    }
+
+    /// Refuses a dictionary that is not the first one, or too large.
+    pub(super) fn check_dictionary(&self, is_first: bool) -> Parsed<()> {
+        if !is_first {
+            return Err(Fault::Wrong("it is a second dictionary"));
+        }
+        if self.num_values > MAX_ENTRIES {
+            return Err(Fault::Wrong("its dictionary has over 16 million entries"));
+        }
+        Ok(())
+    }
+}
+
+/// The bytes behind a length of four bytes at `at`: from where to where.
+pub(super) fn span(bytes: &[u8], at: usize) -> Parsed<(usize, usize)> {
+    let start = at + 4;
+    let length = bytes.get(at..start).and_then(|length| length.try_into().ok());
+    let length = u32::from_le_bytes(length.ok_or(Fault::Short)?) as usize;
+    let end = start.checked_add(length).filter(|&end| end <= bytes.len()).ok_or(Fault::Short)?;
+    Ok((start, end))
 }
 
 /// What the header of a page says.

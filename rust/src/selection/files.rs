@@ -34,6 +34,8 @@ struct Feed<'a> {
     /// The number of the row group under way.
     group: usize,
     num_pairs: u64,
+    /// Whether all were read, and told of, before.
+    is_again: bool,
 }
 
 impl<'a> Feed<'a> {
@@ -85,7 +87,9 @@ impl<'a> Feed<'a> {
                 refused(&pairs, place, floors.len() as u32).within(&path)
             })?;
         self.num_pairs += pairs.scores.len() as u64;
-        job.advance(pairs.scores.len() as u64);
+        if !self.is_again {
+            job.advance(pairs.scores.len() as u64);
+        }
         Ok(true)
     }
 
@@ -125,7 +129,7 @@ impl Selection {
     fn take_parquet(&mut self, pairs: &ParquetPairs, job: &Job) -> Result<()> {
         let guesses = self.guess(pairs, job)?;
         let before = self.classes.floors.clone();
-        let num_pairs = self.read_parquet(pairs, &guesses, |_, _| true, job)?;
+        let num_pairs = self.read_parquet(pairs, &guesses, |_, _| true, false, job)?;
         self.num_pairs += num_pairs;
         let mut ceilings = vec![f32::NEG_INFINITY; guesses.len()];
         for (class, &guess) in guesses.iter().enumerate() {
@@ -137,7 +141,7 @@ impl Selection {
             return Ok(());
         }
         let is_left = |class: u32, score: f32| score < ceilings[class as usize];
-        self.read_parquet(pairs, &before, is_left, job).map(|_| ())
+        self.read_parquet(pairs, &before, is_left, true, job).map(|_| ())
     }
 
     /// Reads all pairs; those wait that `is_wanted` and that are below neither the floors nor `least`.
@@ -147,10 +151,11 @@ impl Selection {
         pairs: &ParquetPairs,
         least: &[f32],
         is_wanted: impl Fn(u32, f32) -> bool + Sync,
+        is_again: bool,
         job: &Job,
     ) -> Result<u64> {
         let next = AtomicUsize::new(0);
-        let feed = |_| Feed { pairs, next: &next, reader: None, group: 0, num_pairs: 0 };
+        let feed = |_| Feed { pairs, next: &next, reader: None, group: 0, num_pairs: 0, is_again };
         let num_threads = rayon::current_num_threads();
         let mut feeds: Vec<Feed<'_>> = (0..num_threads).map(feed).collect();
         let mut waiting = vec![self.classes.waiting(); num_threads];
