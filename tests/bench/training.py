@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -34,7 +35,7 @@ from wsl.data.dataset import Images, LabelledExamples
 from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
 from wsl.models import build_model, num_parameters
-from wsl.training import checkpoint, deepspeed
+from wsl.training import checkpoint, deepspeed, universal
 from wsl.training.launch import launch_ranks
 from wsl.training.loop import Batches, peak_memory_bytes
 from wsl.training.step import Stepper
@@ -324,17 +325,30 @@ def checkpoints(folder: Path, num_steps: int) -> None:
         size = sum(file.stat().st_size for file in saved.iterdir())
         again = Ours(options, fresh(options, device), device)
         since = time.perf_counter()
-        checkpoint.load(again.engine, saved, whole=None, ema=None, seed=0)
+        checkpoint.load(again.engine, saved, converted=None, ema=None, seed=0)
+        loaded = time.perf_counter() - since
         rows.append(
             [
                 f"ZeRO {zero}",
                 f"{size / 2**20:,.0f} MiB",
                 f"{took:.1f} s",
-                f"{time.perf_counter() - since:.1f} s",
+                f"{loaded:.1f} s",
+                conversion(saved) if zero else "not needed",
             ]
         )
         checkpoint.remove(saved)
-    show("A checkpoint of the large network, one rank", ["", "size", "save", "load"], rows)
+    title = "A checkpoint of the large network, one rank"
+    show(title, ["", "size", "save", "load", "convert for other ranks"], rows)
+
+
+def conversion(saved: Path) -> str:
+    """What DeepSpeed's universal checkpoint of one takes."""
+    since = time.perf_counter()
+    out = universal.convert(saved)
+    took = time.perf_counter() - since
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    shutil.rmtree(out)
+    return f"{took:.1f} s, {size / 2**20:,.0f} MiB"
 
 
 def rank_speed(folder: Path, num_steps: int) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ from wsl.training.step import Stepper, StepResult
 from wsl.training.stop import Stopped
 
 ZERO = {number: {"deepspeed": f"configs/deepspeed/zero{number}.json"} for number in range(4)}
+WORLD: dict[str, Any] = {"num_steps": 12, "checkpoint_every": 100, "log_every": 1, "micro_batch_size": 4}
+CHANGED: dict[str, dict[str, Any]] = {f"zero{number}": {**WORLD, **ZERO[number]} for number in range(4)}
+for _number in (2, 3):
+    CHANGED |= {
+        f"last layer {_number}": {**WORLD, **ZERO[_number], "stage": "finetune", "train": "last-layer"},
+        f"no momentum {_number}": {**WORLD, **ZERO[_number], "optimizer": {"momentum": 0}},
+    }
+"""How runs go on with another number of ranks."""
 RESUMED: dict[str, Any] = {"num_steps": 16, "checkpoint_every": 2, "log_every": 1, "ema_decay": 0.9}
 
 
@@ -107,7 +116,10 @@ class Part:
         (self.folder / f"{name}-{self.rank}.json").write_text(json.dumps(content))
 
     def run(self, out: str, **options: Any) -> stages.RunSummary:
-        return stages.run_stage(self.maker.config(**options), self.maker.inputs(out))
+        inputs = self.maker.inputs(out)
+        if options.get("train") == "last-layer":
+            inputs = replace(inputs, init=self.folder / "world whole zero0/model.safetensors")
+        return stages.run_stage(self.maker.config(**options), inputs)
 
     def losses(self, out: str) -> list[float]:
         lines = (self.folder / out / "metrics.csv").read_text().splitlines()[1:]
@@ -193,12 +205,11 @@ class Part:
     # Another number of ranks.
 
     def world(self) -> None:
-        """Two ranks train 6 of 12 steps under each ZeRO stage; one rank will go on (see the tests)."""
+        """Two ranks train 6 of 12 steps, in every way of `CHANGED`; one rank will go on (see the tests)."""
         use_net(plain=True)
-        for number in range(4):
-            options = {**WORLD, **ZERO[number]}
-            self.run(f"world whole {number}", **options)
-            self.stop_at(f"world cut {number}", 6, options)
+        for name, options in CHANGED.items():
+            self.run(f"world whole {name}", **options)
+            self.stop_at(f"world cut {name}", 6, options)
 
     def grown(self) -> None:
         """Two ranks go on where one stopped (`shrink`), under each ZeRO stage."""
@@ -307,9 +318,6 @@ class Part:
         finally:
             vars(torch)["save"] = plain
         return "it was written"
-
-
-WORLD: dict[str, Any] = {"num_steps": 12, "checkpoint_every": 100, "log_every": 1, "micro_batch_size": 4}
 
 
 class Broken:

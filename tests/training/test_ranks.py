@@ -133,20 +133,18 @@ def ordinals(folder: Path, name: str, num_ranks: int) -> dict[int, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_one_rank_goes_on_where_two_stopped(
-    folder: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ranks.CHANGED)
+def test_one_rank_goes_on_where_two_stopped(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "build_model", lambda config, labels: ranks.Net(labels, plain=True))
     install(monkeypatch.setitem)
     part = ranks.Part(folder)
-    cut = f"world cut {number}"
+    cut = f"world cut {name}"
     assert "stopped after step 6 of 12 (SIGTERM)" in read(folder, f"{cut}-0")
-    with ranks.Trace(folder / f"alone {number}-0.jsonl"):
-        part.run(cut, **ranks.WORLD, **ranks.ZERO[number])
-    whole = losses(folder, f"world whole {number}")
+    with ranks.Trace(folder / f"alone {name}-0.jsonl"):
+        part.run(cut, **ranks.CHANGED[name])
+    whole = losses(folder, f"world whole {name}")
     assert losses(folder, cut) == pytest.approx(whole, abs=1e-6)
-    before, after = ordinals(folder, cut, 2), ordinals(folder, f"alone {number}", 1)
+    before, after = ordinals(folder, cut, 2), ordinals(folder, f"alone {name}", 1)
     assert sorted(before) == list(range(6))
     assert sorted(after) == list(range(6, 12))
     order = [sample for step in range(12) for sample in {**before, **after}[step]]
@@ -156,7 +154,7 @@ def test_one_rank_goes_on_where_two_stopped(
 
 @pytest.mark.parametrize("number", range(4))
 def test_two_ranks_go_on_where_one_stopped(folder: Path, number: int) -> None:
-    whole = losses(folder, f"world whole {number}")
+    whole = losses(folder, f"world whole zero{number}")
     assert losses(folder, f"grown {number}") == pytest.approx(whole, abs=1e-6)
     assert not list((folder / f"grown {number}").glob("checkpoints/.*"))
 

@@ -31,9 +31,8 @@ import torch
 
 from wsl._core import DataError, WslError
 from wsl.publish import publish_text, sync
-from wsl.training import deepspeed
+from wsl.training import deepspeed, universal
 from wsl.training.ema import Ema
-from wsl.training.regroup import load_whole
 
 MARKER = "complete.json"
 SPARE_BYTES = 1 << 20
@@ -231,18 +230,18 @@ def check_whole(checkpoint: Path) -> dict[str, Any]:
     return marker
 
 
-def load(engine: Any, checkpoint: Path, *, whole: Path | None, ema: Ema | None, seed: int) -> int:
+def load(engine: Any, checkpoint: Path, *, converted: Path | None, ema: Ema | None, seed: int) -> int:
     """Restores the engine and what is this rank's own; the steps done. Every rank must call.
 
-    `whole` is what `wsl.training.regroup` made of a checkpoint of another number of ranks, if it needs
-    that. Then BatchNorm's statistics are the mean over the old ranks, and generators start anew from
+    `converted` is what `wsl.training.universal` made of a checkpoint of another number of ranks, if it
+    needs that. Then BatchNorm's statistics are the mean over the old ranks, and generators start anew from
     (seed, step, rank). DataError where it is damaged.
     """
     marker = check_whole(checkpoint)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
-        if whole is not None:
-            load_whole(engine, whole)
+        if converted is not None:
+            universal.load(engine, converted)
         else:
             loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
             if loaded is None:

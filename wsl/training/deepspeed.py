@@ -121,12 +121,18 @@ def initialize(
     world_size: int,
     *,
     micro: int | None = None,
+    universal: bool = False,
 ) -> Any:
-    """DeepSpeed's engine around `model`, with `micro` images in a rank's forward pass."""
+    """DeepSpeed's engine around `model`, with `micro` images in a rank's forward pass.
+
+    `universal`: what it will load first is a universal checkpoint.
+    """
     import deepspeed
 
     micro = micro or micro_batch(config, world_size)
     tree = resolve_settings(config, settings, micro, world_size)
+    if universal:
+        tree["checkpoint"] = {**tree.get("checkpoint", {}), "load_universal": True}
     options = config.optimizer
     optimizer = torch.optim.SGD(
         [weight for weight in model.parameters() if weight.requires_grad],

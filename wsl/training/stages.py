@@ -31,13 +31,12 @@ from wsl.config import StageConfig, check, dump, flat
 from wsl.data.sampler import Sampler
 from wsl.models import num_parameters
 from wsl.publish import publish_text
-from wsl.training import checkpoint, deepspeed
+from wsl.training import checkpoint, deepspeed, universal
 from wsl.training.distillation import FILE, collect_scores
 from wsl.training.execution import lay_out_weights, prepare_model
 from wsl.training.export import BEST, WEIGHTS
 from wsl.training.metrics import Evaluation
 from wsl.training.mixing import check_even
-from wsl.training.regroup import consolidate
 from wsl.training.task import Task, make_model, prepare_task
 from wsl.training.trainer import NOT_FINITE, Trainer
 from wsl.training.watch import Watch
@@ -155,8 +154,8 @@ def _check_zero(config: StageConfig, settings: dict[str, Any]) -> None:
         )
 
 
-def _check_regrouping(config: StageConfig, settings: dict[str, Any], num_ranks: int) -> None:
-    """UsageError where a checkpoint of `num_ranks` cannot be put together for another number."""
+def _check_convertible(config: StageConfig, settings: dict[str, Any], num_ranks: int) -> None:
+    """UsageError where a checkpoint of `num_ranks` cannot be converted for another number."""
     resolved = deepspeed.resolve_settings(config, settings, 1, 1)
     zero = settings.get("zero_optimization", {})
     on_disk = any(zero.get(f"offload_{part}", {}).get("device") == "nvme" for part in ("optimizer", "param"))
@@ -189,10 +188,10 @@ def _set_up(
     model = make_model(config, inputs, task).to(device)
     model = prepare_model(model, config.execution, deepspeed.zero_stage(settings))
     if marker and marker["world_size"] != world_size:
-        _check_regrouping(config, settings, marker["world_size"])
+        _check_convertible(config, settings, marker["world_size"])
     deepspeed.barrier()
     failure: Exception | None = None
-    whole: Path | None = None
+    converted: Path | None = None
     if rank == 0:
         for text in task.warnings:
             console.print(f"warning: {text}", soft_wrap=True, highlight=False, markup=False)
@@ -200,24 +199,26 @@ def _set_up(
             _begin(config, inputs, task, keep=found is not None)
             if found and marker and marker["world_size"] != world_size and deepspeed.zero_stage(settings) > 0:
                 watch.doing("converts a checkpoint", marker["step"])
-                whole = consolidate(found)
+                converted = universal.convert(found)
         except (OSError, RuntimeError, KeyError, wsl.WslError) as error:
             failure = error
     deepspeed.agree(failure)
-    whole = deepspeed.gather(whole)[0]
-    engine = deepspeed.initialize(config, settings, model, world_size, micro=micro)
+    converted = deepspeed.gather(converted)[0]
+    engine = deepspeed.initialize(
+        config, settings, model, world_size, micro=micro, universal=converted is not None
+    )
     lay_out_weights(engine.module, config.execution, deepspeed.zero_stage(settings))
     checkpoint.seed_rank(config.seed, rank)
     trainer = Trainer(config, inputs, task, engine, sampler, device, console, watch)
     if found is None or marker is None:
         return trainer, 0
     watch.doing("loads a checkpoint", marker["step"])
-    start = checkpoint.load(engine, found, whole=whole, ema=trainer.ema, seed=config.seed)
+    start = checkpoint.load(engine, found, converted=converted, ema=trainer.ema, seed=config.seed)
     trainer.restore(marker)
     deepspeed.barrier()
     if rank == 0:
-        if whole is not None:
-            shutil.rmtree(whole, ignore_errors=True)
+        if converted is not None:
+            shutil.rmtree(converted, ignore_errors=True)
         of = f" of {marker['world_size']} ranks" if marker["world_size"] != world_size else ""
         console.print(f"{config.stage}: going on after step {start}{of}", soft_wrap=True, highlight=False)
     return trainer, start
