@@ -4,7 +4,7 @@
 //! else falls on the place. [`HotTags`] are short ones, which are their own keys; beside each of
 //! [`HotLongTags`] lie its bytes.
 
-use crate::hashtag::{Key, Other, Tag, TagColumn, VIEW_INLINE};
+use crate::hashtag::{INLINE, Key, Other, Tag, TagColumn, VIEW_INLINE};
 
 /// Rows whose hot tags are counted before the others are looked at.
 pub(super) const BLOCK_ROWS: usize = 64;
@@ -169,12 +169,13 @@ impl HotTags {
     }
 }
 
-/// The longest of [`HotLongTags`], in bytes; with the rest of a slot they are two lines of cache.
-const MOST_LONG: usize = 96;
+/// The longest of [`HotLongTags`], in bytes; with the rest of a slot they are a line of cache.
+const MOST_LONG: usize = 32;
 
-const LONG_SLOTS: usize = 4096;
+const LONG_SLOTS: usize = 8192;
 
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 struct HotLong {
     hot: Hot,
     bytes: [u8; MOST_LONG],
@@ -197,35 +198,44 @@ impl HotLongTags {
 
     /// Counts those of the `others` in a block that are hot tags in normal form, each once in its record, and
     /// leaves the rest; returns how many these are, and the number of duplicates.
+    ///
+    /// Long ones are told from short ones, then hot ones from the rest, each without a branch.
     pub(super) fn count_views(
         &mut self,
         column: &TagColumn,
         views: &[u128],
         num_kept: &mut [u8; BLOCK_ROWS],
         others: &mut [Other],
+        long: &mut [u16],
     ) -> (usize, usize) {
+        let mut num_long = 0;
+        for (number, other) in (0_u16..).zip(&*others) {
+            long[num_long] = number;
+            num_long += usize::from(
+                (INLINE + 1..=MOST_LONG).contains(&(views[other.place()] as u32 as usize)),
+            );
+        }
+        if num_long == 0 {
+            return (others.len(), 0);
+        }
         let Self { slots, rows, .. } = self;
         let first_row = rows.begin(|| slots.iter_mut().for_each(|slot| slot.hot.row = 0));
-        let (mut num_others, mut num_duplicates) = (0, 0);
-        for number in 0..others.len() {
-            let other = others[number];
-            if let Some(text) = column.long_text(views[other.place()]) {
-                let place = place_of(text) & (slots.len() - 1);
-                let slot = &mut slots[place];
-                if slot.is(text) {
-                    let stamp = first_row + other.row() as u32;
-                    let is_new = slot.hot.row != stamp;
-                    slot.hot.row = stamp;
-                    slot.hot.count += u32::from(is_new);
-                    num_kept[other.row() % BLOCK_ROWS] += u8::from(is_new);
-                    num_duplicates += usize::from(!is_new);
-                    continue;
-                }
-            }
-            others[num_others] = other;
-            num_others += 1;
+        let mut num_duplicates = 0;
+        let mask = slots.len() - 1;
+        for &number in &long[..num_long] {
+            let other = &mut others[usize::from(number)];
+            let Some(text) = column.long_text(views[other.place()]) else { continue };
+            let slot = &mut slots[place_of(text) & mask];
+            let stamp = first_row + other.row() as u32;
+            let is_hot = slot.is(text);
+            let is_new = is_hot & (slot.hot.row != stamp);
+            slot.hot.row = if is_hot { stamp } else { slot.hot.row };
+            slot.hot.count += u32::from(is_new);
+            num_kept[other.row() % BLOCK_ROWS] += u8::from(is_new);
+            num_duplicates += usize::from(is_hot & !is_new);
+            *other = other.marked(is_hot);
         }
-        (num_others, num_duplicates)
+        (leave_unmarked(others), num_duplicates)
     }
 
     /// Counts a long tag where it is hot; one that gives way to it is told to `gone`.
@@ -264,6 +274,17 @@ impl HotLongTags {
     }
 }
 
+/// Leaves those of the `others` that are not marked; returns how many.
+fn leave_unmarked(others: &mut [Other]) -> usize {
+    let mut num_left = 0;
+    for number in 0..others.len() {
+        let other = others[number];
+        others[num_left] = other;
+        num_left += usize::from(!other.is_marked());
+    }
+    num_left
+}
+
 /// A number for a text of 16 bytes or more, from its ends and its length.
 #[inline(always)]
 fn place_of(text: &[u8]) -> usize {
@@ -274,22 +295,18 @@ fn place_of(text: &[u8]) -> usize {
     })
 }
 
-/// Whether two texts of one length are the same: most are looked at in two overlapping pieces.
-#[inline(always)]
-fn same(one: &[u8], other: &[u8]) -> bool {
-    match (one.first_chunk::<16>(), one.last_chunk::<16>()) {
-        (Some(first), Some(last)) if one.len() <= 32 => {
-            other.first_chunk() == Some(first) && other.last_chunk() == Some(last)
-        }
-        _ => one == other,
-    }
-}
-
 impl HotLong {
+    /// Whether this is the tag `text`, of 16 bytes or more, found without a branch: by its ends, which overlap.
     #[inline(always)]
     fn is(&self, text: &[u8]) -> bool {
-        let length = self.hot.key.long_len();
-        length == text.len() && self.bytes.get(..length).is_some_and(|bytes| same(bytes, text))
+        let end = text.len().min(MOST_LONG);
+        let words = |bytes: &[u8]| {
+            let ends = bytes.first_chunk().zip(bytes.last_chunk());
+            ends.map(|(first, last)| [u128::from_le_bytes(*first), u128::from_le_bytes(*last)])
+        };
+        let known = words(&self.bytes[..end]).zip(words(text));
+        let differs = known.map_or(1, |(ours, its)| (ours[0] ^ its[0]) | (ours[1] ^ its[1]));
+        (differs == 0) & (self.hot.key.long_len() == text.len())
     }
 
     fn tell(&self, gone: &mut impl FnMut(&Tag<'_>, u32)) {

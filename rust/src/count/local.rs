@@ -31,6 +31,8 @@ struct Bench {
     /// How many records begin at each text.
     begins: [u8; BLOCK_ROWS * FEW + 1],
     others: [Other; BLOCK_ROWS * FEW + 1],
+    /// Which of the others are long.
+    long: [u16; BLOCK_ROWS * FEW + 1],
 }
 
 impl Default for Bench {
@@ -41,6 +43,7 @@ impl Default for Bench {
             num_kept: [0; BLOCK_ROWS],
             begins: [0; BLOCK_ROWS * FEW + 1],
             others: [Other::default(); BLOCK_ROWS * FEW + 1],
+            long: [0; BLOCK_ROWS * FEW + 1],
         }
     }
 }
@@ -150,10 +153,10 @@ impl Local {
             return;
         };
         bench.lay_out(rows.len(), views.len());
-        let Bench { starts, num_kept, begins, others, .. } = &mut **bench;
+        let Bench { starts, num_kept, begins, others, long, .. } = &mut **bench;
         let (num_others, short) = cache.hot.count_views(views, begins, num_kept, others);
         let (num_others, long) =
-            cache.hot_long.count_views(column, views, num_kept, &mut others[..num_others]);
+            cache.hot_long.count_views(column, views, num_kept, &mut others[..num_others], long);
         let num_duplicates = short + long;
         tally.num_duplicates += num_duplicates as u64;
         let block = Block { views, starts: &starts[..rows.len()] };

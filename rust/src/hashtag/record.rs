@@ -153,11 +153,13 @@ impl Block<'_> {
     }
 }
 
-/// A text of a block: its place in the block and that of its record.
+/// A text of a block: its place in the block and that of its record, and a mark.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Other(u32);
 
 impl Other {
+    const MARK: u32 = 1 << 31;
+
     #[inline(always)]
     pub(crate) fn new(row: usize, place: usize) -> Self {
         Self((place << 8 | row) as u32)
@@ -171,6 +173,17 @@ impl Other {
     #[inline(always)]
     pub(crate) fn place(self) -> usize {
         (self.0 >> 8) as usize
+    }
+
+    /// The same with a mark where `is_marked`; it is of no use but for the mark then.
+    #[inline(always)]
+    pub(crate) fn marked(self, is_marked: bool) -> Self {
+        Self(self.0 | if is_marked { Self::MARK } else { 0 })
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_marked(self) -> bool {
+        self.0 >= Self::MARK
     }
 }
 
