@@ -46,10 +46,13 @@ __all__ = [
     "normalize_hashtag",
     "num_samples_taken",
     "save_known",
+    "save_parquet_rows",
     "save_records",
+    "save_rows",
     "save_samples",
     "save_scans",
     "scan_shard",
+    "write_alone",
     "write_part",
 ]
 __version__: str
@@ -249,12 +252,13 @@ class IndexBuilder:
         labels: list[str],
         again: bool = True,
     ) -> None: ...
+    def add_rows(self, places: list[str]) -> None: ...
     def add_part(self, path: str | PathLike[str], num_rows: int) -> None: ...
     @property
     def highest_class(self) -> int | None: ...
     @property
     def num_samples(self) -> int: ...
-    def publish(
+    def prepare(
         self,
         vocabulary: Vocabulary | None,
         *,
@@ -262,7 +266,8 @@ class IndexBuilder:
         label_kind: str | None,
         shard_root: str,
         provenance: str,
-    ) -> None: ...
+    ) -> bytes: ...
+    def publish(self) -> None: ...
 
 @final
 class Index:
@@ -376,6 +381,36 @@ def write_part(
     key_scope: str = "global",
     include: list[str] | None = None,
     exclude: list[str] | None = None,
+    storage: Storage | None = None,
+) -> None: ...
+def save_rows(
+    stream: ArrowStream,
+    out: str | PathLike[str],
+    *,
+    key_column: str,
+    hashtags_column: str,
+    vocabulary: Vocabulary,
+    separator: str | None = None,
+    key_format: str | None = None,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    num_threads: int | None = None,
+) -> None: ...
+def save_parquet_rows(
+    files: list[str | PathLike[str]],
+    out: str | PathLike[str],
+    *,
+    key_column: str,
+    hashtags_column: str,
+    vocabulary: Vocabulary,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    num_threads: int | None = None,
+) -> bool: ...
+def write_alone(
+    wanted: list[tuple[str, tuple[int, int]]],
+    out: str | PathLike[str],
+    *,
     storage: Storage | None = None,
 ) -> None: ...
 

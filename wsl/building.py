@@ -57,9 +57,23 @@ class Lists:
 
 
 @dataclass(frozen=True)
-class PartsWanted:
-    """Parts of an index that are to be made elsewhere, and of what."""
+class Ending:
+    """What a manifest says beside what was counted."""
 
+    label_kind: LabelKind | None
+    class_names: list[str] | None
+    shard_root: str
+    """What the names of shards start from, seen from the index."""
+    provenance: dict[str, Any]
+    is_appended: bool
+    """Whether the index has a vocabulary already, which stays."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An index that is to be built elsewhere, and of what."""
+
+    folder: str
     shards: Sequence[str]
     """Where they lie, in their order."""
     names: Sequence[str]
@@ -76,6 +90,7 @@ class PartsWanted:
     """The index that is appended to."""
     again: bool
     """Whether the records are all of that index's again."""
+    ending: Ending
     memory_bytes: int | None = None
     spill_dir: str | os.PathLike[str] | None = None
 
@@ -105,7 +120,7 @@ def build_index(
     num_threads: int | None = None,
     provenance: dict[str, Any] | None = None,
     append: Literal["all records", "new records"] | None = None,
-    make_parts: Callable[[_core.IndexBuilder, PartsWanted], None] | None = None,
+    elsewhere: Callable[[Wanted], None] | None = None,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Index:
@@ -138,8 +153,8 @@ def build_index(
     `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
     all of the index's again, or only those of the new shards (of the new samples, without shards).
 
-    `make_parts` makes the parts of shards in place of this process (`wsl.cluster.indexing`) and hands them
-    to the engine's builder; what they were made of it keeps itself, so a killed build goes on there.
+    `elsewhere` builds the index in place of this process (`wsl.cluster.indexing`), which counts the hashtags,
+    if it must, and holds the folder meanwhile; a killed build goes on as `elsewhere` goes on.
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options
     that do not fit together, an index that is there already or another process that builds it, DataError
@@ -157,7 +172,6 @@ def build_index(
         known = Index.open(folder) if append is not None else None
         if known is not None:
             vocabulary = known.vocabulary
-        is_made_elsewhere = make_parts is not None and bool(shards)
         source = {None: "none", "class": "members", "hashtag": "records"}[label_kind]
         made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels, part_rows]
         made_of += [class_names, provenance, getattr(vocabulary, "fingerprint", None)]
@@ -172,7 +186,7 @@ def build_index(
             memory_bytes=memory_bytes,
             spill_dir=spill_dir,
             part_rows=part_rows,
-            resume_key=None if is_made_elsewhere else _resume_key(made_of, shards, records, lists),
+            resume_key=None if elsewhere else _resume_key(made_of, shards, records, lists),
             append=append is not None,
             storage=storage.core(),
         )
@@ -190,26 +204,24 @@ def build_index(
                 _build_vocabulary, min_count=min_count, max_labels=max_labels
             )
             vocabulary = _vocabulary(folder, builder.is_resumed, made, counting.count, min_count)
-            if counting.spool is not None:
+            if elsewhere is None and counting.spool is not None:
                 builder.index_spooled(counting.spool, vocabulary=vocabulary.core, progress=progress)
-            elif not is_made_elsewhere:
+            elif elsewhere is None:
                 joined = bool(shards)
                 _add_records(builder, records, columns, key_scope, vocabulary, again, joined, progress)
             del counting
-        if make_parts is not None and shards:
-            found = vocabulary if isinstance(vocabulary, Vocabulary) else None
+        named = vocabulary if isinstance(vocabulary, Vocabulary) else None
+        shard_root = os.path.relpath(root, folder.resolve())
+        ending = Ending(label_kind, class_names, shard_root, provenance or {}, known is not None)
+        if elsewhere is not None:
+            del builder
             where, names = [os.fspath(place) for place, _ in places], [name for _, name in places]
-            about = (source, records, columns, key_scope, found, lists, part_rows, known, again)
-            make_parts(builder, PartsWanted(where, names, *about, memory_bytes, spill_dir))
-        else:
-            builder.add_shards(places, progress=progress)
-        if label_kind == "class" and vocabulary is None:
-            highest = builder.highest_class or 0
-            vocabulary = Vocabulary.of_classes(class_names or [str(n) for n in range(highest + 1)])
-        assert vocabulary is None or isinstance(vocabulary, Vocabulary)
-        if label_kind is not None and vocabulary is not None and known is None and not is_written:
-            vocabulary.write(folder / STAGED)
-        _publish(builder, folder, known, label_kind, vocabulary, root, provenance)
+            about = (source, records, columns, key_scope, named, lists, part_rows, known, again, ending)
+            elsewhere(Wanted(os.path.abspath(folder), where, names, *about, memory_bytes, spill_dir))
+            return Index.open(folder)
+        builder.add_shards(places, progress=progress)
+        prepare(builder, folder, ending, named, is_written=is_written)
+        builder.publish()
         return Index.open(folder)
 
 
@@ -321,24 +333,31 @@ def _build_vocabulary(count: Counter, *, min_count: int, max_labels: int | None)
     return Vocabulary.build(count(), min_count=min_count, max_labels=max_labels)
 
 
-def _publish(
+def prepare(
     builder: _core.IndexBuilder,
     folder: Path,
-    known: Index | None,
-    label_kind: LabelKind | None,
+    ending: Ending,
     vocabulary: Vocabulary | None,
-    root: Path,
-    provenance: dict[str, Any] | None,
-) -> None:
-    """Makes the index visible; one that is added to keeps its vocabulary's file."""
-    if label_kind is None:
+    *,
+    is_written: bool = False,
+) -> bytes:
+    """Writes all of an index but its manifest, and returns the bytes that this will have.
+
+    Classes without a `vocabulary` get one; where it `is_written`, it lies beside the parts already.
+    """
+    if ending.label_kind == "class" and vocabulary is None:
+        highest = builder.highest_class or 0
+        vocabulary = Vocabulary.of_classes(ending.class_names or [str(n) for n in range(highest + 1)])
+    if ending.label_kind is None:
         vocabulary = None
-    builder.publish(
+    if vocabulary is not None and not (ending.is_appended or is_written):
+        vocabulary.write(folder / STAGED)
+    return builder.prepare(
         None if vocabulary is None else vocabulary.core,
-        vocabulary_file=STAGED if known is None else VOCABULARY,
-        label_kind=label_kind,
-        shard_root=os.path.relpath(root, folder.resolve()),
-        provenance=json.dumps(provenance or {}),
+        vocabulary_file=VOCABULARY if ending.is_appended else STAGED,
+        label_kind=ending.label_kind,
+        shard_root=ending.shard_root,
+        provenance=json.dumps(ending.provenance),
     )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wsl import _core, storage
 from wsl._core import DataError, UsageError
-from wsl.building import Counter, PartsWanted, build_index
+from wsl.building import Counter, Wanted, build_index
 from wsl.config import ClusterConfig, IndexConfig
 from wsl.counting import Columns, Memory, make_vocabulary, record_files
 from wsl.index import MANIFEST, Index
@@ -19,10 +21,15 @@ from wsl.progress import silent
 from wsl.vocabulary import Vocabulary
 from wsl.workspace import Workspace, fingerprint, match_files
 
+if TYPE_CHECKING:
+    from wsl.cluster.parts import Run
+
 Progress = Callable[[int], object]
 Append = Literal["all records", "new records"]
 OnCluster = tuple[ClusterConfig, storage.Place]
 """A cluster, and the folder, or URI, for parts that its nodes see."""
+RunOnCluster = tuple[ClusterConfig, storage.Place, "Run"]
+"""The same, and what the parts are of."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,7 @@ def build_one_index(
 ) -> BuildResult:
     """Builds the index at `path`, adds shards that are new, finds it up to date, or goes on with it.
 
-    On a `cluster` its nodes count the hashtags, scan the shards, join and write parts; this process
-    publishes them. Of records alone they count only.
+    On a `cluster` its nodes do all of it, in stages of one run.
 
     UsageError where it was built with other options or inputs and `overwrite` is not given.
     """
@@ -86,6 +92,7 @@ def build_one_index(
         state = "appended"
     held = inputs.records or [os.fspath(shard) for shard in inputs.shards]
     limits = memory or Memory()
+    there = None if cluster is None else (*cluster, _run(path, provenance))
     index = build_index(
         path,
         inputs.shards,
@@ -96,7 +103,7 @@ def build_one_index(
         key_scope=settings.key_scope,
         shard_column=settings.shard_column,
         key_format=settings.key_format,
-        vocabulary=_vocabulary(settings, root, held, memory, cluster),
+        vocabulary=_vocabulary(settings, root, held, memory, there),
         class_names=_lines(root, settings.class_names) if settings.class_names else None,
         include=_lines(root, settings.include) if settings.include else None,
         exclude=_lines(root, settings.exclude) if settings.exclude else [],
@@ -106,7 +113,7 @@ def build_one_index(
         num_threads=num_threads,
         provenance=provenance,
         append=inputs.append,
-        make_parts=None if cluster is None else _on_cluster(*cluster),
+        elsewhere=None if there is None else _on_cluster(*there),
         overwrite=True,
         progress=progress,
     )
@@ -118,7 +125,7 @@ def _vocabulary(
     root: Path,
     held: list[str],
     memory: Memory | None,
-    cluster: OnCluster | None,
+    cluster: RunOnCluster | None,
 ) -> Vocabulary | Callable[[Counter], Vocabulary] | None:
     if settings.vocabulary.file is not None:
         return Vocabulary.read(root / settings.vocabulary.file)
@@ -134,12 +141,18 @@ def _vocabulary(
     return lambda _: make_vocabulary(on_cluster(), settings, root)
 
 
-def _on_cluster(
-    settings: ClusterConfig, folder: storage.Place
-) -> Callable[[_core.IndexBuilder, PartsWanted], None]:
-    from wsl.cluster.indexing import make_parts
+def _on_cluster(settings: ClusterConfig, folder: storage.Place, run: Run) -> Callable[[Wanted], None]:
+    from wsl.cluster.indexing import build
 
-    return functools.partial(make_parts, settings=settings, folder=folder)
+    return functools.partial(build, settings=settings, folder=folder, run=run)
+
+
+def _run(path: Path, provenance: dict[str, Any]) -> Run:
+    """One run for all stages of a build."""
+    from wsl.cluster.parts import Run
+
+    made_of = json.dumps([_core.__version__, os.path.abspath(path), provenance], sort_keys=True)
+    return Run(hashlib.sha256(made_of.encode()).hexdigest()[:20])
 
 
 def _provenance(

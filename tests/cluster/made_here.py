@@ -12,10 +12,10 @@ from typing import Any
 import polars as pl
 
 import wsl
-from wsl import WslError, _core
-from wsl.building import PartsWanted
+from wsl import WslError
+from wsl.building import Wanted
 from wsl.cluster import tasks
-from wsl.cluster.indexing import IndexPlan
+from wsl.cluster.indexing import plan_of
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import missing
 from wsl.config import ClusterConfig
@@ -33,22 +33,22 @@ def quick_folder() -> Iterator[Path]:
 
 
 class Here:
-    """Makes parts in this process, one after another, and keeps which."""
+    """Makes parts in this process, one after another, and keeps which, but for manifests."""
 
     def __init__(self, folder: Path | str, group_bytes: int) -> None:
         self.parts, self.settings = Parts(folder), ClusterConfig(group_bytes=group_bytes)
         self.made: list[str] = []
 
-    def __call__(self, builder: _core.IndexBuilder, wanted: PartsWanted) -> None:
-        plan = IndexPlan(wanted, self.settings, self.parts)
-        plan.make(self.make)
-        plan.hand_over(builder)
+    def __call__(self, wanted: Wanted) -> None:
+        for stage in plan_of(wanted, self.settings, self.parts).stages():
+            self.make(self.parts, stage.levels)
 
-    def make(self, parts: Parts, levels: list[list[Part]], title: str) -> None:
+    def make(self, parts: Parts, levels: list[list[Part]]) -> None:
         for level in missing(levels, parts):
             for part in level:
                 tasks.make(parts, part)
-                self.made.append(part.name)
+                if part.kind != "manifest":
+                    self.made.append(part.name)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -124,6 +124,6 @@ def both_ways(
         given = dict(step)
         shards = given.pop("shards")
         wsl.build_index(folder / "one", shards, **given)
-        wsl.build_index(folder / "two", shards, **given, make_parts=here)
+        wsl.build_index(folder / "two", shards, **given, elsewhere=here)
         assert content_of(folder / "one") == content_of(folder / "two")
     return here

@@ -378,11 +378,12 @@ class Show:
             "from pathlib import Path\n"
             "from wsl.cluster import running, tasks\n"
             "from wsl.cluster.parts import Part, Parts\n"
+            "from wsl.cluster.plan import Stage\n"
             "from wsl.config import ClusterConfig\n"
             "number, folder, address = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
             "level = [Part('note', n, {'text': 'x' * 100}) for n in range(number)]\n"
             "with running.connect(ClusterConfig(address=address)) as cluster:\n"
-            "    cluster.make(Parts(folder), [level], 'note')\n"
+            "    cluster.make(Parts(folder), Stage('note', [level]))\n"
             "said = Path('/proc/self/status').read_text()\n"
             "print('peak', int(said.split('VmHWM:')[1].split()[0]) // 1024, flush=True)\n"
         )

@@ -153,6 +153,45 @@ def test_an_index_with_a_join_is_the_same(
 
 
 @pytest.mark.timeout(180)
+def test_a_build_is_one_run_and_what_its_end_says_is_said_as_on_one_machine(
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = clustered.write_records(tmp_path / "records", 3, 30)
+    run(capsys, "index", "build", "--records", records, "--out", tmp_path / "one")
+    there = ["--cluster", cluster, *GROUP]
+    run(capsys, "index", "build", "--records", records, "--out", tmp_path / "two", *there)
+    assert same_files(tmp_path / "one", tmp_path / "two", "[!.]*") >= 5
+    (status,) = json.loads(run(capsys, "cluster", "status", tmp_path / "two.parts", "--json"))
+    stages = [(level["kind"], level["parts"], level["done"]) for level in status["levels"]]
+    assert stages == [
+        ("count", 3, 3),
+        ("mergecounts", 1, 1),
+        ("rows", 3, 3),
+        ("alone", 1, 1),
+        ("manifest", 1, 1),
+    ]
+    assert status["complete"]
+    said = " ".join(run(capsys, "cluster", "status", tmp_path / "two.parts").split())
+    assert "mergecounts 1/1" in said
+
+    doubled = tmp_path / "records" / "records-0002.parquet"
+    doubled.write_bytes((tmp_path / "records" / "records-0001.parquet").read_bytes())
+    build = ["index", "build", "--records", records, "--overwrite", "--out"]
+    here = run(capsys, *build, tmp_path / "one", code=3)
+    assert "have a key that another sample has" in here
+    assert run(capsys, *build, tmp_path / "two", *there, code=3) == here.replace("/one:", "/two:")
+    found = json.loads(run(capsys, "cluster", "status", tmp_path / "two.parts", "--json"))
+    assert [(one["complete"], one["failed"]) for one in sorted(found, key=lambda one: one["failed"])] == [
+        (True, 0),
+        (False, 1),
+    ]
+    lax = ["--limit", "keys_doubled=1"]
+    run(capsys, *build, tmp_path / "one", *lax)
+    run(capsys, *build, tmp_path / "two", *lax, *there)
+    assert same_files(tmp_path / "one", tmp_path / "two", "[!.]*") >= 5
+
+
+@pytest.mark.timeout(180)
 def test_scores_and_selections_are_the_same(
     tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,7 +157,7 @@ def test_a_part_of_the_join_that_was_altered_is_named_and_no_index_appears(tmp_p
                 Path(parts.place("marks", f"{other}.json")).unlink()
         options = {key: value for key, value in given.items() if key != "shards"}
         with pytest.raises(DataError, match=f"{name}.*run the command again"):
-            wsl.build_index(tmp_path / kind, world.shards, **options, make_parts=Here(tmp_path / "parts", 1))
+            wsl.build_index(tmp_path / kind, world.shards, **options, elsewhere=Here(tmp_path / "parts", 1))
         assert not (tmp_path / kind / "manifest.json").exists()
         body.write_bytes(whole)
         both_ways(tmp_path, 1, given | {"overwrite": True})

@@ -153,7 +153,7 @@ def test_counts_in_a_store_are_the_counts(bucket: str, tmp_path: Path, temporary
     records = sorted((tmp_path / "records").iterdir())
     levels = count_levels(list(map(str, records)), Columns(), UNLIMITED, ClusterConfig(group_bytes=1))
     here = Here(f"{bucket}/counts", 1)
-    here.make(here.parts, levels, "count")
+    here.make(here.parts, levels)
     with here.parts.held(levels[-1][0].name) as (file,):
         HashtagCounts.load(file).save(tmp_path / "stored")
     wsl.count_hashtags([str(file) for file in records]).save(tmp_path / "local")
@@ -161,7 +161,7 @@ def test_counts_in_a_store_are_the_counts(bucket: str, tmp_path: Path, temporary
     assert len(here.made) == 21
     assert os.listdir(temporary) == []
     here.made.clear()
-    here.make(here.parts, levels, "count")
+    here.make(here.parts, levels)
     assert here.made == []
 
 
@@ -184,7 +184,7 @@ def test_a_selection_in_a_store_is_the_selection(
     ]
     levels = merge_tree(leaves, "mergestates", {}, {})
     here = Here(f"{bucket}/{order}", 1)
-    here.make(here.parts, levels, "select")
+    here.make(here.parts, levels)
     with here.parts.held(levels[-1][0].name) as (file,):
         found = TopK.load(file).finish().table
     expected = TopK(3, 6, 2, order)
@@ -255,7 +255,13 @@ def test_commands_on_a_cluster_keep_their_parts_in_a_store(
     for file in sorted((tmp_path / "one").glob("[!.]*")):
         assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes(), file.name
     runs = json.loads(run("cluster", "status", f"{bucket}/index", "--json"))
-    assert [run["complete"] for run in runs] == [True] * 4
+    assert [run["complete"] for run in runs] == [True]
+
+    alone = ["index", "build", "--records", records]
+    run(*alone, "--out", tmp_path / "three")
+    run(*alone, "--out", tmp_path / "four", *there("alone"))
+    for file in sorted((tmp_path / "three").glob("[!.]*")):
+        assert (tmp_path / "four" / file.name).read_bytes() == file.read_bytes(), file.name
 
     run("counts", "build", "--records", records, "--out", tmp_path / "one.counts")
     run("counts", "build", "--records", records, "--out", tmp_path / "two.counts", *there("counts"))

@@ -132,10 +132,17 @@ def status(
         print_json(runs)
         return
     rows = [
-        [run["command"], "complete" if run["complete"] else "open", run["parts"], run["done"], run["failed"]]
+        [
+            run["command"],
+            "complete" if run["complete"] else "open",
+            ", ".join(f"{level['kind']} {level['done']:,}/{level['parts']:,}" for level in run["levels"]),
+            run["parts"],
+            run["done"],
+            run["failed"],
+        ]
         for run in runs
     ]
-    print_table(folder, ["command", "state", "parts", "done", "failed"], rows)
+    print_table(folder, ["command", "state", "stages", "parts", "done", "failed"], rows)
     for run in runs:
         for name, text in run["failures"].items():
             note(f"{name}: {text}")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from wsl import storage
-from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import absolute, merge_tree, record_groups
+from wsl.cluster.parts import Part, Parts, Run
+from wsl.cluster.plan import Stage, absolute, merge_tree, record_groups
 from wsl.cluster.running import connect
 from wsl.config import ClusterConfig
 from wsl.counting import Columns, Memory
@@ -45,13 +45,17 @@ def load(
     memory: Memory,
     settings: ClusterConfig,
     folder: storage.Place,
+    run: Run | None = None,
 ) -> HashtagCounts:
-    """The counts of record files, counted on the cluster; its parts lie in `folder`."""
+    """The counts of record files, counted on the cluster; its parts lie in `folder`.
+
+    `run` is what counting is the first stage of.
+    """
     parts = Parts(folder)
     levels = count_levels(sources, columns, memory, settings)
     _check_columns(sources, columns)
     with connect(settings) as cluster:
         cluster.check(parts.folder, sources)
-        cluster.make(parts, levels, "count")
+        cluster.make(parts, Stage("count", levels, is_last=run is None), run)
     with parts.held(levels[-1][0].name) as (file,):
         return HashtagCounts.load(file, **memory.options())

@@ -6,21 +6,29 @@
     known      of the index that is appended to: the same
     join       of some buckets: labels of samples, out of all files of records and samples
     part       of a range of ordinals: a part of the index
+    rows       of a group of tables that are an index by themselves: keys and labels, in their order
+    alone      of a range of these: a part of the index
+    manifest   of all: the index, made visible
 
 Files of records, samples and labels are read where they lie, each worker its own range of every one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wsl import _core, storage
+from wsl._core import DataError
+from wsl.building import BUILDING, Ending, prepare
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps
-from wsl.source import open_records
+from wsl.index import MANIFEST
+from wsl.locking import held_by_task
+from wsl.source import Records, open_records, plain_parquet
 from wsl.vocabulary import Vocabulary
 
 
@@ -49,20 +57,25 @@ def _scan(parts: Parts, part: Part, out: Path) -> None:
     check_stamps(given["shards"])
 
 
+def _opened(given: Mapping[str, Any]) -> Records:
+    columns = given["columns"]
+    return open_records(
+        list(given["records"]),
+        key_column=columns["key_column"],
+        hashtags_column=columns["hashtags_column"],
+        separator=columns["separator"],
+        shard_column=columns["shard_column"],
+        path_column=given.get("path_column"),
+    )
+
+
 def _records(parts: Parts, part: Part, out: Path) -> None:
     given = part.arguments
     columns, (vocabulary, lists) = given["columns"], part.inputs
     check_stamps(given["records"])
     with parts.held(vocabulary) as (file,):
         labels = Vocabulary.read(file)
-    found = open_records(
-        list(given["records"]),
-        key_column=columns["key_column"],
-        hashtags_column=columns["hashtags_column"],
-        separator=columns["separator"],
-        shard_column=columns["shard_column"],
-        path_column=given["path_column"],
-    )
+    found = _opened(given)
     with found.reading():
         _core.save_records(
             found.stream,
@@ -78,6 +91,25 @@ def _records(parts: Parts, part: Part, out: Path) -> None:
             **_lists(parts, lists),
             **_memory(part.limits),
         )
+    check_stamps(given["records"])
+
+
+def _rows(parts: Parts, part: Part, out: Path) -> None:
+    given = part.arguments
+    vocabulary, lists = part.inputs
+    check_stamps(given["records"])
+    with parts.held(vocabulary) as (file,):
+        labels = Vocabulary.read(file)
+    columns = {name: given["columns"][name] for name in ("key_column", "hashtags_column")}
+    others = {name: given["columns"][name] for name in ("separator", "key_format")}
+    about: dict[str, Any] = {"vocabulary": labels.core, **_lists(parts, lists)}
+    about["num_threads"] = part.limits["num_threads"]
+    files = [] if any(others.values()) else plain_parquet(list(given["records"]))
+    if not (files and _core.save_parquet_rows(files, out, **columns, **about)):
+        found = _opened(given)
+        others["separator"] = found.separator
+        with found.reading():
+            _core.save_rows(found.stream, out, **columns, **others, **about)
     check_stamps(given["records"])
 
 
@@ -139,10 +171,97 @@ def _part(parts: Parts, part: Part, out: Path) -> None:
         )
 
 
+def _alone(parts: Parts, part: Part, out: Path) -> None:
+    rows = [(first, last) for first, last in part.arguments["rows"]]
+    wanted = list(zip(map(parts.place, part.inputs), rows, strict=True))
+    _core.write_alone(wanted, out, storage=storage.core())
+
+
+def _known(parts: Parts, part: Part, out: Path) -> None:
+    scope = part.arguments["key_scope"]
+    _core.save_known(part.limits["folder"], out, key_scope=scope, **_memory(part.limits))
+
+
+def hash_of_manifest(folder: str) -> str | None:
+    """The SHA-256 of the manifest in a folder; None where there is none."""
+    file = Path(folder) / MANIFEST
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def _manifest(parts: Parts, part: Part, out: Path) -> None:
+    """Takes over what was made, writes keys and manifest, and makes the index visible.
+
+    The body of the part is the manifest. It is there before the index is, so that who begins again knows
+    an index that is made already from one that somebody else has changed.
+    """
+    given, folder = part.arguments, Path(part.arguments["folder"])
+    with held_by_task(folder, BUILDING):
+        if hash_of_manifest(given["folder"]) == given["replaces"]:
+            builder, text = _prepared(parts, part, folder)
+            storage.write_bytes(parts.place(part.name), text)
+            builder.publish()
+        else:
+            text = (folder / MANIFEST).read_bytes() if (folder / MANIFEST).is_file() else b""
+            seen = storage.head(parts.place(part.name))
+            if seen is None or storage.read_bytes(parts.place(part.name)) != text:
+                raise DataError(
+                    f"{folder}: the index was changed while the run went on; run the command again when it "
+                    f"stays as it is"
+                )
+    out.write_bytes(text)
+
+
+def _prepared(parts: Parts, part: Part, folder: Path) -> tuple[_core.IndexBuilder, bytes]:
+    """A builder that has written all but the manifest, and what that will be."""
+    build, lists, *vocabulary = part.inputs
+    with parts.held(build, *vocabulary) as (file, *files):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        labels = Vocabulary.read(files[0]) if files else None
+    ending = Ending(**about["ending"])
+    builder = _core.IndexBuilder(
+        folder,
+        about["labels"],
+        key_scope=about["key_scope"],
+        num_threads=part.limits["num_threads"],
+        limits=about["limits"],
+        part_rows=about["part_rows"],
+        append=ending.is_appended,
+        storage=storage.core(),
+        **_lists(parts, lists),
+        **_memory(part.limits),
+    )
+    taken = {kind: list(map(parts.place, names)) for kind, names in about["taken"].items()}
+    _take_over(builder, about, taken)
+    for name, num_rows in about["parts"]:
+        with parts.held(name) as (file,):
+            builder.add_part(file, num_rows)
+    return builder, prepare(builder, folder, ending, labels)
+
+
+def _take_over(
+    builder: _core.IndexBuilder, about: Mapping[str, Any], taken: Mapping[str, Sequence[str]]
+) -> None:
+    """Counts what was counted."""
+    if "rows" in taken:
+        builder.add_rows(list(taken["rows"]))
+        return
+    builder.add_spread(
+        about["names"],
+        records=list(taken["records"]),
+        samples=list(taken["samples"]),
+        labels=list(taken["joins"]),
+        again=about["again"],
+    )
+
+
 KINDS: dict[str, Callable[[Parts, Part, Path], Any]] = {
     "scan": _scan,
     "records": _records,
     "samples": _samples,
     "join": _join,
     "part": _part,
+    "rows": _rows,
+    "alone": _alone,
+    "known": _known,
+    "manifest": _manifest,
 }

@@ -1,15 +1,16 @@
-"""Building an index on a cluster: the join of records to samples, and the parts of the index.
+"""Building an index on a cluster: the join of records to samples, the parts of the index, the manifest.
 
 Workers read the headers of groups of shards, and the records of groups of tables; both write their keys in
 buckets by hash, one file for each group. Others join some buckets of all files, each reading its range of
 every one, and others again write the parts of the index, byte for byte those of one machine, for every step
-is the engine's own. The process that started the build takes the parts over, counts what was counted, and
-writes the keys and the manifest.
+is the engine's own. Records that are an index by themselves become rows, group by group, and parts out of
+these. One task takes the parts over, counts what was counted, and writes the keys and the manifest.
 
     vocabulary, lists                 what all workers are told
     scan  -> samples  \\
-              records  > join -> part -> this process
-    known, of the index that is appended to, is made by this process too
+              records  > join -> part -> manifest
+    known, of the index that is appended to
+    rows ----------------------> alone -> manifest
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from wsl import _core, storage
 from wsl._core import UsageError
-from wsl.building import SHARD, PartsWanted
-from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import absolute, file_groups, record_groups, size_of
+from wsl.building import SHARD, Wanted
+from wsl.cluster.index_tasks import hash_of_manifest
+from wsl.cluster.parts import Part, Parts, Run
+from wsl.cluster.plan import Stage, absolute, cut, file_groups, record_groups, size_of
 from wsl.cluster.running import connect
 from wsl.config import ClusterConfig
 from wsl.source import find_files, kind_of
@@ -37,40 +39,36 @@ HEADERS = 16
 NUM_BUCKETS = 256
 """What the engine parts keys into."""
 
-Make = Callable[[Parts, list[list[Part]], str], object]
-"""Makes what is missing of the last level and of all that it asks for; the text names the step."""
 
-
-def make_parts(
-    builder: _core.IndexBuilder, wanted: PartsWanted, settings: ClusterConfig, folder: storage.Place
-) -> None:
-    """Lets the cluster make the parts of an index, which lie in `folder`, and hands them to `builder`."""
+def build(wanted: Wanted, settings: ClusterConfig, folder: storage.Place, run: Run | None = None) -> None:
+    """Lets the cluster build an index out of parts that lie in `folder`; `run` is what that is a part of."""
     parts = Parts(folder)
-    plan = IndexPlan(wanted, settings, parts)
+    plan = plan_of(wanted, settings, parts)
     with connect(settings) as cluster:
         cluster.check(parts.folder, [*plan.shards, *plan.records])
-        plan.make(cluster.make)
-    plan.hand_over(builder)
+        for stage in plan.stages():
+            run = run or Run(stage.name)
+            cluster.make(parts, stage, run)
+
+
+def plan_of(wanted: Wanted, settings: ClusterConfig, parts: Parts) -> Plan:
+    """How the index is built."""
+    return ShardsPlan(wanted, settings, parts) if wanted.shards else RecordsPlan(wanted, settings, parts)
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group of shards: its scans, and where its shards and samples stand among all."""
+    """A group of shards: its scans, and where its shards stand among all."""
 
     scans: str
     shards: tuple[str, ...]
     number: int
     first_shard: int
-    first_sample: int
     num_samples: tuple[int, ...]
     """Samples that are taken of each shard."""
 
-    def within(self, start: int, stop: int) -> dict[str, Any] | None:
-        """What a part that holds the samples `start` to `stop` wants of the group; None where nothing."""
-        first = max(start - self.first_sample, 0)
-        last = min(stop - self.first_sample, sum(self.num_samples))
-        if first >= last:
-            return None
+    def wanted(self, first: int, last: int) -> dict[str, Any]:
+        """What a part wants that holds these of the group's samples."""
         shard = before = 0
         while before + self.num_samples[shard] <= first:
             before += self.num_samples[shard]
@@ -84,142 +82,45 @@ class Group:
         }
 
 
-class IndexPlan:
+class Plan:
     """The parts of the build of an index. They follow from its inputs and options, not from the nodes."""
 
-    def __init__(self, wanted: PartsWanted, settings: ClusterConfig, parts: Parts) -> None:
+    def __init__(self, wanted: Wanted, settings: ClusterConfig, parts: Parts) -> None:
         self._wanted, self._settings, self._parts = wanted, settings, parts
         self.shards = [absolute(os.fspath(shard).removeprefix("file://")) for shard in wanted.shards]
         self.records = [absolute(file) for file in _files(wanted)]
-        self._is_joined = wanted.labels == "records"
         self._limits: dict[str, Any] = {
             "num_threads": settings.num_cpus,
             "memory_bytes": wanted.memory_bytes,
             "spill_dir": None if wanted.spill_dir is None else os.fspath(wanted.spill_dir),
         }
-        self._records: list[Part] = []
-        self._samples: list[Part] = []
-        self._joins: list[Part] = []
-        self._made: list[tuple[Part, int]] = []
 
-    def make(self, make: Make) -> None:
-        """Has all parts made; `make` makes levels of them.
+    def stages(self) -> Iterator[Stage]:
+        """What is to be made, each stage planned when those before it are made."""
+        raise NotImplementedError
 
-        Files of records and samples are asked for by themselves: what was counted stands in them.
-        """
-        self._parts.begin()
-        lists = self._keep_lists()
-        scans = self._scans()
-        self._samples = [self._sample_part(scan, lists) for scan in scans]
-        self._records = self._record_parts(lists) if self._is_joined else []
-        make(self._parts, [scans, [*self._records, *self._samples]], "read")
-        if self._is_joined:
-            self._joins = self._join_parts(self._keep_known())
-            make(self._parts, [self._joins], "join")
-        self._made = self._index_parts(lists, self._groups(scans))
-        if self._made:
-            make(self._parts, [[part for part, _ in self._made]], "index")
-
-    def hand_over(self, builder: _core.IndexBuilder) -> None:
-        """Gives `builder` what was made."""
-        places = [[self._parts.place(p.name) for p in kind] for kind in (self._records, self._samples)]
-        builder.add_spread(
-            list(self._wanted.names),
-            records=places[0],
-            samples=places[1],
-            labels=[self._parts.place(part.name) for part in self._joins],
-            again=self._wanted.again,
-        )
-        for part, num_rows in self._made:
-            with self._parts.held(part.name) as (file,):
-                builder.add_part(file, num_rows)
-
-    def _scans(self) -> list[Part]:
-        about = {"with_classes": self._wanted.labels == "members", "key_scope": self._wanted.key_scope}
-        limits = {"num_threads": self._settings.num_cpus}
-        groups = file_groups(self.shards, HEADERS * self._settings.group_bytes, size_of)
-        return [
-            Part("scan", number, {"shards": _stamps(group), **about}, (), limits)
-            for number, group in enumerate(groups)
-        ]
-
-    def _sample_part(self, scan: Part, lists: str) -> Part:
-        about = {
-            "shards": list(scan.arguments["shards"]),
-            "joined": self._is_joined,
-            "key_scope": self._wanted.key_scope,
-        }
-        return Part("samples", scan.number, about, (scan.name, lists), self._limits)
-
-    def _record_parts(self, lists: str) -> list[Part]:
+    def _manifest(self, lists: str, made: Sequence[tuple[Part, int]], **taken: Sequence[Part]) -> Stage:
+        """The end of the build: the parts of the index that were made, and what else is taken over."""
         wanted = self._wanted
-        is_by_path = wanted.key_scope == "shard" and wanted.columns.shard_column is None
         about = {
-            "columns": asdict(wanted.columns),
-            "path_column": SHARD if is_by_path else None,
+            "labels": wanted.labels,
             "key_scope": wanted.key_scope,
+            "part_rows": wanted.part_rows,
+            "limits": dict(wanted.lists.limits),
+            "again": wanted.again,
+            "names": list(wanted.names),
+            "ending": asdict(wanted.ending),
+            "parts": [[part.name, num_rows] for part, num_rows in made],
+            "taken": {kind: [part.name for part in some] for kind, some in taken.items()},
         }
-        inputs = (self._keep_vocabulary(), lists)
-        return [
-            Part(
-                "records",
-                number,
-                {"records": _stamps(group), **about},
-                inputs,
-                self._limits,
-            )
-            for number, group in enumerate(record_groups(self.records, self._settings.group_bytes))
-        ]
-
-    def _join_parts(self, known: tuple[str, ...]) -> list[Part]:
-        """One for each group of records, so that each holds about as much as one of them."""
-        number = max(min(len(self._records), NUM_BUCKETS), 1)
-        names = tuple(part.name for part in [*self._records, *self._samples]) + known
-        about = {"num_records": len(self._records), "num_samples": len(self._samples)}
-        bounds = [NUM_BUCKETS * place // number for place in range(number + 1)]
-        return [
-            Part("join", place, {"first_bucket": first, "stop_bucket": stop, **about}, names, self._limits)
-            for place, (first, stop) in enumerate(itertools.pairwise(bounds))
-        ]
-
-    def _groups(self, scans: Sequence[Part]) -> list[Group]:
-        """Where the shards of each group stand, now that it is known how many samples they have."""
-        known = self._wanted.known
-        first_shard = 0 if known is None else len(known.shards())
-        first_sample, groups = 0, []
-        places = [self._parts.place(samples.name) for samples in self._samples]
-        found = _core.num_samples_taken(places, storage=storage.core())
-        for scan, samples, numbers in zip(scans, self._samples, found, strict=True):
-            shards = tuple(samples.arguments["shards"])
-            groups.append(Group(scan.name, shards, scan.number, first_shard, first_sample, tuple(numbers)))
-            first_shard += len(shards)
-            first_sample += sum(numbers)
-        return groups
-
-    def _index_parts(self, lists: str, groups: Sequence[Group]) -> list[tuple[Part, int]]:
-        """The parts of the index, and the rows of each."""
-        wanted = self._wanted
-        labels = tuple(part.name for part in self._joins)
-        num_samples = groups[-1].first_sample + sum(groups[-1].num_samples) if groups else 0
-        made, first = [], 0
-        for number, start in enumerate(range(0, num_samples, wanted.part_rows)):
-            stop = min(start + wanted.part_rows, num_samples)
-            while groups[first].first_sample + sum(groups[first].num_samples) <= start:
-                first += 1
-            some = []
-            for group in groups[first:]:
-                if group.first_sample >= stop:
-                    break
-                some.append((group, group.within(start, stop)))
-            some = [(group, held) for group, held in some if held is not None]
-            about = {
-                "groups": [held for _, held in some],
-                "labels": wanted.labels,
-                "key_scope": wanted.key_scope,
-            }
-            inputs = (lists, *(group.scans for group, _ in some), *labels)
-            made.append((Part("part", number, about, inputs, self._limits), stop - start))
-        return made
+        inputs = [self._parts.keep("build", json.dumps(about).encode()).name, lists]
+        if wanted.vocabulary is not None:
+            inputs.append(self._keep_vocabulary())
+        arguments = {"folder": wanted.folder, "replaces": hash_of_manifest(wanted.folder)}
+        part = Part("manifest", 0, arguments, tuple(inputs), self._limits)
+        # What one says is true only as long as the index stays as it was then.
+        self._parts.forget(part)
+        return Stage("manifest", [[part]], folder=wanted.folder, is_one=True)
 
     def _keep_lists(self) -> str:
         lists = self._wanted.lists
@@ -236,29 +137,154 @@ class IndexPlan:
             self._wanted.vocabulary.write(file)
             return self._parts.keep("vocabulary", file.read_bytes()).name
 
-    def _keep_known(self) -> tuple[str, ...]:
+    def _record_parts(self, kind: str, lists: str, **about: Any) -> list[Part]:
+        """Parts of groups of tables."""
+        about["columns"] = asdict(self._wanted.columns)
+        inputs = (self._keep_vocabulary(), lists)
+        return [
+            Part(kind, number, {"records": _stamps(group), **about}, inputs, self._limits)
+            for number, group in enumerate(record_groups(self.records, self._settings.group_bytes))
+        ]
+
+    def _num_taken(self, parts: Sequence[Part]) -> list[list[int]]:
+        """Samples that are taken of each shard, or of the records, of each part."""
+        places = [self._parts.place(part.name) for part in parts]
+        return _core.num_samples_taken(places, storage=storage.core())
+
+
+class ShardsPlan(Plan):
+    """An index over shards, whose labels may come from records."""
+
+    def stages(self) -> Iterator[Stage]:
+        """Files of records and samples are asked for by themselves: what was counted stands in them."""
+        wanted = self._wanted
+        self._parts.begin()
+        is_joined = wanted.labels == "records"
+        lists = self._keep_lists()
+        scans = self._scans()
+        samples = [self._sample_part(scan, lists, is_joined) for scan in scans]
+        records, joins = [], []
+        if is_joined:
+            is_by_path = wanted.key_scope == "shard" and wanted.columns.shard_column is None
+            about = {"path_column": SHARD if is_by_path else None, "key_scope": wanted.key_scope}
+            records = self._record_parts("records", lists, **about)
+        yield Stage("read", [scans, [*records, *samples]], is_last=False)
+        if is_joined:
+            known = self._known_part()
+            if known is not None:
+                yield Stage("known", [[known]], folder=wanted.folder, is_last=False)
+            joins = self._join_parts(records, samples, () if known is None else (known.name,))
+            yield Stage("join", [joins], is_last=False)
+        made = self._index_parts(lists, self._groups(scans, samples), joins)
+        if made:
+            yield Stage("index", [[part for part, _ in made]], is_last=False)
+        yield self._manifest(lists, made, records=records, samples=samples, joins=joins)
+
+    def _scans(self) -> list[Part]:
+        about = {"with_classes": self._wanted.labels == "members", "key_scope": self._wanted.key_scope}
+        limits = {"num_threads": self._settings.num_cpus}
+        groups = file_groups(self.shards, HEADERS * self._settings.group_bytes, size_of)
+        return [
+            Part("scan", number, {"shards": _stamps(group), **about}, (), limits)
+            for number, group in enumerate(groups)
+        ]
+
+    def _sample_part(self, scan: Part, lists: str, is_joined: bool) -> Part:
+        about = {
+            "shards": list(scan.arguments["shards"]),
+            "joined": is_joined,
+            "key_scope": self._wanted.key_scope,
+        }
+        return Part("samples", scan.number, about, (scan.name, lists), self._limits)
+
+    def _known_part(self) -> Part | None:
         """The keys of the index that is appended to, whose samples use up records too."""
-        known, scope = self._wanted.known, self._wanted.key_scope
+        known = self._wanted.known
         if known is None:
-            return ()
+            return None
         about = {
             "fingerprint": known.fingerprint,
             "shards": known.manifest["shards"]["checksum"],
-            "key_scope": scope,
+            "key_scope": self._wanted.key_scope,
         }
-        part = Part("known", 0, about)
-        if self._parts.finished(part) is None:
-            memory = {name: self._limits[name] for name in ("memory_bytes", "spill_dir")}
-            with self._parts.making(part) as out:
-                _core.save_known(known.path, out, key_scope=scope, **memory)
-        return (part.name,)
+        # The folder does not enter the name: another one with such an index has the same keys.
+        limits = self._limits | {"folder": self._wanted.folder}
+        return Part("known", 0, about, (), limits)
+
+    def _join_parts(
+        self, records: Sequence[Part], samples: Sequence[Part], known: tuple[str, ...]
+    ) -> list[Part]:
+        """One for each group of records, so that each holds about as much as one of them."""
+        number = max(min(len(records), NUM_BUCKETS), 1)
+        names = tuple(part.name for part in [*records, *samples]) + known
+        about = {"num_records": len(records), "num_samples": len(samples)}
+        bounds = [NUM_BUCKETS * place // number for place in range(number + 1)]
+        return [
+            Part("join", place, {"first_bucket": first, "stop_bucket": stop, **about}, names, self._limits)
+            for place, (first, stop) in enumerate(itertools.pairwise(bounds))
+        ]
+
+    def _groups(self, scans: Sequence[Part], samples: Sequence[Part]) -> list[Group]:
+        """Where the shards of each group stand, now that it is known how many samples they have."""
+        known = self._wanted.known
+        first_shard = 0 if known is None else len(known.shards())
+        groups = []
+        for scan, of_scan, numbers in zip(scans, samples, self._num_taken(samples), strict=True):
+            shards = tuple(of_scan.arguments["shards"])
+            groups.append(Group(scan.name, shards, scan.number, first_shard, tuple(numbers)))
+            first_shard += len(shards)
+        return groups
+
+    def _index_parts(
+        self, lists: str, groups: Sequence[Group], joins: Sequence[Part]
+    ) -> list[tuple[Part, int]]:
+        """The parts of the index, and the rows of each."""
+        wanted = self._wanted
+        labels = tuple(part.name for part in joins)
+        made = []
+        for number, some in enumerate(cut([sum(g.num_samples) for g in groups], wanted.part_rows)):
+            about = {
+                "groups": [groups[group].wanted(first, last) for group, first, last in some],
+                "labels": wanted.labels,
+                "key_scope": wanted.key_scope,
+            }
+            inputs = (lists, *(groups[group].scans for group, _, _ in some), *labels)
+            num_rows = sum(last - first for _, first, last in some)
+            made.append((Part("part", number, about, inputs, self._limits), num_rows))
+        return made
+
+
+class RecordsPlan(Plan):
+    """Records that are an index by themselves."""
+
+    def stages(self) -> Iterator[Stage]:
+        """Groups of tables become rows, in their order; ranges of these the parts."""
+        self._parts.begin()
+        lists = self._keep_lists()
+        rows = self._record_parts("rows", lists)
+        yield Stage("read", [rows], is_last=False)
+        made = self._index_parts(rows)
+        if made:
+            yield Stage("index", [[part for part, _ in made]], is_last=False)
+        yield self._manifest(lists, made, rows=rows)
+
+    def _index_parts(self, rows: Sequence[Part]) -> list[tuple[Part, int]]:
+        """The parts of the index, and the rows of each."""
+        made = []
+        sizes = [number for (number,) in self._num_taken(rows)]
+        for number, some in enumerate(cut(sizes, self._wanted.part_rows)):
+            about = {"rows": [[first, last] for _, first, last in some]}
+            inputs = tuple(rows[group].name for group, _, _ in some)
+            num_rows = sum(last - first for _, first, last in some)
+            made.append((Part("alone", number, about, inputs, self._limits), num_rows))
+        return made
 
 
 def _stamps(files: Sequence[str]) -> dict[str, list[Any]]:
     return {file: storage.stamp(file) for file in files}
 
 
-def _files(wanted: PartsWanted) -> list[str]:
+def _files(wanted: Wanted) -> list[str]:
     """The files of the records."""
     if wanted.labels != "records":
         return []

@@ -78,6 +78,16 @@ class Part:
         return self.file or f"{self.kind}-{self.number:06}-{self.key[:20]}"
 
 
+@dataclass
+class Run:
+    """A run of a command, whose parts become known stage by stage."""
+
+    name: str
+    """The same whenever the run goes on."""
+    levels: list[list[str]] = field(default_factory=list)
+    """The names of the parts that are known."""
+
+
 class Parts:
     """The parts in a folder that all nodes see, or in a store. No more is asked of either than this."""
 
@@ -192,9 +202,14 @@ class Parts:
         """Keeps what a try said, for `wsl cluster status`."""
         self._write(self.place(FAILED, f"{part.name}.json"), json.dumps({"error": text}))
 
-    def note_run(self, root: str, command: str, levels: list[list[str]]) -> None:
-        """Says which parts a run is of; `root` is what its result is called."""
-        self._write(self.place(RUNS, f"{root}.json"), json.dumps({"command": command, "levels": levels}))
+    def forget(self, part: Part) -> None:
+        """Removes the mark of a part, which is to be made again."""
+        storage.delete(self._mark_of(part.name))
+
+    def note_run(self, root: str, command: str, levels: list[list[str]], *, is_whole: bool = True) -> None:
+        """Says which parts a run is of, all of them where `is_whole`; `root` is what the run is called."""
+        about = {"command": command, "levels": levels, "is_whole": is_whole}
+        self._write(self.place(RUNS, f"{root}.json"), json.dumps(about))
 
     def runs(self) -> list[tuple[str, dict[str, Any]]]:
         """All runs, by name."""

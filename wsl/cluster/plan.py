@@ -1,4 +1,4 @@
-"""What is to be made: groups of files, trees of merges, and the parts that are missing.
+"""What is to be made: stages, groups of files, trees of merges, and the parts that are missing.
 
 Groups follow from the files, their sizes and `group_bytes` alone, and a tree from the number of its leaves,
 so that every run over the same inputs has the same parts, on however many nodes.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from wsl import storage
@@ -17,6 +18,50 @@ from wsl.source import are_beside_shards
 
 FAN_IN = 16
 """Parts that one merge takes."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What can be planned at once: levels of parts, each of which asks for those before it.
+
+    What is missing of the last level is made, and all that it asks for.
+    """
+
+    title: str
+    levels: list[list[Part]]
+    actors: frozenset[str] = frozenset()
+    """Kinds of parts that actors make."""
+    folder: str | None = None
+    """A folder that is to be seen where parts are made, beside that of the parts."""
+    is_last: bool = True
+    """Whether it is the last one of its run."""
+    is_one: bool = False
+    """Whether it is one part, whose error is the command's."""
+
+    @property
+    def name(self) -> str:
+        """What a run of this stage alone is called."""
+        return self.levels[-1][0].key[:20] if self.levels[-1] else "nothing"
+
+
+def cut(sizes: Sequence[int], step: int) -> list[list[tuple[int, int, int]]]:
+    """Groups of these sizes, one after another, cut into pieces of `step`.
+
+    Each piece says of which groups it is: number, first and last.
+    """
+    pieces: list[list[tuple[int, int, int]]] = []
+    room = 0
+    for group, size in enumerate(sizes):
+        first = 0
+        while first < size:
+            if room == 0:
+                pieces.append([])
+                room = step
+            last = min(size, first + room)
+            pieces[-1].append((group, first, last))
+            room -= last - first
+            first = last
+    return pieces
 
 
 def file_groups(files: Sequence[str], group_bytes: int, size_of: Callable[[str], int]) -> list[list[str]]:

@@ -12,11 +12,9 @@ Ray's token; everywhere else it is needed on both sides.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import platform
 import shlex
-import socket
 import sys
 import time
 import traceback
@@ -25,20 +23,18 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from wsl import storage
-from wsl._core import UsageError, WslError, __version__
-from wsl.cluster.parts import Mark, Part, Parts
-from wsl.cluster.plan import missing
+from wsl._core import DataError, UsageError, WslError, __version__
+from wsl.cluster.address import is_loopback, probe, require_token, resolve
+from wsl.cluster.parts import Mark, Part, Parts, Run
+from wsl.cluster.plan import Stage, missing
 from wsl.cluster.seen import Line, Tally
 from wsl.config import ClusterConfig
-from wsl.errors import EXIT_USAGE, exit_code, explain
+from wsl.errors import EXIT_DATA, EXIT_USAGE, exit_code, explain
 
 INSTALL = "pip install 'wsl[ray]'"
-CONNECT_TIMEOUT_S = 5.0
-"""Seconds that the head has to answer at all, twice."""
 LOOK_TIMEOUT_S = 120.0
 """Seconds that the nodes have to start a worker and say what they are."""
 MOST_LOOKED_FOR = 10_000
@@ -57,6 +53,10 @@ DEFAULTS = {
     # Seconds, about, in which a cluster that refuses this process is asked again.
     "RAY_NUM_REDIS_GET_RETRIES": "8",
 }
+
+
+ERRORS: dict[int, type[WslError]] = {EXIT_USAGE: UsageError, EXIT_DATA: DataError}
+"""Errors of a task that are raised here as what they are, by their exit codes."""
 
 
 class ClusterError(WslError):
@@ -143,12 +143,12 @@ def connect(settings: ClusterConfig) -> Iterator[Cluster]:
 
     UsageError where Ray is not installed, no cluster answers, or the token that is needed is not there.
     """
-    address = _resolve(settings.address)
-    secure = not _is_loopback(address.rpartition(":")[0])
+    address = resolve(settings.address)
+    secure = not is_loopback(address.rpartition(":")[0])
     if secure:
-        _require_token(address)
+        require_token(address)
     ray = import_ray()
-    _probe(address)
+    probe(address)
     started = os.environ.pop("RAY_ADDRESS", None)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="wsl")
@@ -169,69 +169,6 @@ def connect(settings: ClusterConfig) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def _resolve(address: str) -> str:
-    """HOST:PORT of the head; ``auto`` is what RAY_ADDRESS or this machine's own node says."""
-    if address == "auto":
-        found = os.environ.get("RAY_ADDRESS", "")
-        file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-        if not found and file.is_file():
-            found = file.read_text(encoding="utf-8").strip()
-        if not found or found == "auto":
-            raise UsageError(
-                "--cluster auto: this machine is no node of a Ray cluster (neither RAY_ADDRESS nor "
-                f"{file} names one); start one with 'ray start --head', or name the head as HOST:PORT"
-            )
-        address = found
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal():
-        raise UsageError(
-            f"--cluster {address}: expected auto or HOST:PORT, the address that 'ray start --head' prints; "
-            "Ray's client (ray://) is not used"
-        )
-    return address
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _require_token(address: str) -> None:
-    """Turns Ray's token authentication on; UsageError where there is no token."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    if not os.environ.get("RAY_AUTH_TOKEN") and not file.is_file():
-        raise UsageError(
-            f"--cluster {address}: the cluster is not on loopback, so it must ask for a token, and there is "
-            f"none here: neither RAY_AUTH_TOKEN nor the file {file}. Make one with 'ray get-auth-token "
-            f"--generate', copy it to every node, and start all of them with RAY_AUTH_MODE=token"
-        )
-    os.environ["RAY_AUTH_MODE"] = "token"
-
-
-def _probe(address: str) -> None:
-    """Asks whether a gRPC server answers there, as a cluster's head is one: without it Ray would try on."""
-    host, _, port = address.rpartition(":")
-    nobody = (
-        f"--cluster {address}: no cluster answers there; start one with 'ray start --head', or name the "
-        f"address that it printed"
-    )
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S) as asked:
-            asked.settimeout(CONNECT_TIMEOUT_S)
-            asked.sendall(preface)
-            answer = b""
-            while len(answer) < 4 and (more := asked.recv(9)):
-                answer += more
-    except OSError as error:
-        raise UsageError(f"{nobody} ({error.strerror or error})") from None
-    if len(answer) < 4 or answer[3] != 4:
-        raise UsageError(f"{nobody} (what listens there does not speak gRPC)")
-
-
 class Cluster:
     """A cluster that this process is connected to."""
 
@@ -246,7 +183,7 @@ class Cluster:
         UsageError names the nodes that have another wsl or Python, do not see the folder or an input, ask
         for no token though they are not on loopback, or have no memory for a task's share.
         """
-        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        nodes = self._nodes()
         self._check_resources(nodes)
         folder = folder if storage.is_remote(folder) else os.path.realpath(folder)
         nonce = storage.join(folder, f".seen-{uuid.uuid4().hex}")
@@ -259,6 +196,18 @@ class Cluster:
             storage.delete(nonce)
         for name, answer in answers.items():
             self._check_answer(name, answer, folder, nonce, len(nodes))
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def _see(self, folder: str) -> bool:
+        """Whether all nodes see a folder."""
+        nonce = os.path.join(os.path.realpath(folder), f".seen-{uuid.uuid4().hex}")
+        storage.write_bytes(nonce, b"seen")
+        try:
+            return not any(seen["missing"] for seen in self._ask_each(self._nodes(), {nonce: 4}).values())
+        finally:
+            storage.delete(nonce)
 
     def _ask_each(self, nodes: list[dict[str, Any]], wanted: dict[str, int]) -> dict[str, dict[str, Any]]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -339,26 +288,25 @@ class Cluster:
                 f"'ray get-auth-token --generate'"
             )
 
-    def make(
-        self, parts: Parts, levels: list[list[Part]], title: str, *, actors: frozenset[str] = frozenset()
-    ) -> Result:
-        """Makes what is missing of the last level and of all that it asks for.
+    def make(self, parts: Parts, stage: Stage, run: Run | None = None) -> Result:
+        """Makes what is missing of a stage; `run` is what it is a stage of, if it is not a run by itself.
 
-        Kinds named in `actors` are made by actors. ClusterError where parts could not be made.
+        ClusterError where parts could not be made; the task's own error where there is one part to make.
         """
         parts.begin()
         parts.tidy()
-        root = levels[-1][0].key[:20] if levels[-1] else "nothing"
-        parts.note_run(root, command(), [[part.name for part in level] for level in levels])
-        left = missing(levels, parts)
-        total, num_left = sum(map(len, levels)), sum(map(len, left))
+        run = run or Run(stage.name)
+        run.levels.extend([part.name for part in level] for level in stage.levels)
+        parts.note_run(run.name, command(), run.levels, is_whole=stage.is_last)
+        left = missing(stage.levels, parts)
+        total, num_left = sum(map(len, stage.levels)), sum(map(len, left))
         tally = Tally(total, done=total - num_left, begun=time.monotonic())
         result = Result(total, num_kept=total - num_left)
-        with Line(title).shown() as line:
+        with Line(stage.title).shown() as line:
             for level in filter(None, left):
-                flight = _Flight(self, parts, line, tally, result)
+                flight = _Flight(self, parts, line, tally, result, stage)
                 try:
-                    if level[0].kind in actors:
+                    if level[0].kind in stage.actors:
                         flight.by_actors(level)
                     else:
                         flight.by_tasks(level)
@@ -393,6 +341,23 @@ class Cluster:
         """Ray's module."""
         return self._ray
 
+    def options_of_tasks(self, folder: str | None) -> dict[str, Any]:
+        """What a task is given that needs to see `folder`: any node, or this one where others do not.
+
+        This one need not have a CPU to spare: there is one such task at a time.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        given = {"max_retries": TRIES, "scheduling_strategy": "SPREAD"}
+        if folder is None or self._see(folder):
+            return given | self.options()
+        here = self._ray.get_runtime_context().get_node_id()
+        return {
+            "num_cpus": 0,
+            "max_retries": TRIES,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+        }
+
     def options(self, gpus: bool = False) -> dict[str, Any]:
         """What a task or actor is given."""
         given: dict[str, Any] = {"num_cpus": self.settings.num_cpus}
@@ -406,8 +371,10 @@ class Cluster:
 class _Flight:
     """The parts of one level on their way."""
 
-    def __init__(self, cluster: Cluster, parts: Parts, line: Line, tally: Tally, result: Result) -> None:
-        self._cluster, self._ray = cluster, cluster.ray
+    def __init__(
+        self, cluster: Cluster, parts: Parts, line: Line, tally: Tally, result: Result, stage: Stage
+    ) -> None:
+        self._cluster, self._ray, self._stage = cluster, cluster.ray, stage
         self._parts, self._line, self._tally, self._result = parts, line, tally, result
         self._tries: dict[str, int] = {}
 
@@ -416,8 +383,7 @@ class _Flight:
 
     def by_tasks(self, level: list[Part]) -> None:
         """Makes parts by plain tasks, which Ray itself begins again where a worker or node is lost."""
-        options = self._cluster.options() | {"max_retries": TRIES, "scheduling_strategy": "SPREAD"}
-        task = self._ray.remote(**options)(make_part)
+        task = self._ray.remote(**self._cluster.options_of_tasks(self._stage.folder))(make_part)
         waiting, flying = deque(level), dict[Any, Part]()
         try:
             while waiting or flying:
@@ -501,6 +467,8 @@ class _Flight:
             self._tally.made += 1
             self._result.num_made += 1
             return
+        if self._stage.is_one and outcome.code in ERRORS:
+            raise ERRORS[outcome.code](outcome.error)
         # What was asked wrongly needs no traceback.
         trace = "" if outcome.code == EXIT_USAGE else f"{outcome.trace.rstrip()}\n"
         self._fail(part, f"{trace}{outcome.error}")

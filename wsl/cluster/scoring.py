@@ -17,7 +17,7 @@ from typing import Any
 from wsl import storage
 from wsl._core import UsageError
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import absolute, file_groups, merge_tree, size_of
+from wsl.cluster.plan import Stage, absolute, file_groups, merge_tree, size_of
 from wsl.cluster.running import Result, connect
 from wsl.config import ClusterConfig
 from wsl.index import Index
@@ -51,7 +51,7 @@ def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterC
         parts = Parts(out)
         with connect(settings) as cluster:
             cluster.check(parts.folder, [job["run"], job["index"], *index.shard_paths()])
-            result = cluster.make(parts, [level], "score", actors=ACTORS)
+            result = cluster.make(parts, Stage("score", [level], actors=ACTORS))
     about = {**made_by, "num_samples": len(index), "keep": keep}
     return {
         "state": "scored" if level else "up to date",
@@ -121,7 +121,7 @@ def _merged(
     levels = merge_tree(leaves, "mergestates", {}, limits)
     with connect(settings) as cluster:
         cluster.check(parts.folder, inputs)
-        cluster.make(parts, levels, "select", actors=ACTORS)
+        cluster.make(parts, Stage("select", levels, actors=ACTORS))
     with parts.held(levels[-1][0].name) as (file,):
         return TopK.load(file, **memory)
 

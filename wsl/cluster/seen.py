@@ -104,7 +104,7 @@ def status(parts: Parts) -> list[dict[str, Any]]:
             {
                 "root": root,
                 "command": run["command"],
-                "complete": bool(run["levels"]) and all(name in marked for name in run["levels"][-1]),
+                "complete": run["is_whole"] and all(name in marked for name in run["levels"][-1]),
                 "parts": len(names),
                 "done": sum(name in marked for name in names),
                 "failed": len(failed),

@@ -43,7 +43,7 @@ impl Builder {
             number += batch.num_rows();
             job.advance(batch.num_rows() as u64);
         }
-        self.note_records(number, encoder.num_unknown());
+        self.note_records(number as u64, encoder.num_unknown());
         Ok(())
     }
 
@@ -83,13 +83,14 @@ impl Builder {
                 job.advance(group.len() as u64);
             }
         }
-        self.note_records(number, encoder.num_unknown());
+        self.note_records(number as u64, encoder.num_unknown());
         Ok(())
     }
 
-    fn note_records(&mut self, number: usize, num_unknown: u64) {
+    /// Notes how many records were read, and hashtags of theirs that the vocabulary lacks.
+    pub(super) fn note_records(&mut self, number: u64, num_unknown: u64) {
         let fresh = [
-            ("records".to_owned(), number as u64),
+            ("records".to_owned(), number),
             ("hashtags_outside_the_vocabulary".to_owned(), num_unknown),
         ];
         self.set_counts(fresh.into(), false);

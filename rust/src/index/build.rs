@@ -24,6 +24,7 @@ use arrow_schema::ArrowError;
 use hashbrown::HashSet;
 use rayon::prelude::*;
 
+pub use self::finish::Prepared;
 pub use self::limits::LIMITS;
 use self::limits::check_limits;
 use super::dropped::Dropped;

@@ -32,7 +32,7 @@ mod spool;
 pub mod spread;
 pub mod takedown;
 
-pub use build::{BuildOptions, Builder, LIMITS, LabelSource};
+pub use build::{BuildOptions, Builder, LIMITS, LabelSource, Prepared};
 pub use fetch::{Chunk, Fetch};
 pub use read::Index;
 pub use records::{Columns, KeyFormat};

@@ -8,6 +8,9 @@
 //! part       of a range of ordinals: rows of the index, to the byte as one process writes them
 //! ```
 //!
+//! Records that are an index by themselves take two steps: rows of a group of tables, in their order, and
+//! parts out of these ([`alone`]).
+//!
 //! A bucket is a partition of the join on disk ([`super::partitions`]), by the same bits of the same hash.
 //! Every file but scans and parts has [`sections`] with a table at its end, so that who joins reads its
 //! buckets out of every file, and M files of keys serve any number of them. One process takes parts and
@@ -16,6 +19,7 @@
 //!
 //! Where such a file lies in a store, ranges of it are read from there.
 
+mod alone;
 mod join;
 mod records;
 mod rows;
@@ -26,6 +30,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::alone::{save_parquet_rows, save_rows, write_alone};
 pub use self::join::{Inputs, join};
 pub use self::records::save_records;
 pub use self::rows::{PartGroup, write_part};
@@ -75,6 +80,14 @@ pub(super) enum About {
     },
     /// Keys of samples that have their labels already; a section for each bucket.
     Known {},
+    /// Rows of records that are an index by themselves; a section for so many of them.
+    Rows {
+        num_records: u64,
+        num_unknown: u64,
+        num_rows: u64,
+        num_without_labels: u64,
+        counts: BTreeMap<String, u64>,
+    },
     /// Labels of samples, with their numbers; a section for each group of shards.
     Labels {
         num_doubled: u64,

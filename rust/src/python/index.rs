@@ -20,7 +20,7 @@ use super::vocabulary::Vocabulary;
 use crate::count::CountOptions;
 use crate::index::format::{KeyScope, LabelKind};
 use crate::index::spread::Inputs;
-use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat};
+use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, Prepared};
 use crate::job::Job;
 use crate::parquet::ParquetRecords;
 use crate::resample::Scheme;
@@ -64,6 +64,7 @@ fn scan_shard<'py>(
 #[pyclass(module = "wsl._core")]
 struct IndexBuilder {
     inner: Option<Builder>,
+    prepared: Option<Prepared>,
 }
 
 impl IndexBuilder {
@@ -111,7 +112,8 @@ impl IndexBuilder {
             append,
             storage: storage::given(storage),
         };
-        Ok(Self { inner: Some(long_call(py, None, |_| Builder::new(folder, options))?) })
+        let inner = Some(long_call(py, None, |_| Builder::new(folder, options))?);
+        Ok(Self { inner, prepared: None })
     }
 
     /// Whether a killed build goes on.
@@ -241,6 +243,12 @@ impl IndexBuilder {
         long_call(py, None, |job| builder.add_spread(&inputs, &labels, &names, again, job))
     }
 
+    /// The same of records that are an index by themselves.
+    fn add_rows(&mut self, py: Python<'_>, places: Vec<PathBuf>) -> PyResult<()> {
+        let builder = self.builder()?;
+        long_call(py, None, |job| builder.add_rows(&places, job))
+    }
+
     /// Takes over the next part of an index, which stays where it is.
     fn add_part(&mut self, py: Python<'_>, path: PathBuf, num_rows: u64) -> PyResult<()> {
         let builder = self.builder()?;
@@ -257,19 +265,19 @@ impl IndexBuilder {
         Ok(self.builder()?.num_samples())
     }
 
-    /// Writes what is left, the manifest last of all.
+    /// Writes all but the manifest, and returns the bytes that this will have.
     ///
     /// `vocabulary_file` is the name in the folder under which the vocabulary was written.
     #[pyo3(signature = (vocabulary, *, vocabulary_file, label_kind, shard_root, provenance))]
-    fn publish(
+    fn prepare<'py>(
         &mut self,
-        py: Python<'_>,
+        py: Python<'py>,
         vocabulary: Option<PyRef<'_, Vocabulary>>,
         vocabulary_file: &str,
         label_kind: Option<&str>,
         shard_root: &str,
         provenance: &str,
-    ) -> PyResult<()> {
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let kind = match label_kind {
             None => None,
             Some("hashtag") => Some(LabelKind::Hashtag),
@@ -283,9 +291,20 @@ impl IndexBuilder {
         let provenance = serde_json::from_str(provenance)
             .map_err(|error| UsageError::new_err(format!("provenance: {error}")))?;
         self.builder()?;
-        let Some(builder) = self.inner.take() else { return Ok(()) };
         let labels = vocabulary.as_ref().map(|vocabulary| (&vocabulary.inner, vocabulary_file));
-        long_call(py, None, |job| builder.publish(labels, kind, shard_root, provenance, job))?;
+        let builder = self.inner.take();
+        self.prepared = long_call(py, None, |job| {
+            builder.map(|b| b.prepare(labels, kind, shard_root, provenance, job)).transpose()
+        })?;
+        Ok(PyBytes::new(py, self.prepared.as_ref().map_or(&[], Prepared::text)))
+    }
+
+    /// Writes the manifest that was prepared: from then on the index is there.
+    fn publish(&mut self, py: Python<'_>) -> PyResult<()> {
+        let prepared = self.prepared.take();
+        let prepared = prepared
+            .ok_or_else(|| UsageError::new_err("nothing is prepared; prepare the index first"))?;
+        long_call(py, None, |_| prepared.publish())?;
         Ok(())
     }
 }

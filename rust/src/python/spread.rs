@@ -13,6 +13,7 @@ use crate::count::CountOptions;
 use crate::index::format::KeyScope;
 use crate::index::spread::{self, Inputs, PartGroup, Taking};
 use crate::index::{Columns, KeyFormat, LabelSource};
+use crate::parquet::ParquetRecords;
 use crate::spill::Memory;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -22,7 +23,10 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(save_known, module)?)?;
     module.add_function(wrap_pyfunction!(num_samples_taken, module)?)?;
     module.add_function(wrap_pyfunction!(join_samples, module)?)?;
-    module.add_function(wrap_pyfunction!(write_part, module)?)
+    module.add_function(wrap_pyfunction!(write_part, module)?)?;
+    module.add_function(wrap_pyfunction!(save_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(save_parquet_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(write_alone, module)?)
 }
 
 /// Where the labels that are called so come from.
@@ -135,7 +139,8 @@ fn save_known(
     long_call(py, None, |job| spread::save_known(&folder, &taking, &memory, &out, job))
 }
 
-/// Samples that are taken of each shard, for each file of samples; these may lie in a store.
+/// Samples that are taken of each shard, for each file of samples, which may lie in a store; of a file of
+/// rows one number.
 #[pyfunction]
 #[pyo3(signature = (places, *, storage=None))]
 fn num_samples_taken(
@@ -203,6 +208,77 @@ fn write_part(
     long_call(py, None, |job| {
         spread::write_part(&groups, source, &labels, &taking, &storage, &out, job)
     })
+}
+
+/// Writes records as rows of an index into a file, in their order.
+#[pyfunction]
+#[pyo3(signature = (
+    stream, out, *, key_column, hashtags_column, vocabulary, separator=None, key_format=None, include=None,
+    exclude=None, num_threads=None
+))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+fn save_rows(
+    py: Python<'_>,
+    stream: &Bound<'_, PyAny>,
+    out: PathBuf,
+    key_column: String,
+    hashtags_column: String,
+    vocabulary: PyRef<'_, Vocabulary>,
+    separator: Option<String>,
+    key_format: Option<&str>,
+    include: Option<Vec<String>>,
+    exclude: Option<Vec<String>>,
+    num_threads: Option<usize>,
+) -> PyResult<()> {
+    let batches = import_stream(stream)?;
+    let options = CountOptions { column: hashtags_column, separator, num_threads };
+    let key_format = key_format.map(KeyFormat::parse).transpose()?;
+    let columns = Columns { key: key_column, shard: None, key_format };
+    let (taking, labels) = (taking("global", include, exclude)?, &vocabulary.inner);
+    long_call(py, None, |job| {
+        spread::save_rows(batches, &columns, &options, labels, &taking, &out, job)
+    })
+}
+
+/// The same with the records of Parquet files whose columns are laid out in a common way; False, and
+/// nothing is written, where they are not.
+#[pyfunction]
+#[pyo3(signature = (
+    files, out, *, key_column, hashtags_column, vocabulary, include=None, exclude=None, num_threads=None
+))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+fn save_parquet_rows(
+    py: Python<'_>,
+    files: Vec<PathBuf>,
+    out: PathBuf,
+    key_column: &str,
+    hashtags_column: &str,
+    vocabulary: PyRef<'_, Vocabulary>,
+    include: Option<Vec<String>>,
+    exclude: Option<Vec<String>>,
+    num_threads: Option<usize>,
+) -> PyResult<bool> {
+    let (taking, labels) = (taking("global", include, exclude)?, &vocabulary.inner);
+    long_call(py, None, |job| {
+        let records = ParquetRecords::open(&files, hashtags_column, key_column);
+        let Some(records) = records else { return Ok(false) };
+        spread::save_parquet_rows(&records, num_threads, labels, &taking, &out, job)?;
+        Ok(true)
+    })
+}
+
+/// Writes a part of an index of records alone: file of rows, first and last row that are wanted.
+#[pyfunction]
+#[pyo3(signature = (wanted, out, *, storage=None))]
+fn write_alone(
+    py: Python<'_>,
+    wanted: Vec<(PathBuf, (u64, u64))>,
+    out: PathBuf,
+    storage: Option<PyRef<'_, Storage>>,
+) -> PyResult<()> {
+    let wanted: Vec<_> = wanted.into_iter().map(|(file, rows)| (file, rows.0..rows.1)).collect();
+    let storage = storage::given(storage);
+    long_call(py, None, |job| spread::write_alone(&wanted, &storage, &out, job))
 }
 
 fn taking(

@@ -1,7 +1,7 @@
 //! The end of a build: what is left is written, counts are held against their limits, and the manifest
 //! makes the index visible.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hashbrown::HashSet;
 
@@ -20,20 +20,68 @@ use crate::job::Job;
 use crate::vocabulary::Vocabulary;
 use crate::{Error, Result, publish};
 
+/// An index of which all is written but the manifest, whose text stands.
+#[derive(Debug)]
+pub struct Prepared {
+    folder: PathBuf,
+    manifest: Manifest,
+    text: Vec<u8>,
+    /// The file that becomes the vocabulary.
+    vocabulary_file: Option<String>,
+}
+
+impl Prepared {
+    /// What the manifest's file will hold.
+    pub fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// Makes the index visible. Both renames come after every byte is written.
+    pub fn publish(self) -> Result<Manifest> {
+        use std::io::Write;
+
+        let target = self.folder.join(MANIFEST);
+        let mut file = publish::Unpublished::create(&target)?;
+        file.write_all(&self.text).map_err(|error| Error::io(&target, error))?;
+        file.sync()?;
+        if let Some(name) = self.vocabulary_file.filter(|name| name != format::VOCABULARY) {
+            let (from, to) = (self.folder.join(name), self.folder.join(format::VOCABULARY));
+            std::fs::rename(from, &to).map_err(|error| Error::io(&to, error))?;
+        }
+        file.publish()?;
+        remove_leftovers(&self.folder, &self.manifest);
+        Ok(self.manifest)
+    }
+}
+
 impl Builder {
     /// Writes what is left, and the manifest last of all: from then on the index is there.
     ///
-    /// `vocabulary` is absent for an index without labels; its file is `vocabulary_file`, a name in the
-    /// folder that becomes `vocabulary.parquet`. `shard_root` is what the names of shards start from,
-    /// `provenance` what the manifest keeps of the inputs.
+    /// The arguments are those of [`prepare`](Self::prepare).
     pub fn publish(
-        mut self,
+        self,
         vocabulary: Option<(&Vocabulary, &str)>,
         label_kind: Option<LabelKind>,
         shard_root: &str,
         provenance: serde_json::Value,
         job: &Job,
     ) -> Result<Manifest> {
+        self.prepare(vocabulary, label_kind, shard_root, provenance, job)?.publish()
+    }
+
+    /// Writes what is left, and makes the manifest.
+    ///
+    /// `vocabulary` is absent for an index without labels; its file is `vocabulary_file`, a name in the
+    /// folder that becomes `vocabulary.parquet`. `shard_root` is what the names of shards start from,
+    /// `provenance` what the manifest keeps of the inputs.
+    pub fn prepare(
+        mut self,
+        vocabulary: Option<(&Vocabulary, &str)>,
+        label_kind: Option<LabelKind>,
+        shard_root: &str,
+        provenance: serde_json::Value,
+        job: &Job,
+    ) -> Result<Prepared> {
         let num_labels = vocabulary.map_or(0, |(vocabulary, _)| vocabulary.len()) as u64;
         self.check_content(num_labels)?;
         if self.rows.len() > 0 {
@@ -81,8 +129,9 @@ impl Builder {
                 manifest.counts.insert("samples_dropped".to_owned(), entry.num_rows);
             }
         }
-        self.make_visible(&manifest, vocabulary.map(|(_, file)| file))?;
-        Ok(manifest)
+        let text = manifest.to_text()?;
+        let vocabulary_file = vocabulary.map(|(_, file)| file.to_owned());
+        Ok(Prepared { folder: self.folder, manifest, text, vocabulary_file })
     }
 
     /// Counts the records in memory that no sample has, and returns the key of one.
@@ -111,23 +160,6 @@ impl Builder {
                 self.folder.display()
             )));
         }
-        Ok(())
-    }
-
-    /// Both renames come after every byte is written.
-    fn make_visible(&self, manifest: &Manifest, vocabulary: Option<&str>) -> Result<()> {
-        use std::io::Write;
-
-        let target = self.folder.join(MANIFEST);
-        let mut file = publish::Unpublished::create(&target)?;
-        file.write_all(&manifest.to_text()?).map_err(|error| Error::io(&target, error))?;
-        file.sync()?;
-        if let Some(name) = vocabulary.filter(|&name| name != format::VOCABULARY) {
-            let (from, to) = (self.folder.join(name), self.folder.join(format::VOCABULARY));
-            std::fs::rename(from, &to).map_err(|error| Error::io(&to, error))?;
-        }
-        file.publish()?;
-        remove_leftovers(&self.folder, manifest);
         Ok(())
     }
 

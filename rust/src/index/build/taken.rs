@@ -93,6 +93,26 @@ impl Builder {
         Ok(())
     }
 
+    /// The same of records that are an index by themselves; `places` are their rows.
+    pub fn add_rows(&mut self, places: &[PathBuf], job: &Job) -> Result<()> {
+        let (mut all, mut unknown) = (0, 0);
+        for file in open_all(places, &self.options.storage, job)? {
+            let About::Rows { num_records, num_unknown, num_rows, num_without_labels, counts } =
+                file.about
+            else {
+                return Err(file.damaged("it holds no rows"));
+            };
+            self.add_counts(&counts);
+            let without = ("samples_without_labels".to_owned(), num_without_labels);
+            self.add_counts(&BTreeMap::from([without]));
+            self.num_samples += num_rows;
+            all += num_records;
+            unknown += num_unknown;
+        }
+        self.note_records(all, unknown);
+        Ok(())
+    }
+
     /// Adds counts; what was never found is not named.
     fn add_counts(&mut self, counts: &BTreeMap<String, u64>) {
         for (name, &number) in counts.iter().filter(|(_, number)| **number > 0) {

@@ -44,11 +44,7 @@ pub fn write_part(
     out: &Path,
     job: &Job,
 ) -> Result<()> {
-    let mut wanted = groups.iter().map(|group| group.rows.end.checked_sub(group.rows.start));
-    let num_rows = wanted.try_fold(0_u64, |sum, rows| sum.checked_add(rows?));
-    if num_rows.is_none_or(|number| number > PART_ROWS as u64) {
-        return Err(Error::usage(format!("a part holds at most {PART_ROWS} rows")));
-    }
+    check_num_rows(groups.iter().map(|group| &group.rows))?;
     let labels = open_all(labels, storage, job)?;
     let mut rows = Rows::default();
     for group in groups {
@@ -68,6 +64,21 @@ pub fn write_part(
             )));
         }
     }
+    write_rows(&rows, out)
+}
+
+/// Refuses a part of more rows than one may have.
+pub(super) fn check_num_rows<'a>(wanted: impl IntoIterator<Item = &'a Range<u64>>) -> Result<()> {
+    let mut wanted = wanted.into_iter().map(|rows| rows.end.checked_sub(rows.start));
+    let num_rows = wanted.try_fold(0_u64, |sum, rows| sum.checked_add(rows?));
+    if num_rows.is_none_or(|number| number > PART_ROWS as u64) {
+        return Err(Error::usage(format!("a part holds at most {PART_ROWS} rows")));
+    }
+    Ok(())
+}
+
+/// Writes rows as a part.
+pub(super) fn write_rows(rows: &Rows, out: &Path) -> Result<()> {
     let name = out.file_name().and_then(|name| name.to_str());
     let (Some(folder), Some(name)) = (out.parent(), name) else {
         return Err(Error::usage(format!("{}: it is no name of a part", out.display())));

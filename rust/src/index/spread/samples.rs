@@ -104,11 +104,12 @@ fn push(buckets: &mut Partitions, number: u64, key: &[u8]) -> Result<()> {
     })
 }
 
-/// Samples that are taken of each shard, for each file of samples.
+/// Samples that are taken of each shard, for each file of samples; of a file of rows one number.
 pub fn num_samples(places: &[PathBuf], storage: &Storage, job: &Job) -> Result<Vec<Vec<u64>>> {
     let files = open_all(places, storage, job)?;
     let of_file = |file: &Sections| match &file.about {
         About::Samples { shards, .. } => Ok(shards.iter().map(|one| one.num_samples).collect()),
+        About::Rows { num_rows, .. } => Ok(vec![*num_rows]),
         _ => Err(file.damaged("it holds no samples")),
     };
     files.iter().map(of_file).collect()
