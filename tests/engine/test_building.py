@@ -130,6 +130,23 @@ def test_a_killed_build_goes_on_and_comes_to_the_same(tmp_path: Path, memory: in
     assert not [name for name in left if name.startswith(("building", "scan", ".tmp"))]
 
 
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_records_alone_that_were_all_read_are_not_read_twice(tmp_path: Path, is_plain: bool) -> None:
+    keys = [f"k{number % 190:03}" for number in range(200)]
+    frame = pl.DataFrame({"key": keys, "hashtags": [[f"#t{len(set(key))}"] for key in keys]})
+    file = tmp_path / ("records.parquet" if is_plain else "records.ndjson")
+    (frame.write_parquet if is_plain else frame.write_ndjson)(file)
+    given: dict[str, Any] = {"records": str(file), "label_kind": "hashtag", "part_rows": 60}
+    with pytest.raises(wsl.DataError, match="10 of 200 samples have a key that another sample has"):
+        wsl.build_index(tmp_path / "index", **given)
+    given["limits"] = {"keys_doubled": 1.0}
+    index = wsl.build_index(tmp_path / "index", **given)
+    whole = wsl.build_index(tmp_path / "whole", **given)
+    assert len(index) == 200
+    assert index.fingerprint == whole.fingerprint
+    assert index.manifest["counts"] == whole.manifest["counts"]
+
+
 def workspace_index(tmp_path: Path, **settings: Any) -> wsl.Index:
     config = IndexConfig(shards="data/*.tar", **settings)
     return build_one_index(tmp_path / "index", config, tmp_path).index

@@ -43,6 +43,7 @@ impl Builder {
             number += batch.num_rows();
             job.advance(batch.num_rows() as u64);
         }
+        self.end_records(number);
         self.note_records(number as u64, encoder.num_unknown());
         Ok(())
     }
@@ -83,6 +84,7 @@ impl Builder {
                 job.advance(group.len() as u64);
             }
         }
+        self.end_records(number);
         self.note_records(number as u64, encoder.num_unknown());
         Ok(())
     }

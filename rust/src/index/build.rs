@@ -112,6 +112,8 @@ pub struct Builder {
     /// Samples of the next shard that are done, and the ordinal of its first.
     resume_at: Option<(usize, u64)>,
     num_samples: u64,
+    /// Records alone that were read, when all were.
+    num_records: usize,
     highest_class: Option<u32>,
     next_number: u64,
     /// A key that no sample has, of records that were joined elsewhere.
@@ -166,6 +168,7 @@ impl Builder {
             num_parts_kept: 0,
             resume_at: None,
             num_samples: 0,
+            num_records: 0,
             highest_class: None,
             next_number,
             unused_key: None,
@@ -437,6 +440,11 @@ impl Builder {
     /// Records alone that a killed build has taken.
     pub(super) fn num_records_done(&self) -> usize {
         self.resume_at.map_or(0, |(num_done, _)| num_done)
+    }
+
+    /// Notes that all records of an index of records alone were read, and how many these are.
+    pub(super) fn end_records(&mut self, number: usize) {
+        self.num_records = number;
     }
 
     /// Sets counts of records that were read from their beginning; `again` as in

@@ -85,7 +85,7 @@ impl Builder {
         let num_labels = vocabulary.map_or(0, |(vocabulary, _)| vocabulary.len()) as u64;
         self.check_content(num_labels)?;
         if self.rows.len() > 0 {
-            self.write_rows(0, 0)?;
+            self.write_rows(self.num_records, 0)?;
         }
         let unused_key = self.take_unused().or(self.unused_key.take());
         let unused_key = self.label_scans(job)?.or(unused_key);
