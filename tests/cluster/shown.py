@@ -26,172 +26,43 @@ import clustered
 import numpy as np
 import polars as pl
 
-ROOT = Path(__file__).resolve().parents[2]
-PORT = 6379
-RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
+sys.path.insert(0, str(Path(__file__).parents[1] / "stores"))
+
+from pair import PORT, Pair, Store, ip
+from servers import find_server
+
 WSL = [
     sys.executable,
     "-c",
     "import os, wsl.scoring; wsl.scoring.RANGE = int(os.environ['SHOWN_RANGE']); "
     "from wsl.cli import main; main()",
 ]
-KEEPALIVE = {
-    "RAY_health_check_initial_delay_ms": "2000",
-    "RAY_health_check_period_ms": "2000",
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_grpc_keepalive_time_ms": "10000",
-    "RAY_grpc_keepalive_timeout_ms": "10000",
-    "RAY_grpc_client_keepalive_time_ms": "10000",
-    "RAY_grpc_client_keepalive_timeout_ms": "10000",
-}
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
-class Pair:
-    """Two namespaces, and a Ray node in each."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tag = f"wsl{os.getpid() % 10_000}"
-        self.names = [f"{self.tag}a", f"{self.tag}b"]
-        self.hosts = ["10.77.0.1", "10.77.0.2"]
-        self.folder = folder
-        self.environment = (
-            os.environ
-            | KEEPALIVE
-            | {
-                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN": secrets.token_hex(32),
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "OMP_NUM_THREADS": "1",
-                "POLARS_MAX_THREADS": "1",
-            }
-        )
-        self.environment.pop("RAY_ADDRESS", None)
-
-    def __enter__(self) -> Pair:
-        for name in self.names:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        one, other = (f"{name}v" for name in self.names)
-        ip(
-            "link",
-            "add",
-            one,
-            "netns",
-            self.names[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            other,
-            "netns",
-            self.names[1],
-        )
-        for name, host in zip(self.names, self.hosts, strict=True):
-            ip("-n", name, "addr", "add", f"{host}/24", "dev", f"{name}v")
-            ip("-n", name, "link", "set", f"{name}v", "up")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name in self.names:
-            self.stop(name)
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
-
-    def pids(self, name: str) -> list[int]:
-        found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-        return [int(line) for line in found.stdout.split()]
-
-    def stop(self, name: str) -> None:
-        """Ends all processes of a namespace at once, as a machine that loses its power."""
-        for _ in range(20):
-            pids = self.pids(name)
-            if not pids:
-                return
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.2)
-
-    def start(self, number: int) -> None:
-        """Starts the node of a namespace: the head in the first."""
-        name, host = self.names[number], self.hosts[number]
-        command = ["ip", "netns", "exec", name, *RAY, "start", "--block", "--node-ip-address", host]
-        command += ["--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
-        if number == 0:
-            temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")
-            command += [
-                "--head",
-                "--port",
-                str(PORT),
-                "--include-dashboard",
-                "false",
-                "--temp-dir",
-                temporary,
-            ]
-        else:
-            command += ["--address", f"{self.hosts[0]}:{PORT}"]
-        with (self.folder / f"node-{number}.log").open("a") as log:
-            subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
-
-    def up(self, num_nodes: int) -> None:
-        """A fresh cluster of so many nodes, which answers."""
-        for name in self.names:
-            self.stop(name)
-        self.start(0)
-        self.wait_for(1)
-        if num_nodes == 2:
-            self.start(1)
-            self.wait_for(2)
-
-    def wait_for(self, num_nodes: int, timeout_s: float = 120.0) -> None:
-        code = (
-            "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); "
-            "sys.exit(sum(n['Alive'] for n in ray.nodes()) != int(sys.argv[2]))"
-        )
-        ends = time.monotonic() + timeout_s
-        while time.monotonic() < ends:
-            asked = self.run([sys.executable, "-c", code, f"{self.hosts[0]}:{PORT}", str(num_nodes)])
-            if asked.wait() == 0:
-                return
-            time.sleep(1)
-        raise SystemExit(f"the cluster did not come up; see {self.folder}/node-*.log")
-
-    def run(self, command: list[str], **more: str) -> subprocess.Popen[str]:
-        """Starts a process in the head's namespace."""
-        log = (self.folder / "commands.log").open("a")
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[0], *command],
-            env=self.environment | more,
-            stdout=log,
-            stderr=log,
-            text=True,
-            cwd=self.folder,
-            start_new_session=True,
-        )
 
 
 class Verb:
     """A command, what it makes on one machine, and what it makes here."""
 
-    def __init__(self, name: str, arguments: list[str], result: str, parts: str, size: int) -> None:
-        self.name, self.arguments, self.result, self.parts, self.size = name, arguments, result, parts, size
+    def __init__(self, name: str, arguments: list[str], result: str, size: int) -> None:
+        self.name, self.arguments, self.result, self.size = name, arguments, result, size
+        self.environment = {"SHOWN_RANGE": "16"}
 
     def command(self, out: Path, pair: Pair | None) -> list[str]:
         there = [] if pair is None else ["--cluster", f"{pair.hosts[0]}:{PORT}"]
         if pair is not None and self.name != "score":
-            there += ["--cluster-group", "1", "--cluster-dir", str(out.parent / f"{out.name}.parts")]
+            there += ["--cluster-group", "1", "--cluster-dir", self.place(out)]
         return [*WSL, *self.arguments, "--out", str(out), *there]
 
+    def place(self, out: Path) -> str:
+        """Where its parts lie, as the command is told."""
+        return str(self.folder(out))
+
+    def folder(self, out: Path) -> Path:
+        """Where its parts lie."""
+        return out if self.name == "score" else out.parent / f"{out.name}.parts"
+
     def marks(self, out: Path) -> dict[str, int]:
-        folder = out if self.name == "score" else out.parent / f"{out.name}.parts"
-        return {file.name: file.stat().st_mtime_ns for file in (folder / "marks").glob("[!.]*.json")}
+        marks = (self.folder(out) / "marks").glob("[!.]*.json")
+        return {file.name: file.stat().st_mtime_ns for file in marks}
 
     def num_marks(self, out: Path, kind: str) -> int:
         return sum(name.startswith(kind) for name in self.marks(out))
@@ -208,6 +79,21 @@ class Verb:
         )
 
 
+class StoredVerb(Verb):
+    """A command whose parts lie in a store; its server keeps objects as files."""
+
+    def __init__(self, verb: Verb, store: Store, port: int) -> None:
+        super().__init__(verb.name, verb.arguments, verb.result, verb.size)
+        self.store = store
+        self.environment = self.environment | store.environment(port)
+
+    def place(self, out: Path) -> str:
+        return f"s3://parts/{out.stem}"
+
+    def folder(self, out: Path) -> Path:
+        return self.store.root / "parts" / out.stem
+
+
 class Show:
     """The rows of the table."""
 
@@ -222,7 +108,9 @@ class Show:
         print(f"{name:34} {verb:8} {'ok ' if good else 'NOT'} {outcome}", flush=True)
 
     def out(self, verb: Verb, name: str) -> Path:
-        return self.folder / f"{verb.name}-{name.replace(' ', '-')}{Path(verb.result).suffix}"
+        return (
+            self.folder / f"{verb.name}-{name.replace(',', '').replace(' ', '-')}{Path(verb.result).suffix}"
+        )
 
     def singles(self) -> None:
         """What one machine makes."""
@@ -250,7 +138,7 @@ class Show:
         """Runs a command, strikes when a fifth of its parts (of `kind`) are made, looks at what it left."""
         out = self.out(verb, name)
         begun = time.monotonic()
-        process = self.pair.run(verb.command(out, self.pair), SHOWN_RANGE="16")
+        process = self.pair.run(verb.command(out, self.pair), **verb.environment)
         kept: dict[str, int] = {}
         struck = begun
         if strike is not None:
@@ -263,7 +151,7 @@ class Show:
         if again:
             self.pair.up(2)
             kept = verb.marks(out)
-            process = self.pair.run(verb.command(out, self.pair), SHOWN_RANGE="16")
+            process = self.pair.run(verb.command(out, self.pair), **verb.environment)
             code = process.wait()
         after = verb.marks(out)
         again_made = sum(after.get(mark) != at for mark, at in kept.items())
@@ -294,6 +182,7 @@ class Show:
             "head": lambda: self.struck("head killed, run again", self.kill_head, again=True),
             "joins": self.joins,
             "cut": self.cut_off,
+            "store": self.stored,
             "token": self.without_token,
             "memory": self.memory,
             "overhead": self.overhead,
@@ -318,7 +207,7 @@ class Show:
         for verb in self.verbs:
             if verb.name != "index":
                 continue
-            number = Verb(verb.name, verb.arguments, verb.result, verb.parts, verb.size // 2)
+            number = Verb(verb.name, verb.arguments, verb.result, verb.size // 2)
             for num_nodes in (1, 2):
                 self.pair.up(num_nodes)
                 self.fault(f"join, nodes: {num_nodes}", number, None)
@@ -357,12 +246,38 @@ class Show:
             self.row("the node that comes back", verb.name, f"bytes stay {str(same).lower()}", same)
             print(f"  ({time.monotonic() - begun:.0f} s in all)")
 
+    def stored(self) -> None:
+        """Parts in a store, reached as it is and through a proxy that fails at a third of all requests."""
+        program = find_server()
+        if program is None:
+            print("skipped: no server of S3 (cargo install s3s-fs --locked --features binary)")
+            return
+        cable = ("-n", self.pair.names[1], "link", "set", f"{self.pair.names[1]}v")
+        faults: list[tuple[str, Callable[[subprocess.Popen[str]], object] | None, bool]] = [
+            ("", None, False),
+            (", a worker killed", self.kill_worker, False),
+            (", a node killed", lambda _: self.pair.stop(self.pair.names[1]), False),
+            (", a node cut off", lambda _: ip(*cable, "down"), False),
+            (", driver killed, again", self.kill_driver, True),
+        ]
+        with Store(self.pair, program, self.folder / "store") as store:
+            for verb in self.verbs:
+                if verb.name == "score":
+                    continue
+                self.pair.up(2)
+                self.fault("store", StoredVerb(verb, store, store.PORT), None)
+                for name, strike, again in faults:
+                    self.pair.up(2)
+                    faulty = StoredVerb(verb, store, store.FAULTY_PORT)
+                    self.fault(f"faulty store{name}", faulty, strike, again=again)
+                    ip(*cable, "up")
+
     def without_token(self) -> None:
         self.pair.up(1)
         verb = self.verbs[0]
         for name, token in (("no token", ""), ("another token", secrets.token_hex(32))):
             process = self.pair.run(
-                verb.command(self.folder / "refused", self.pair), RAY_AUTH_TOKEN=token, SHOWN_RANGE="16"
+                verb.command(self.folder / "refused", self.pair), RAY_AUTH_TOKEN=token, **verb.environment
             )
             code = process.wait()
             self.row(name, verb.name, f"exit code {code}", code == 2)
@@ -438,7 +353,7 @@ class Show:
         times = []
         for pattern in ("records-0000.parquet", "records-*.parquet"):
             given = ["counts", "build", "--records", str(folder / pattern), "--workers", "1"]
-            times.append(self.timed(Verb("count", given, "", "", 0)))
+            times.append(self.timed(Verb("count", given, "", 0)))
         # Without what the command takes to start.
         once = (times[1] - times[0]) / 10
         copies = max(round(self.part_s / once), 2)
@@ -446,7 +361,7 @@ class Show:
             os.link(first, folder / f"records-{number:04}.parquet")
         group = str(copies * first.stat().st_size)
         given = ["counts", "build", "--records", str(folder / "*.parquet")]
-        one = self.timed(Verb("count", [*given, "--workers", "2"], "", "", 0), POLARS_MAX_THREADS="2")
+        one = self.timed(Verb("count", [*given, "--workers", "2"], "", 0), POLARS_MAX_THREADS="2")
         self.pair.up(2)
         address = f"{self.pair.hosts[0]}:{PORT}"
         there = [
@@ -457,7 +372,7 @@ class Show:
             "--cluster-dir",
             str(self.folder / "large.parts"),
         ]
-        two = self.timed(Verb("count", [*given, *there], "", "", 0))
+        two = self.timed(Verb("count", [*given, *there], "", 0))
         said = (
             f"6 parts of {copies * once:.0f} s: one process {one:.0f} s, nodes {two:.0f} s, {one / two:.2f}"
         )
@@ -468,7 +383,7 @@ class Show:
         for file in (out, out.with_name("timed.counts.json")):
             file.unlink(missing_ok=True)
         begun = time.monotonic()
-        code = self.pair.run(verb.command(out, None), SHOWN_RANGE="16", **more).wait()
+        code = self.pair.run(verb.command(out, None), **verb.environment, **more).wait()
         if code:
             raise SystemExit(f"a timed command ended with {code}; see {self.folder}/commands.log")
         return time.monotonic() - begun
@@ -516,26 +431,23 @@ def main() -> int:
     )
     lax = ["--limit", "records_without_sample=1", "--limit", "samples_without_record=1"]
     verbs = [
-        Verb("count", ["counts", "build", "--records", records], "single.counts", "", number),
+        Verb("count", ["counts", "build", "--records", records], "single.counts", number),
         Verb(
             "index",
             ["index", "build", "--shards", shards, "--records", records, "--label-kind", "hashtag", *lax],
             "single",
-            "",
             2 * number,
         ),
         Verb(
             "score",
             ["score", "--checkpoint", str(teacher), "--index", str(index)],
             "single-scores",
-            "",
             number,
         ),
         Verb(
             "select",
             ["pseudolabel", "--predictions", str(folder / "scores"), "--k", "50", "--p", "2"],
             "single.parquet",
-            "",
             number,
         ),
     ]

@@ -14,7 +14,9 @@ import clustered
 import polars as pl
 import pytest
 from made_here import Here, World, both_ways
+from proxy import Fault, proxy
 from servers import SECRET, Server, found_server
+from test_faults import FAULTS
 from worlds_of_shards import padded
 
 import wsl
@@ -234,6 +236,27 @@ def test_shards_records_and_parts_all_in_a_store(bucket: str, tmp_path: Path) ->
     held = [storage.read_bytes(one.uri) for one in storage.listing(f"{bucket}/parts")]
     assert held
     assert not any(SECRET.encode() in content for content in held)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_parts_come_through_every_fault_of_a_store(
+    name: str, server: Server, bucket: str, tmp_path: Path
+) -> None:
+    world = World(tmp_path, 8, "shard", num_shards=3, num_tables=2)
+    given = world.options() | {"shards": world.shards, "part_rows": 4}
+    counter = itertools.count()
+
+    def plan(_: int, line: str) -> Fault | None:
+        # Answers to reads are cut or stand still, but for some: a stalled one is waited for.
+        if name in ("cut", "stall") and not line.startswith("GET "):
+            return None
+        number = next(counter)
+        return FAULTS[name] if number % 3 == 0 and (name != "stall" or number < 30) else None
+
+    with proxy(server.address, plan) as (url, seen):
+        storage.use(server.options(url), timeout_s=0.5, retry_s=30.0)
+        both_ways(tmp_path, 1, given, parts=f"{bucket}/{name}")
+    assert len(seen.requests) > 100
 
 
 @pytest.mark.timeout(180)

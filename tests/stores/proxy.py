@@ -71,8 +71,10 @@ def every(number: int, fault: Fault, *, method: str = "GET") -> Plan:
 
 
 @contextmanager
-def proxy(upstream: tuple[str, int], plan: Plan) -> Iterator[tuple[str, Seen]]:
-    """The URL of a proxy before `upstream` (host and port), and what it sees."""
+def proxy(
+    upstream: tuple[str, int], plan: Plan, here: tuple[str, int] = ("127.0.0.1", 0)
+) -> Iterator[tuple[str, Seen]]:
+    """The URL of a proxy before `upstream` (host and port), and what it sees; `here` is where it listens."""
     seen = Seen()
 
     class Handler(socketserver.StreamRequestHandler):
@@ -96,11 +98,11 @@ def proxy(upstream: tuple[str, int], plan: Plan) -> Iterator[tuple[str, Seen]]:
         def handle_error(self, request: object, client_address: object) -> None:
             """A client that goes away is none of our business."""
 
-    with Server(("127.0.0.1", 0), Handler) as server:
+    with Server(here, Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", seen
+            yield f"http://{here[0]}:{server.server_address[1]}", seen
         finally:
             server.shutdown()
             thread.join()
