@@ -33,7 +33,10 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         folder, LOCK, fcntl.LOCK_EX, f"another process is {doing}; wait until it has ended, or end it"
     ):
         if (folder / RANKS_LOCK).exists():
-            said = f"ranks of a command that has ended are {doing}; wait until they have too, or end them"
+            said = (
+                f"ranks of a command that has ended are {doing}, or a task of it is; wait until they have "
+                f"too, or end them"
+            )
             with _hold(folder, RANKS_LOCK, fcntl.LOCK_EX, said):
                 pass
         yield

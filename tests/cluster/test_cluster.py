@@ -138,7 +138,7 @@ def test_ctrl_c_stops_the_tasks_and_says_how_to_go_on(tmp_path: Path, cluster: s
 
 @pytest.mark.timeout(180)
 def test_an_index_with_a_join_is_the_same(
-    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cluster: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = clustered.write_records(tmp_path / "records", 4, 30)
     shards = clustered.write_shards(tmp_path / "shards", 4, 30)
@@ -148,6 +148,8 @@ def test_an_index_with_a_join_is_the_same(
     assert same_files(tmp_path / "one", tmp_path / "two", "[!.]*") >= 5
     classes = ["--shards", shards, "--label-kind", "class"]
     run(capsys, "index", "build", *classes, "--out", tmp_path / "three")
+    # As if other nodes did not see the folder of the index.
+    monkeypatch.setattr("wsl.cluster.running.Cluster._see", lambda *_: False)
     run(capsys, "index", "build", *classes, "--out", tmp_path / "four", "--cluster", cluster, *GROUP)
     assert same_files(tmp_path / "three", tmp_path / "four", "[!.]*") >= 5
 
