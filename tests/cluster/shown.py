@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -37,6 +38,8 @@ WSL = [
     "import os, wsl.scoring; wsl.scoring.RANGE = int(os.environ['SHOWN_RANGE']); "
     "from wsl.cli import main; main()",
 ]
+
+Strike = Callable[[subprocess.Popen[str]], object]
 
 
 class Verb:
@@ -130,7 +133,7 @@ class Show:
         self,
         name: str,
         verb: Verb,
-        strike: Callable[[subprocess.Popen[str]], object] | None,
+        strike: Strike | None,
         *,
         again: bool = False,
         kind: str = "",
@@ -162,9 +165,13 @@ class Show:
 
     def kill_worker(self, _: object) -> None:
         """Kills a worker in the middle of a part; there is one within a second or two."""
+        self.kill_one_of(self.pair.names[1:])
+
+    def kill_one_of(self, names: list[str]) -> None:
+        """Kills a worker of these namespaces in the middle of a part."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            for pid in self.pair.pids(self.pair.names[1]):
+            for pid in [pid for name in names for pid in self.pair.pids(name)]:
                 with contextlib.suppress(OSError):
                     line = Path(f"/proc/{pid}/cmdline").read_bytes()
                     if line.startswith((b"ray::make_part", b"ray::PartMaker.make_part")):
@@ -181,6 +188,7 @@ class Show:
             "driver": lambda: self.struck("driver killed, run again", self.kill_driver, again=True),
             "head": lambda: self.struck("head killed, run again", self.kill_head, again=True),
             "joins": self.joins,
+            "ends": self.ends,
             "cut": self.cut_off,
             "store": self.stored,
             "token": self.without_token,
@@ -195,9 +203,7 @@ class Show:
         for verb in self.verbs:
             self.fault(name, verb, None)
 
-    def struck(
-        self, name: str, strike: Callable[[subprocess.Popen[str]], object], *, again: bool = False
-    ) -> None:
+    def struck(self, name: str, strike: Strike, *, again: bool = False) -> None:
         for verb in self.verbs:
             self.pair.up(2)
             self.fault(name, verb, strike, again=again)
@@ -211,7 +217,7 @@ class Show:
             for num_nodes in (1, 2):
                 self.pair.up(num_nodes)
                 self.fault(f"join, nodes: {num_nodes}", number, None)
-            faults: list[tuple[str, Callable[[subprocess.Popen[str]], object], bool]] = [
+            faults: list[tuple[str, Strike, bool]] = [
                 ("join, a worker killed", self.kill_worker, False),
                 ("join, a node killed", lambda _: self.pair.stop(self.pair.names[1]), False),
                 ("join, driver killed, run again", self.kill_driver, True),
@@ -220,6 +226,35 @@ class Show:
             for name, strike, again in faults:
                 self.pair.up(2)
                 self.fault(name, number, strike, again=again, kind="join-")
+
+    def ends(self) -> None:
+        """The task that writes the manifest is struck, in the middle: it waits for a lock held here."""
+        faults: list[tuple[str, Strike, bool]] = [
+            ("end, a worker killed", lambda _: self.kill_one_of(self.pair.names), False),
+            ("end, driver killed, run again", self.kill_driver, True),
+            ("end, head killed, run again", self.kill_head, True),
+        ]
+        for verb in [verb for verb in self.verbs if verb.name == "index"]:
+            number = Verb(verb.name, verb.arguments, verb.result, verb.size // 2)
+            for name, strike, again in faults:
+                self.pair.up(2)
+                held = self.at_the_end(number, self.out(verb, name), strike)
+                self.fault(name, number, held, again=again, kind="join-")
+
+    def at_the_end(self, verb: Verb, out: Path, strike: Strike) -> Strike:
+        """Strikes when all is made but the manifest, whose task cannot begin meanwhile."""
+
+        def held(process: subprocess.Popen[str]) -> None:
+            with (out / ".lock-ranks").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                while verb.num_marks(out, "part-") == 0 and process.poll() is None:
+                    time.sleep(0.1)
+                # Until the task is there, and waits.
+                time.sleep(3)
+                strike(process)
+                time.sleep(1)
+
+        return held
 
     def kill_driver(self, process: subprocess.Popen[str]) -> None:
         process.kill()
@@ -253,7 +288,7 @@ class Show:
             print("skipped: no server of S3 (cargo install s3s-fs --locked --features binary)")
             return
         cable = ("-n", self.pair.names[1], "link", "set", f"{self.pair.names[1]}v")
-        faults: list[tuple[str, Callable[[subprocess.Popen[str]], object] | None, bool]] = [
+        faults: list[tuple[str, Strike | None, bool]] = [
             ("", None, False),
             (", a worker killed", self.kill_worker, False),
             (", a node killed", lambda _: self.pair.stop(self.pair.names[1]), False),

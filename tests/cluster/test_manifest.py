@@ -176,3 +176,21 @@ def test_a_run_is_open_until_its_last_stage_is_known_and_made(tmp_path: Path) ->
     json.dumps(run)
     parts.forget(last)
     assert not status(parts)[0]["complete"]
+
+
+@pytest.mark.parametrize("kind", ["class", None])
+def test_shards_with_classes_or_nothing_are_built_and_appended(tmp_path: Path, kind: Any) -> None:
+    world = World(tmp_path, 4, "shard", num_shards=3, num_tables=0)
+    given: dict[str, Any] = {"label_kind": kind, "key_scope": "shard", "part_rows": 3}
+    if kind is not None:
+        given["class_names"] = [f"class {number}" for number in range(5)]
+    for number in range(2):
+        added = world.shards if number == 0 else world.shards[3:]
+        both_ways(tmp_path, 1, given | {"shards": list(added), "append": "new records" if number else None})
+        world.add_shard()
+    taken = wsl.Index.open(tmp_path / "two").keys([0])
+    for name in ("one", "two"):
+        assert wsl.building.drop_samples(tmp_path / name, [f"shard-000:{taken[0]}"])[0] == 1
+    # What was taken down stays so when the index is built anew.
+    both_ways(tmp_path, 1, given | {"shards": world.shards[:4], "overwrite": True})
+    assert wsl.Index.open(tmp_path / "two").manifest["counts"]["samples_dropped"] == 1
