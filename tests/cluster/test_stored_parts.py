@@ -233,6 +233,10 @@ def test_shards_records_and_parts_all_in_a_store(bucket: str, tmp_path: Path) ->
         given | {"shards": [placed[shard.name] for shard in world.shards]},
         parts=f"{bucket}/parts",
     )
+    alone = {"shards": [], "overwrite": True, "part_rows": 5}
+    alone["limits"] = given["limits"] | {"keys_doubled": 1.0}
+    here = both_ways(tmp_path, 1, given | alone, parts=f"{bucket}/parts")
+    assert {name.split("-")[0] for name in here.made} == {"rows", "alone"}
     held = [storage.read_bytes(one.uri) for one in storage.listing(f"{bucket}/parts")]
     assert held
     assert not any(SECRET.encode() in content for content in held)
