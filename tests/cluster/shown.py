@@ -439,7 +439,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--verbs", nargs="*", default=["count", "index", "score", "select"])
+    parser.add_argument("--verbs", nargs="*", default=["count", "index", "alone", "score", "select"])
     parser.add_argument("--parts", type=int, default=200)
     parser.add_argument("--part-seconds", type=float, default=60.0, help="For the overhead.")
     parser.add_argument("--folder", type=Path)
@@ -473,6 +473,7 @@ def main() -> int:
             "single",
             2 * number,
         ),
+        Verb("alone", ["index", "build", "--records", records], "single-alone", number),
         Verb(
             "score",
             ["score", "--checkpoint", str(teacher), "--index", str(index)],
