@@ -376,7 +376,7 @@ impl Selection {
     ) -> Result<(Ordered, Vec<Taken>)> {
         let collectors = Collector::for_threads(&self.classes, open, self.num_choosing());
         let found = collectors.into_par_iter().enumerate().map(|(thread, mut collector)| {
-            let push = &mut |chosen| {
+            let push = |chosen| {
                 collector.push(chosen);
                 Ok(())
             };
@@ -398,7 +398,7 @@ impl Selection {
         let memory = self.classes.spill.limit().map(|limit| limit / 2 / num_threads);
         let found = (0..num_threads).into_par_iter().map(|thread| {
             let mut sorter = Sorter::new(self.classes.spill.clone(), memory);
-            let taken = self.choose(thread, k, open, &mut |chosen| sorter.push(chosen), job)?;
+            let taken = self.choose(thread, k, open, |chosen| sorter.push(chosen), job)?;
             Ok((sorter.finish()?, taken))
         });
         let (sorted, taken): (Vec<_>, Vec<_>) =
@@ -413,20 +413,17 @@ impl Selection {
         thread: usize,
         k: usize,
         open: &[(u32, Entry)],
-        push: &mut dyn FnMut(Chosen) -> Result<()>,
+        mut push: impl FnMut(Chosen) -> Result<()>,
         job: &Job,
     ) -> Result<Vec<Taken>> {
         let mut taken: Vec<Taken> = Vec::new();
         for part in (thread..self.classes.parts.len()).step_by(self.num_choosing()) {
-            self.classes.visit_part(part, k, open, &mut |class, rank, entry| {
-                if rank == 0 {
-                    job.check()?;
-                    taken.push((class, 0, 0.0));
-                }
-                if let Some(last) = taken.last_mut() {
-                    (last.1, last.2) = (rank as u64 + 1, entry.score());
-                }
-                push(Chosen::new(entry, class as u32, rank as u32 + 1))
+            self.classes.visit_part(part, k, open, &mut |class, entries| {
+                job.check()?;
+                let lowest = entries.last().map_or(f32::NAN, |entry| entry.score());
+                taken.push((class, entries.len() as u64, lowest));
+                let mut ranked = (1..).zip(entries);
+                ranked.try_for_each(|(rank, &entry)| push(Chosen::new(entry, class as u32, rank)))
             })?;
         }
         Ok(taken)
