@@ -56,7 +56,12 @@ impl Runs {
     pub(super) fn read(&mut self, bytes: &[u8], wanted: usize, out: &mut Vec<u32>) -> Parsed<()> {
         let first = out.len();
         out.resize(first + wanted, 0);
-        let mut rest = &mut out[first..];
+        self.fill(bytes, &mut out[first..])
+    }
+
+    /// Reads as many of the next numbers as `out` has room for.
+    pub(super) fn fill(&mut self, bytes: &[u8], out: &mut [u32]) -> Parsed<()> {
+        let mut rest = out;
         while !rest.is_empty() {
             if self.left == 0 {
                 self.begin(bytes)?;

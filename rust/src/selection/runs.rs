@@ -186,17 +186,23 @@ impl TopK {
         Ok(())
     }
 
+    /// Entries in memory, about.
+    pub(super) fn num_listed(&self) -> usize {
+        self.parts.iter().map(|part| part.pool.num_used() * part.pool.chunk_len()).sum()
+    }
+
     /// Calls `each` for the entries of a part that are in memory, at least the K best of each of its
-    /// classes where nothing is on disk.
+    /// classes where nothing is on disk; those of one chunk in `step` only.
     pub(super) fn visit_listed(
         &self,
         number: usize,
         more: &[(u32, Entry)],
+        step: usize,
         each: &mut impl FnMut(Entry),
     ) {
         let part = &self.parts[number];
         for (class, best) in part.classes.iter().enumerate() {
-            part.pool.for_each(best.list, each);
+            part.pool.for_each(best.list, step, each);
             own_entries(more, number * self.part_size() + class).for_each(&mut *each);
         }
     }
