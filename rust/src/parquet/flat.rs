@@ -287,8 +287,7 @@ impl<'a> FlatReader<'a> {
             }
             Values::Numbers(runs) => {
                 self.numbers.resize(wanted, 0);
-                runs.fill(&self.bytes, &mut self.numbers)?;
-                let most = self.numbers.iter().fold(0, |most, &number| most.max(number));
+                let most = runs.fill(&self.bytes, &mut self.numbers)?;
                 if most as usize >= self.entries.as_ref().map_or(0, Vec::len) {
                     return Err(Fault::Wrong(
                         "it names an entry that the dictionary does not have",

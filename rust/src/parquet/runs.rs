@@ -56,12 +56,12 @@ impl Runs {
     pub(super) fn read(&mut self, bytes: &[u8], wanted: usize, out: &mut Vec<u32>) -> Parsed<()> {
         let first = out.len();
         out.resize(first + wanted, 0);
-        self.fill(bytes, &mut out[first..])
+        self.fill(bytes, &mut out[first..]).map(|_| ())
     }
 
-    /// Reads as many of the next numbers as `out` has room for.
-    pub(super) fn fill(&mut self, bytes: &[u8], out: &mut [u32]) -> Parsed<()> {
-        let mut rest = out;
+    /// Reads as many of the next numbers as `out` has room for, and returns the largest.
+    pub(super) fn fill(&mut self, bytes: &[u8], out: &mut [u32]) -> Parsed<u32> {
+        let (mut rest, mut most) = (out, 0);
         while !rest.is_empty() {
             if self.left == 0 {
                 self.begin(bytes)?;
@@ -69,20 +69,24 @@ impl Runs {
             let number = self.left.min(rest.len() as u64);
             let (some, others) = rest.split_at_mut(number as usize);
             match self.run {
-                Run::Same(same) => some.fill(same),
+                Run::Same(same) => {
+                    some.fill(same);
+                    most = most.max(same);
+                }
                 Run::Packed(bit) => {
                     let next = bit + number * u64::from(self.width);
                     if next.div_ceil(8) > self.end as u64 {
                         return Err(Fault::Short);
                     }
                     unpack(bytes, bit, self.width, some);
+                    most = some.iter().fold(most, |most, &number| most.max(number));
                     self.run = Run::Packed(next);
                 }
             }
             self.left -= number;
             rest = others;
         }
-        Ok(())
+        Ok(most)
     }
 
     /// Reads the head of the next run.
