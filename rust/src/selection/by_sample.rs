@@ -13,6 +13,7 @@ use super::chosen::Chosen;
 use super::entry::Entry;
 use super::radix;
 use super::top_k::TopK;
+use crate::Result;
 
 /// Ranges of samples, a power of two.
 const MOST_RANGES: usize = 256;
@@ -96,39 +97,47 @@ pub(super) struct BySample {
 }
 
 impl BySample {
-    /// What the threads collected, sorted.
-    pub(super) fn new(collectors: Vec<Collector>) -> Self {
+    /// What the threads collected, sorted; each range is shown to `look` while it is close, and what that
+    /// made of several ranges is returned in their order.
+    pub(super) fn new<T: Default + Send>(
+        collectors: Vec<Collector>,
+        look: impl Fn(&mut T, &[Chosen]) -> Result<()> + Sync,
+    ) -> Result<(Self, Vec<T>)> {
         let mut collected: Vec<Vec<Vec<Chosen>>> = vec![Vec::new(); MOST_RANGES];
         for collector in collectors {
             collected.iter_mut().zip(collector.lists).for_each(|(lists, own)| lists.push(own));
         }
         collected.retain(|lists| lists.iter().any(|list| !list.is_empty()));
-        let sorted = collected.into_par_iter().map_init(Vec::new, |scratch, lists| {
-            let mut joined = Vec::with_capacity(lists.iter().map(Vec::len).sum());
-            lists.into_iter().for_each(|list| joined.extend(list));
-            radix::sort(&mut joined, scratch, |chosen| chosen.sample());
-            joined
+        let share = collected.len().div_ceil(rayon::current_num_threads()).max(1);
+        let sorted = collected.par_chunks_mut(share).map(|ranges| {
+            let (mut sorted, mut scratch, mut found) = (Vec::new(), Vec::new(), T::default());
+            for lists in ranges.iter_mut().map(std::mem::take) {
+                let mut joined = Vec::with_capacity(lists.iter().map(Vec::len).sum());
+                lists.into_iter().for_each(|list| joined.extend(list));
+                radix::sort(&mut joined, &mut scratch, |chosen: &Chosen| chosen.sample());
+                look(&mut found, &joined)?;
+                sorted.push(joined);
+            }
+            Ok((sorted, found))
         });
-        Self { ranges: Arc::new(sorted.collect()) }
+        // The first error by sample, whichever thread was first.
+        let sorted = sorted.collect::<Vec<Result<(Vec<_>, T)>>>();
+        let (ranges, found): (Vec<_>, Vec<_>) =
+            sorted.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((Self { ranges: Arc::new(ranges.into_iter().flatten().collect()) }, found))
     }
 
-    /// Ranges that have records.
-    pub(super) fn num_ranges(&self) -> usize {
-        self.ranges.len()
-    }
-
-    /// The images of the ranges from `first` to before `last`.
-    pub(super) fn images(&self, first: usize, last: usize) -> ListedImages {
-        ListedImages { of: self.clone(), range: first, last, image: 0..0 }
+    /// The images of all ranges.
+    pub(super) fn images(&self) -> ListedImages {
+        ListedImages { of: self.clone(), range: 0, image: 0..0 }
     }
 }
 
-/// Goes through some ranges, one image after another.
+/// Goes through all ranges, one image after another.
 #[derive(Debug)]
 pub(super) struct ListedImages {
     of: BySample,
     range: usize,
-    last: usize,
     /// Where the pairs of the image stand in its range.
     image: Range<usize>,
 }
@@ -137,8 +146,8 @@ impl ListedImages {
     /// Goes to the next image, and says whether there is one.
     #[inline]
     pub(super) fn next(&mut self) -> bool {
-        while self.range < self.last {
-            let rest = &self.of.ranges[self.range][self.image.end..];
+        while let Some(range) = self.of.ranges.get(self.range) {
+            let rest = &range[self.image.end..];
             if let Some(first) = rest.first() {
                 let same = |pair: &&Chosen| pair.sample() == first.sample();
                 let number = rest.iter().take_while(same).count();
