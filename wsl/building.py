@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from wsl import _core, storage
 from wsl._core import UsageError
+from wsl.files import find_files, plain_parquet
 from wsl.hashtags import HashtagCounts, count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index
 from wsl.locking import locked
-from wsl.source import find_files, open_records, plain_parquet
+from wsl.source import open_records
 from wsl.vocabulary import Vocabulary
 
 STAGED = "building.parquet"

@@ -15,10 +15,10 @@ from typing import Any
 from wsl import storage
 from wsl._core import DataError, UsageError
 from wsl.config import IndexConfig
+from wsl.files import find_files
 from wsl.hashtags import HashtagCounts, count_hashtags
 from wsl.index import MANIFEST, Index
 from wsl.publish import publish_text
-from wsl.source import find_files
 from wsl.vocabulary import Vocabulary
 from wsl.workspace import Workspace
 

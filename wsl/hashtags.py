@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from wsl import _core
-from wsl.source import open_records, plain_parquet
+from wsl.files import plain_parquet
+
+if TYPE_CHECKING:
+    import polars as pl
 
 HEADS = (1, 10, 100, 1000)
 COVERAGES = (0.5, 0.8, 0.9)
@@ -66,6 +67,8 @@ class HashtagCounts:
 
     def table(self) -> pl.DataFrame:
         """Columns hashtag (text) and count (u64), most frequent first, ties by byte order."""
+        import polars as pl
+
         return pl.DataFrame(self._core.table())
 
     def stream(self) -> _core.Table:
@@ -134,6 +137,8 @@ def count_hashtags(
         progress=progress,
     ):
         return counts
+    from wsl.source import open_records
+
     records = open_records(
         source, hashtags_column=hashtags_column, separator=separator, storage_options=storage_options
     )

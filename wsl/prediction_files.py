@@ -20,8 +20,9 @@ import polars as pl
 
 from wsl import storage
 from wsl._core import DataError, UsageError
+from wsl.files import READERS
 from wsl.index import Index
-from wsl.source import READERS, scan
+from wsl.source import scan
 from wsl.workspace import fingerprint
 
 SCORED_BY = ("teacher_fingerprint", "flip", "temperature")

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from wsl import _core
 from wsl._core import UsageError
-from wsl.source import open_stream, plain_parquet, scan
+from wsl.files import plain_parquet
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from wsl._core import ArrowStream
 
 Order = Literal["class-first", "image-first"]
@@ -88,12 +89,16 @@ class Selection:
         ``rank`` uint32         its place among the images that the class took, from 1, before the P cut
         ======================  ======================================================================
         """
+        import polars as pl
+
         for batch in self._core.batches():
             yield with_probability(pl.DataFrame(batch))
 
     @property
     def table(self) -> pl.DataFrame:
         """All pairs in memory: by ascending sample, then the best class first."""
+        import polars as pl
+
         return with_probability(pl.DataFrame(self.stream()))
 
     def agreement(self, other: Selection) -> float:
@@ -108,6 +113,8 @@ class Selection:
 
 def with_probability(pairs: pl.DataFrame) -> pl.DataFrame:
     """Pairs with the column that `Selection.frames` describes."""
+    import polars as pl
+
     probability = (1.0 / (1.0 + (-pl.col("score").cast(pl.Float64)).exp())).cast(pl.Float32)
     return pairs.select("sample", "class", "score", probability.alias("probability"), "rank")
 
@@ -197,6 +204,8 @@ class TopK:
         if all(isinstance(path, (str, os.PathLike)) for path in named):
             if self.update_files(named, progress=progress):
                 return
+            from wsl.source import open_stream, scan
+
             schema = scan(source).collect_schema()
             source = open_stream(source, [name for name in LAYOUT if name in schema])
         self._engine.update_pairs(cast("ArrowStream", source), grouped=grouped, progress=progress)

@@ -228,10 +228,17 @@ impl ParquetPairs {
         &self.files[self.groups[number].0]
     }
 
-    /// Reads the row group numbered `number`.
-    pub(crate) fn read(&self, number: usize) -> Result<PairReader<'_>> {
+    /// Reads the row group numbered `number`, in the memory of a reader that is done with another.
+    pub(crate) fn read<'a>(
+        &'a self,
+        number: usize,
+        done: Option<PairReader<'a>>,
+    ) -> Result<PairReader<'a>> {
         let (file, chunks) = &self.groups[number];
-        PairReader::new(&self.files[*file], chunks)
+        let path = &self.files[*file];
+        let Some(mut reader) = done else { return PairReader::new(path, chunks) };
+        reader.restart(path, chunks)?;
+        Ok(reader)
     }
 }
 

@@ -24,10 +24,10 @@ def demo(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run both pipelines on the carried data: about five minutes on two cores, no network."""
+    """Run both pipelines on the carried data: a few minutes on two cores, no network."""
     from wsl.demo.run import run_demo
 
-    note("wsl demo: both pipelines on the carried data, about five minutes on two cores")
+    note("wsl demo: both pipelines on the carried data, a few minutes on two cores")
     result = run_demo(out, note=lambda text: note(f"  {text}"), overrides=override)
     if as_json:
         print_json(result.to_dict())

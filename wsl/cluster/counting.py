@@ -12,8 +12,9 @@ from wsl.cluster.plan import Stage, absolute, merge_tree, record_groups
 from wsl.cluster.running import connect
 from wsl.config import ClusterConfig
 from wsl.counting import Columns, Memory
+from wsl.files import kind_of
 from wsl.hashtags import HashtagCounts, count_hashtags
-from wsl.source import kind_of, scan
+from wsl.source import scan
 
 
 def count_levels(

@@ -32,7 +32,7 @@ from wsl.cluster.parts import Part, Parts, Run
 from wsl.cluster.plan import Stage, absolute, cut, file_groups, record_groups, size_of
 from wsl.cluster.running import connect
 from wsl.config import ClusterConfig
-from wsl.source import find_files, kind_of
+from wsl.files import find_files, kind_of
 
 HEADERS = 16
 """How much more of shards than of records makes a group: only their headers are read."""

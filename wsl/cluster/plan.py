@@ -14,7 +14,7 @@ from typing import Any
 from wsl import storage
 from wsl._core import DataError
 from wsl.cluster.parts import Part, Parts
-from wsl.source import are_beside_shards
+from wsl.files import are_beside_shards
 
 FAN_IN = 16
 """Parts that one merge takes."""

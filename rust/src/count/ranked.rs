@@ -54,6 +54,13 @@ impl Ranked {
         RankedIter { ranked: self.clone(), merge, place: 0, ended: false }
     }
 
+    /// Calls `take(tag, count)` for all tags from the first rank on.
+    pub fn each(&self, mut take: impl FnMut(&str, u64) -> Result<()>) -> Result<()> {
+        let (mut tags, mut taken) = (self.iter(), Ok(()));
+        while taken.is_ok() && tags.advance(|tag, count| taken = take(tag, count))? {}
+        taken
+    }
+
     /// The columns of [`batches`](Self::batches).
     pub fn schema() -> SchemaRef {
         Arc::new(Schema::new(vec![

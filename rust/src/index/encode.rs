@@ -60,7 +60,7 @@ impl Range {
 /// Encodes one batch after another, a range of rows on each thread.
 pub(super) struct BatchEncoder<'a> {
     pool: rayon::ThreadPool,
-    encoder: Encoder,
+    encoder: &'a Encoder,
     options: &'a CountOptions,
     ranges: Vec<Range>,
 }
@@ -68,13 +68,13 @@ pub(super) struct BatchEncoder<'a> {
 impl<'a> BatchEncoder<'a> {
     pub(super) fn new(
         pool: rayon::ThreadPool,
-        vocabulary: &Vocabulary,
+        vocabulary: &'a Vocabulary,
         options: &'a CountOptions,
     ) -> Result<Self> {
         let separator = options.separator.as_deref();
         let range = |_| Ok(Range { reader: RecordReader::new(separator)?, ..Range::default() });
         let ranges = (0..pool.current_num_threads()).map(range).collect::<Result<_>>()?;
-        Ok(Self { pool, encoder: Encoder::new(vocabulary), options, ranges })
+        Ok(Self { pool, encoder: vocabulary.encoder(), options, ranges })
     }
 
     /// Calls `take(row, labels)` for every row of the batch in its order; labels are distinct and

@@ -136,7 +136,7 @@ pub(super) struct GroupEncoder<'a> {
 
 /// Where the labels of records come from.
 enum Labels<'a> {
-    Texts(Encoder),
+    Texts(&'a Encoder),
     Spooled(SpooledLabels<'a>),
 }
 
@@ -146,11 +146,11 @@ impl<'a> GroupEncoder<'a> {
         pool: rayon::ThreadPool,
         records: &'a ParquetRecords,
         spool: Option<&'a Spool>,
-        vocabulary: &Vocabulary,
+        vocabulary: &'a Vocabulary,
     ) -> Result<Self> {
-        let encoder = Encoder::new(vocabulary);
+        let encoder = vocabulary.encoder();
         let labels = match spool {
-            Some(spool) => Labels::Spooled(spool.labels(&encoder)),
+            Some(spool) => Labels::Spooled(spool.labels(encoder)),
             None => Labels::Texts(encoder),
         };
         let thread = |_| Thread::new();

@@ -1,8 +1,8 @@
 //! Columns of numbers, one in each row: scored pairs.
 //!
 //! The pages of the three columns end at different rows, so rows are taken as far as all of them reach. Of
-//! each piece the classes and scores are laid out; a sample is looked up where somebody wants it, in a
-//! plain page by its place, else by the number of its dictionary entry.
+//! each piece the scores are laid out, and the classes or the numbers of their dictionary entries; a sample
+//! is looked up where somebody wants it, in a plain page by its place, else by the number of its entry.
 
 use std::path::Path;
 
@@ -29,7 +29,8 @@ pub(crate) struct PairReader<'a> {
 
 /// Some pairs, in the order of the file.
 pub(crate) struct Pairs<'p> {
-    pub(crate) classes: &'p [u32],
+    /// The class of each pair, or the number of its entry among [`entries`](Self::entries).
+    pub(crate) numbers: &'p [u32],
     pub(crate) scores: &'p [f32],
     samples: &'p FlatReader<'p>,
     class_column: &'p FlatReader<'p>,
@@ -42,6 +43,18 @@ impl Pairs<'_> {
         self.samples.bits(place)
     }
 
+    /// The classes that the numbers stand for, where they are not classes; none changes within a row group.
+    #[inline]
+    pub(crate) fn entries(&self) -> Option<&[u32]> {
+        (!self.class_column.is_plain).then_some(&self.class_column.short_entries)
+    }
+
+    /// The class of each pair; that of one which does not fit 32 bits is beyond all others.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = u32> {
+        let entries = self.entries();
+        self.numbers.iter().map(move |&number| entries.map_or(number, |all| all[number as usize]))
+    }
+
     /// The class of a pair, however large.
     pub(crate) fn class(&self, place: usize) -> u64 {
         self.class_column.bits(place)
@@ -50,7 +63,7 @@ impl Pairs<'_> {
 
 impl<'a> PairReader<'a> {
     pub(super) fn new(path: &'a Path, chunks: &[Chunk; 3]) -> Result<Self> {
-        let column = |number: usize| FlatReader::new(path, PAIR_COLUMNS[number], chunks[number]);
+        let column = |number: usize| FlatReader::new(path, PAIR_COLUMNS[number], &chunks[number]);
         Ok(Self {
             samples: column(0)?,
             classes: column(1)?,
@@ -59,6 +72,13 @@ impl<'a> PairReader<'a> {
             class_numbers: Vec::new(),
             score_numbers: Vec::new(),
         })
+    }
+
+    /// Goes on with another row group, in the same memory.
+    pub(super) fn restart(&mut self, path: &'a Path, chunks: &[Chunk; 3]) -> Result<()> {
+        let columns = [&mut self.samples, &mut self.classes, &mut self.scores];
+        self.num_rows = chunks[0].num_rows;
+        columns.into_iter().zip(chunks).try_for_each(|(column, chunk)| column.restart(path, chunk))
     }
 
     /// The next pairs, at most `most` of them; none at the end.
@@ -76,10 +96,14 @@ impl<'a> PairReader<'a> {
             column.take(length)?;
         }
         self.samples.check_signs()?;
-        self.classes.classes(&mut self.class_numbers)?;
+        self.classes.check_signs()?;
+        if self.classes.is_plain {
+            self.classes.classes(&mut self.class_numbers);
+        }
         self.scores.floats(&mut self.score_numbers);
+        let is_plain = self.classes.is_plain;
         Ok(Some(Pairs {
-            classes: &self.class_numbers,
+            numbers: if is_plain { &self.class_numbers } else { &self.classes.numbers },
             scores: &self.score_numbers,
             samples: &self.samples,
             class_column: &self.classes,
@@ -126,11 +150,11 @@ pub(crate) struct FlatReader<'a> {
 }
 
 impl<'a> FlatReader<'a> {
-    fn new(path: &'a Path, name: &'static str, chunk: Chunk) -> Result<Self> {
+    fn new(path: &'a Path, name: &'static str, chunk: &Chunk) -> Result<Self> {
         Ok(Self {
             path,
             name,
-            pages: Pages::new(path, &chunk)?,
+            pages: Pages::new(path, chunk)?,
             kind: chunk.kind,
             is_nullable: chunk.levels.text_nullable,
             num_values: chunk.num_values,
@@ -144,6 +168,14 @@ impl<'a> FlatReader<'a> {
             numbers: Vec::new(),
             is_plain: false,
         })
+    }
+
+    fn restart(&mut self, path: &'a Path, chunk: &Chunk) -> Result<()> {
+        self.pages.restart(path, chunk)?;
+        (self.path, self.kind) = (path, chunk.kind);
+        (self.is_nullable, self.num_values) = (chunk.levels.text_nullable, chunk.num_values);
+        (self.rest, self.entries, self.has_negative_entries) = (None, None, false);
+        Ok(())
     }
 
     fn width(&self) -> usize {
@@ -254,9 +286,8 @@ impl<'a> FlatReader<'a> {
                 *start = self.taken.end;
             }
             Values::Numbers(runs) => {
-                self.numbers.clear();
-                runs.read(&self.bytes, wanted, &mut self.numbers)?;
-                let most = self.numbers.iter().fold(0, |most, &number| most.max(number));
+                self.numbers.resize(wanted, 0);
+                let most = runs.fill(&self.bytes, &mut self.numbers)?;
                 if most as usize >= self.entries.as_ref().map_or(0, Vec::len) {
                     return Err(Fault::Wrong(
                         "it names an entry that the dictionary does not have",
@@ -307,25 +338,19 @@ impl<'a> FlatReader<'a> {
         }
     }
 
-    /// The classes that were taken; [`TOO_LARGE`] for those beyond 32 bits.
-    fn classes(&self, out: &mut Vec<u32>) -> Result<()> {
-        self.check_signs()?;
+    /// The classes that were taken out of a plain page; [`TOO_LARGE`] for those beyond 32 bits.
+    fn classes(&self, out: &mut Vec<u32>) {
         out.clear();
-        if self.is_plain {
-            let bytes = &self.bytes[self.taken.clone()];
-            match self.kind {
-                Kind::U32 => {
-                    out.extend(bytes.chunks_exact(4).map(|value| bits_of(Kind::U32, value) as u32))
-                }
-                kind => {
-                    let values = bytes.chunks_exact(self.width());
-                    out.extend(values.map(|value| narrow(bits_of(kind, value))));
-                }
+        let bytes = &self.bytes[self.taken.clone()];
+        match self.kind {
+            Kind::U32 => {
+                out.extend(bytes.chunks_exact(4).map(|value| bits_of(Kind::U32, value) as u32))
             }
-        } else {
-            out.extend(self.numbers.iter().map(|&number| self.short_entries[number as usize]));
+            kind => {
+                let values = bytes.chunks_exact(self.width());
+                out.extend(values.map(|value| narrow(bits_of(kind, value))));
+            }
         }
-        Ok(())
     }
 
     fn floats(&self, out: &mut Vec<f32>) {

@@ -113,10 +113,11 @@ pub(super) struct Pages<'a> {
     path: &'a Path,
     file: File,
     codec: Codec,
-    /// Bytes read and not yet used: those of `ahead` from `used` on.
+    /// Bytes read and not yet used: those of `ahead` from `used` to `filled`.
     ahead: Vec<u8>,
     used: usize,
-    /// Where the bytes behind `ahead` lie in the file, and where the chunk ends.
+    filled: usize,
+    /// Where the bytes behind those lie in the file, and where the chunk ends.
     next: u64,
     end: u64,
     zstd: zstd_safe::DCtx<'static>,
@@ -132,6 +133,7 @@ impl<'a> Pages<'a> {
             codec: chunk.codec,
             ahead: Vec::new(),
             used: 0,
+            filled: 0,
             next: chunk.start,
             end: chunk.end,
             zstd: zstd_safe::DCtx::create(),
@@ -139,9 +141,20 @@ impl<'a> Pages<'a> {
         })
     }
 
+    /// Goes on with another chunk, maybe of another file, in the same memory.
+    pub(super) fn restart(&mut self, path: &'a Path, chunk: &Chunk) -> Result<()> {
+        if path != self.path {
+            self.file = File::open(path).map_err(|error| Error::io(path, error))?;
+        }
+        (self.path, self.codec) = (path, chunk.codec);
+        (self.used, self.filled) = (0, 0);
+        (self.next, self.end) = (chunk.start, chunk.end);
+        Ok(())
+    }
+
     /// Where the next page begins.
     pub(super) fn at(&self) -> u64 {
-        self.next - (self.ahead.len() - self.used) as u64
+        self.next - (self.filled - self.used) as u64
     }
 
     /// The next page, unpacked into `bytes`; those of other kinds are passed over.
@@ -180,7 +193,7 @@ impl<'a> Pages<'a> {
         let mut wanted = HEADER_BYTES;
         loop {
             let whole = self.fill(wanted)?;
-            let mut from = Compact::new(&self.ahead[self.used..]);
+            let mut from = Compact::new(&self.ahead[self.used..self.filled]);
             match Header::read(&mut from) {
                 Err(Fault::Short) if whole && wanted < MAX_HEADER_BYTES => wanted *= 4,
                 found => return Ok(found.map(|header| (header, from.at()))),
@@ -190,16 +203,18 @@ impl<'a> Pages<'a> {
 
     /// Makes `wanted` bytes ready behind `used`, or all that the chunk has left; whether they are there.
     fn fill(&mut self, wanted: usize) -> Result<bool> {
-        let there = self.ahead.len() - self.used;
+        let there = self.filled - self.used;
         if there >= wanted {
             return Ok(true);
         }
-        self.ahead.drain(..self.used);
-        self.used = 0;
+        self.ahead.copy_within(self.used..self.filled, 0);
+        (self.used, self.filled) = (0, there);
         let left = self.end.saturating_sub(self.next);
         let more = left.min((wanted - there).max(READ_BYTES) as u64) as usize;
-        self.ahead.resize(there + more, 0);
-        let read = self.file.read_exact_at(&mut self.ahead[there..], self.next);
+        if self.ahead.len() < there + more {
+            self.ahead.resize(there + more, 0);
+        }
+        let read = self.file.read_exact_at(&mut self.ahead[there..there + more], self.next);
         read.map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {
                 damaged(self.path, self.next, "the file ends there")
@@ -207,7 +222,8 @@ impl<'a> Pages<'a> {
             _ => Error::io(self.path, error),
         })?;
         self.next += more as u64;
-        Ok(self.ahead.len() >= wanted)
+        self.filled = there + more;
+        Ok(self.filled >= wanted)
     }
 
     /// Unpacks the content of a page from `ahead`.

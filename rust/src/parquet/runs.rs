@@ -54,32 +54,76 @@ impl Runs {
 
     /// Reads the next `wanted` numbers to the end of `out`. [`PADDING`] bytes follow the runs in `bytes`.
     pub(super) fn read(&mut self, bytes: &[u8], wanted: usize, out: &mut Vec<u32>) -> Parsed<()> {
-        let mut wanted = wanted as u64;
-        while wanted > 0 {
+        let first = out.len();
+        out.resize(first + wanted, 0);
+        self.fill(bytes, &mut out[first..]).map(|_| ())
+    }
+
+    /// Reads as many of the next numbers as `out` has room for, and returns the largest.
+    pub(super) fn fill(&mut self, bytes: &[u8], out: &mut [u32]) -> Parsed<u32> {
+        let (mut rest, mut most) = (out, 0);
+        while !rest.is_empty() {
             if self.left == 0 {
                 self.begin(bytes)?;
             }
-            let number = self.left.min(wanted);
+            let number = self.left.min(rest.len() as u64);
+            let (some, others) = rest.split_at_mut(number as usize);
             match self.run {
-                Run::Same(same) => out.resize(out.len() + number as usize, same),
+                Run::Same(same) => {
+                    some.fill(same);
+                    most = most.max(same);
+                }
                 Run::Packed(bit) => {
                     let next = bit + number * u64::from(self.width);
                     if next.div_ceil(8) > self.end as u64 {
                         return Err(Fault::Short);
                     }
-                    unpack(bytes, bit, self.width, number, out);
+                    unpack(bytes, bit, self.width, some);
+                    most = some.iter().fold(most, |most, &number| most.max(number));
                     self.run = Run::Packed(next);
                 }
             }
             self.left -= number;
-            wanted -= number;
+            rest = others;
         }
-        Ok(())
+        Ok(most)
     }
 
     /// Reads the head of the next run.
+    #[inline]
     fn begin(&mut self, bytes: &[u8]) -> Parsed<()> {
-        let mut head = 0_u64;
+        let first = *bytes.get(..self.end).and_then(|all| all.get(self.at)).ok_or(Fault::Short)?;
+        let head = if first < 0x80 {
+            self.at += 1;
+            u64::from(first)
+        } else {
+            self.long_head(bytes)?
+        };
+        let length = head >> 1;
+        if length == 0 {
+            return Err(Fault::Wrong("a run of no numbers"));
+        }
+        if head & 1 == 1 {
+            // The last run may be cut short where nothing is wanted of it.
+            self.run = Run::Packed(8 * self.at as u64);
+            self.left = 8 * length;
+            let size = length as usize * self.width as usize;
+            self.at = self.at.saturating_add(size).min(self.end);
+            return Ok(());
+        }
+        let size = self.width.div_ceil(8);
+        let stored = bytes.get(self.at..).and_then(|rest| rest.first_chunk());
+        let end = self.at + size as usize;
+        let stored = stored.filter(|_| end <= self.end).ok_or(Fault::Short)?;
+        self.run = Run::Same((u64::from_le_bytes(*stored) & ((1 << (8 * size)) - 1)) as u32);
+        self.left = length;
+        self.at = end;
+        Ok(())
+    }
+
+    /// A head of several bytes.
+    fn long_head(&mut self, bytes: &[u8]) -> Parsed<u64> {
+        let mut head = 0;
         for shift in (0..).step_by(7) {
             let byte =
                 *bytes.get(..self.end).and_then(|all| all.get(self.at)).ok_or(Fault::Short)?;
@@ -93,54 +137,34 @@ impl Runs {
                 break;
             }
         }
-        let length = head >> 1;
-        if length == 0 {
-            return Err(Fault::Wrong("a run of no numbers"));
-        }
-        if head & 1 == 1 {
-            // The last run may be cut short where nothing is wanted of it.
-            self.run = Run::Packed(8 * self.at as u64);
-            self.left = 8 * length;
-            let size = length as usize * self.width as usize;
-            self.at = self.at.saturating_add(size).min(self.end);
-            return Ok(());
-        }
-        let size = self.width.div_ceil(8) as usize;
-        let stored = bytes.get(self.at..self.at + size).filter(|_| self.at + size <= self.end);
-        let mut number = [0; 4];
-        number[..size].copy_from_slice(stored.ok_or(Fault::Short)?);
-        self.run = Run::Same(u32::from_le_bytes(number));
-        self.left = length;
-        self.at += size;
-        Ok(())
+        Ok(head)
     }
 }
 
 /// Unpacks numbers whose bits lie within `bytes`, with [`PADDING`] bytes behind them.
-fn unpack(bytes: &[u8], bit: u64, width: u32, number: u64, out: &mut Vec<u32>) {
-    let mut done = 0;
-    if bit.is_multiple_of(8) && number >= 8 && width > 0 {
-        let size = (number / 8) as usize * width as usize;
+fn unpack(bytes: &[u8], bit: u64, width: u32, out: &mut [u32]) {
+    let (mut bit, mut rest) = (bit, out);
+    if bit.is_multiple_of(8) && rest.len() >= 8 && width > 0 {
+        let size = rest.len() / 8 * width as usize;
         let start = (bit / 8) as usize;
-        if let Some(packed) = bytes.get(start..start + size) {
-            unpack_eights(packed, width, out);
-            done = number / 8 * 8;
+        if let Some(packed) = bytes.get(start..start + size + PADDING) {
+            let (eights, others) = rest.as_chunks_mut();
+            unpack_eights(packed, width, eights);
+            (bit, rest) = (bit + 8 * size as u64, others);
         }
     }
     let mask = (1_u64 << width) - 1;
-    let mut bit = bit + done * u64::from(width);
-    out.extend((done..number).map(|_| {
+    for number in rest {
         let start = (bit / 8) as usize;
-        let word = bytes.get(start..start + 8).and_then(|word| word.try_into().ok());
-        let word = word.map_or(0, u64::from_le_bytes);
-        let found = (word >> (bit % 8)) & mask;
+        let word = bytes.get(start..).and_then(|rest| rest.first_chunk()).copied();
+        *number = ((word.map_or(0, u64::from_le_bytes) >> (bit % 8)) & mask) as u32;
         bit += u64::from(width);
-        found as u32
-    }));
+    }
 }
 
-/// Unpacks whole groups of eight numbers; the code for each width knows all of its shifts.
-fn unpack_eights(packed: &[u8], width: u32, out: &mut Vec<u32>) {
+/// Unpacks whole groups of eight numbers, with [`PADDING`] bytes behind them; the code for each width
+/// knows all of its shifts.
+fn unpack_eights(packed: &[u8], width: u32, out: &mut [[u32; 8]]) {
     macro_rules! of_width {
         ($($width:literal)*) => {
             match width {
@@ -154,23 +178,21 @@ fn unpack_eights(packed: &[u8], width: u32, out: &mut Vec<u32>) {
     );
 }
 
-fn eights<const WIDTH: usize>(packed: &[u8], out: &mut Vec<u32>) {
-    out.reserve(packed.len() / WIDTH * 8);
-    for group in packed.chunks_exact(WIDTH) {
-        let mut bytes = [0; 40];
-        bytes[..WIDTH].copy_from_slice(group);
-        out.extend_from_slice(&eight::<WIDTH>(&bytes));
+fn eights<const WIDTH: usize>(packed: &[u8], out: &mut [[u32; 8]]) {
+    for (number, out) in out.iter_mut().enumerate() {
+        *out = eight::<WIDTH>(&packed[number * WIDTH..number * WIDTH + WIDTH + PADDING]);
     }
 }
 
+/// Eight numbers, each out of the eight bytes where it begins.
 #[inline(always)]
-fn eight<const WIDTH: usize>(bytes: &[u8; 40]) -> [u32; 8] {
+fn eight<const WIDTH: usize>(group: &[u8]) -> [u32; 8] {
     let mask = (1_u64 << WIDTH) - 1;
     std::array::from_fn(|number| {
         let bit = number * WIDTH;
         let start = bit / 8;
         let mut word = [0; 8];
-        word.copy_from_slice(&bytes[start..start + 8]);
+        word.copy_from_slice(&group[start..start + 8]);
         ((u64::from_le_bytes(word) >> (bit % 8)) & mask) as u32
     })
 }

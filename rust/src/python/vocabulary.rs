@@ -39,7 +39,7 @@ impl Vocabulary {
         let (inner, coverage) = long_call(py, None, |job| {
             let wordnet = wordnet.map(|folder| WordNet::read(folder, &synsets)).transpose()?;
             let selection = Selection { min_count, max_labels, wordnet: wordnet.as_ref() };
-            Labels::from_ranked(counts.ranked(job)?.iter(), selection)
+            Labels::from_ranked(&counts.ranked(job)?, selection)
         })?;
         let Coverage { all, covered, matched, ambiguous } = coverage;
         let shares = [all, covered, matched, ambiguous];
@@ -87,7 +87,7 @@ impl Vocabulary {
 
     /// The name of each label.
     fn names(&self) -> Vec<String> {
-        self.inner.entries().iter().map(|entry| entry.name.clone()).collect()
+        self.inner.labels().iter().map(|entry| entry.name.to_owned()).collect()
     }
 
     /// The label of a normalized tag, or None.

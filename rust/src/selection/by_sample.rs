@@ -1,8 +1,8 @@
 //! The K best of every class by sample, in memory.
 //!
 //! Samples are split into ranges, and each thread puts what it finds into lists of its own, one for each
-//! range, so that a list fits a core's cache when it is sorted. How long the lists may become is counted
-//! before, so that none of them is ever moved.
+//! range, so that a list fits a core's cache when it is sorted. Which ranges make lists of about one length,
+//! and how long these become, is estimated before by a look at some of the entries.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,11 +13,15 @@ use super::chosen::Chosen;
 use super::entry::Entry;
 use super::radix;
 use super::top_k::TopK;
+use crate::Result;
 
 /// Ranges of samples, a power of two.
 const MOST_RANGES: usize = 256;
 /// Entries that are worth a range.
 const WORTH_A_RANGE: usize = 4096;
+/// Of so many entries and more, one chunk in [`RARE`] is looked at.
+const MANY: usize = 1 << 20;
+const RARE: usize = 16;
 
 /// Which range a sample lies in.
 #[derive(Debug, Clone, Copy)]
@@ -34,9 +38,11 @@ impl Ranges {
         Self { low, shift: bits.saturating_sub(most.ilog2()).min(u64::BITS - 1) }
     }
 
+    /// The first and the last range hold what lies outside all of them too.
     #[inline]
     fn of(self, sample: u64) -> usize {
-        ((sample - self.low) >> self.shift) as usize & (MOST_RANGES - 1)
+        let range = sample.saturating_sub(self.low) >> self.shift;
+        (range as usize).min(MOST_RANGES - 1)
     }
 }
 
@@ -54,27 +60,28 @@ impl Collector {
         more: &[(u32, Entry)],
         num_threads: usize,
     ) -> Vec<Self> {
-        let bounds = (0..classes.parts.len()).into_par_iter().map(|part| {
-            let (mut low, mut high, mut number) = (u64::MAX, 0, 0);
-            classes.visit_listed(part, more, &mut |entry| {
-                low = low.min(entry.sample());
-                high = high.max(entry.sample());
-                number += 1;
-            });
-            (low, high, number)
-        });
-        let (low, high, number) =
-            bounds.reduce(|| (u64::MAX, 0, 0), |a, b| (a.0.min(b.0), a.1.max(b.1), a.2 + b.2));
-        let ranges = Ranges::new(low, high, number);
-        let collector = |thread| {
-            let mut counts = vec![0; MOST_RANGES];
+        let step = if classes.num_listed() < MANY { 1 } else { RARE };
+        let looked_at = (0..num_threads).into_par_iter().map(|thread| {
+            let mut samples = Vec::new();
             for part in (thread..classes.parts.len()).step_by(num_threads) {
-                classes
-                    .visit_listed(part, more, &mut |entry| counts[ranges.of(entry.sample())] += 1);
+                let push = &mut |entry: Entry| samples.push(entry.sample());
+                classes.visit_listed(part, more, step, push);
             }
-            Self { ranges, lists: counts.into_iter().map(Vec::with_capacity).collect() }
+            samples
+        });
+        let looked_at: Vec<Vec<u64>> = looked_at.collect();
+        let samples = || looked_at.iter().flatten().copied();
+        let (low, high) = (samples().min().unwrap_or(0), samples().max().unwrap_or(0));
+        let ranges = Ranges::new(low, high, step * samples().count());
+        let collector = |samples: Vec<u64>| {
+            let mut counts = vec![0; MOST_RANGES];
+            samples.into_iter().for_each(|sample| counts[ranges.of(sample)] += step);
+            // A little more where it is an estimate.
+            let room = |count: usize| if step == 1 { count } else { count + count / 16 + 64 };
+            let lists = counts.into_iter().map(|count| Vec::with_capacity(room(count)));
+            Self { ranges, lists: lists.collect() }
         };
-        (0..num_threads).into_par_iter().map(collector).collect()
+        looked_at.into_iter().map(collector).collect()
     }
 
     #[inline]
@@ -90,39 +97,47 @@ pub(super) struct BySample {
 }
 
 impl BySample {
-    /// What the threads collected, sorted.
-    pub(super) fn new(collectors: Vec<Collector>) -> Self {
+    /// What the threads collected, sorted; each range is shown to `look` while it is close, and what that
+    /// made of several ranges is returned in their order.
+    pub(super) fn new<T: Default + Send>(
+        collectors: Vec<Collector>,
+        look: impl Fn(&mut T, &[Chosen]) -> Result<()> + Sync,
+    ) -> Result<(Self, Vec<T>)> {
         let mut collected: Vec<Vec<Vec<Chosen>>> = vec![Vec::new(); MOST_RANGES];
         for collector in collectors {
             collected.iter_mut().zip(collector.lists).for_each(|(lists, own)| lists.push(own));
         }
         collected.retain(|lists| lists.iter().any(|list| !list.is_empty()));
-        let sorted = collected.into_par_iter().map_init(Vec::new, |scratch, lists| {
-            let mut joined = Vec::with_capacity(lists.iter().map(Vec::len).sum());
-            lists.into_iter().for_each(|list| joined.extend(list));
-            radix::sort(&mut joined, scratch, |chosen| chosen.sample());
-            joined
+        let share = collected.len().div_ceil(rayon::current_num_threads()).max(1);
+        let sorted = collected.par_chunks_mut(share).map(|ranges| {
+            let (mut sorted, mut scratch, mut found) = (Vec::new(), Vec::new(), T::default());
+            for lists in ranges.iter_mut().map(std::mem::take) {
+                let mut joined = Vec::with_capacity(lists.iter().map(Vec::len).sum());
+                lists.into_iter().for_each(|list| joined.extend(list));
+                radix::sort(&mut joined, &mut scratch, |chosen: &Chosen| chosen.sample());
+                look(&mut found, &joined)?;
+                sorted.push(joined);
+            }
+            Ok((sorted, found))
         });
-        Self { ranges: Arc::new(sorted.collect()) }
+        // The first error by sample, whichever thread was first.
+        let sorted = sorted.collect::<Vec<Result<(Vec<_>, T)>>>();
+        let (ranges, found): (Vec<_>, Vec<_>) =
+            sorted.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((Self { ranges: Arc::new(ranges.into_iter().flatten().collect()) }, found))
     }
 
-    /// Ranges that have records.
-    pub(super) fn num_ranges(&self) -> usize {
-        self.ranges.len()
-    }
-
-    /// The images of the ranges from `first` to before `last`.
-    pub(super) fn images(&self, first: usize, last: usize) -> ListedImages {
-        ListedImages { of: self.clone(), range: first, last, image: 0..0 }
+    /// The images of all ranges.
+    pub(super) fn images(&self) -> ListedImages {
+        ListedImages { of: self.clone(), range: 0, image: 0..0 }
     }
 }
 
-/// Goes through some ranges, one image after another.
+/// Goes through all ranges, one image after another.
 #[derive(Debug)]
 pub(super) struct ListedImages {
     of: BySample,
     range: usize,
-    last: usize,
     /// Where the pairs of the image stand in its range.
     image: Range<usize>,
 }
@@ -131,8 +146,8 @@ impl ListedImages {
     /// Goes to the next image, and says whether there is one.
     #[inline]
     pub(super) fn next(&mut self) -> bool {
-        while self.range < self.last {
-            let rest = &self.of.ranges[self.range][self.image.end..];
+        while let Some(range) = self.of.ranges.get(self.range) {
+            let rest = &range[self.image.end..];
             if let Some(first) = rest.first() {
                 let same = |pair: &&Chosen| pair.sample() == first.sample();
                 let number = rest.iter().take_while(same).count();

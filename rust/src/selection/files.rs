@@ -24,13 +24,32 @@ use crate::{Error, Result};
 const LOOKED_AT: usize = 4;
 
 /// Pairs of each of them that are looked at, at most.
-const PAIRS_LOOKED_AT: usize = 1 << 20;
+const PAIRS_LOOKED_AT: usize = 1 << 19;
+
+/// The floors of the entries of a dictionary of classes.
+#[derive(Debug, Default)]
+struct EntryFloors {
+    /// Not a number for an entry that is no class; none while they are to be looked up.
+    floors: Vec<f32>,
+    has_unknown: bool,
+}
+
+impl EntryFloors {
+    fn look_up(&mut self, entries: &[u32], floors: &[f32]) {
+        let floor = |&class: &u32| floors.get(class as usize).copied().unwrap_or(f32::NAN);
+        self.floors.extend(entries.iter().map(floor));
+        self.has_unknown = self.floors.iter().any(|floor| floor.is_nan());
+    }
+}
 
 /// What a thread reads: one row group after another, whichever is next for anyone.
 struct Feed<'a> {
     pairs: &'a ParquetPairs,
     next: &'a AtomicUsize,
     reader: Option<PairReader<'a>>,
+    /// One that is done, whose memory is used again.
+    done: Option<PairReader<'a>>,
+    entry_floors: EntryFloors,
     /// The number of the row group under way.
     group: usize,
     num_pairs: u64,
@@ -49,6 +68,7 @@ impl<'a> Feed<'a> {
         job: &Job,
     ) -> Result<bool> {
         let piece = most.clamp(1, PAIRS_PER_PIECE);
+        self.entry_floors.floors.clear();
         while waiting.len() + piece <= most && waiting.len() <= most / WORTH_TAKING {
             job.check()?;
             if !self.advance(floors, is_wanted, waiting, piece, job)? {
@@ -72,20 +92,18 @@ impl<'a> Feed<'a> {
             if self.group >= self.pairs.num_groups() {
                 return Ok(false);
             }
-            self.reader = Some(self.pairs.read(self.group)?);
+            self.reader = Some(self.pairs.read(self.group, self.done.take())?);
+            self.entry_floors.floors.clear();
         }
         let Some(reader) = &mut self.reader else { return Ok(false) };
         let Some(pairs) = reader.next_pairs(piece)? else {
-            self.reader = None;
+            self.done = self.reader.take();
             return Ok(true);
         };
-        let Pairs { classes, scores, .. } = &pairs;
-        let wanted = |place: usize| is_wanted(classes[place], scores[place]);
-        filter_pairs(floors, classes, scores, wanted, |place| pairs.sample(place), waiting)
-            .map_err(|place| {
-                let path = self.pairs.path(self.group).display();
-                refused(&pairs, place, floors.len() as u32).within(&path)
-            })?;
+        filter(floors, &mut self.entry_floors, &pairs, is_wanted, waiting).map_err(|place| {
+            let path = self.pairs.path(self.group).display();
+            refused(&pairs, place, floors.len() as u32).within(&path)
+        })?;
         self.num_pairs += pairs.scores.len() as u64;
         if !self.is_again {
             job.advance(pairs.scores.len() as u64);
@@ -102,6 +120,37 @@ impl<'a> Feed<'a> {
         }
         Ok(())
     }
+}
+
+/// Lets wait what is wanted and not below its class's floor; the place of the first pair that cannot be
+/// taken, if there is one. The floors of the dictionary's entries are looked up where they are not there.
+fn filter(
+    floors: &[f32],
+    of_entries: &mut EntryFloors,
+    pairs: &Pairs<'_>,
+    is_wanted: &impl Fn(u32, f32) -> bool,
+    waiting: &mut Waiting,
+) -> std::result::Result<(), usize> {
+    let Pairs { numbers, scores, .. } = pairs;
+    let entries = pairs.entries();
+    let wanted = |place: usize| {
+        let number = numbers[place];
+        let class = entries.map_or(number, |entries| entries[number as usize]);
+        is_wanted(class, scores[place]).then(|| (class, pairs.sample(place)))
+    };
+    let Some(entries) = entries else {
+        return filter_pairs(floors, numbers, scores, wanted, waiting);
+    };
+    if of_entries.floors.is_empty() {
+        of_entries.look_up(entries, floors);
+    }
+    let is_unknown = |&number: &u32| of_entries.floors[number as usize].is_nan();
+    let unknown = match of_entries.has_unknown {
+        true => numbers.iter().position(is_unknown),
+        false => None,
+    };
+    let refused = filter_pairs(&of_entries.floors, numbers, scores, wanted, waiting).err();
+    refused.into_iter().chain(unknown).min().map_or(Ok(()), Err)
 }
 
 /// Why a pair cannot be taken.
@@ -133,7 +182,8 @@ impl Selection {
         self.num_pairs += num_pairs;
         let mut ceilings = vec![f32::NEG_INFINITY; guesses.len()];
         for (class, &guess) in guesses.iter().enumerate() {
-            if guess > before[class] && self.classes.num_from(class, guess) < self.k as usize {
+            // There was nothing before, and only what is no worse than the guess was taken.
+            if guess > before[class] && self.classes.num_best(class) < u64::from(self.k) {
                 ceilings[class] = guess;
             }
         }
@@ -155,7 +205,16 @@ impl Selection {
         job: &Job,
     ) -> Result<u64> {
         let next = AtomicUsize::new(0);
-        let feed = |_| Feed { pairs, next: &next, reader: None, group: 0, num_pairs: 0, is_again };
+        let feed = |_| Feed {
+            pairs,
+            next: &next,
+            reader: None,
+            done: None,
+            entry_floors: EntryFloors::default(),
+            group: 0,
+            num_pairs: 0,
+            is_again,
+        };
         let num_threads = rayon::current_num_threads();
         let mut feeds: Vec<Feed<'_>> = (0..num_threads).map(feed).collect();
         let mut waiting = vec![self.classes.waiting(); num_threads];
@@ -185,16 +244,18 @@ impl Selection {
         if step < 2 || self.classes.spill.limit().is_some() || self.num_pairs > 0 {
             return Ok(guesses);
         }
-        let mut seen: Vec<(u32, f32)> = Vec::new();
+        let mut seen: Vec<(u32, f32)> = Vec::with_capacity(LOOKED_AT * PAIRS_LOOKED_AT);
+        let mut done = None;
         for group in (step / 2..pairs.num_groups()).step_by(step) {
-            let mut reader = pairs.read(group)?;
+            let mut reader = pairs.read(group, done.take())?;
             let most = seen.len() + PAIRS_LOOKED_AT;
             while seen.len() < most
                 && let Some(pairs) = reader.next_pairs(PAIRS_PER_PIECE)?
             {
                 job.check()?;
-                seen.extend(pairs.classes.iter().copied().zip(pairs.scores.iter().copied()));
+                seen.extend(pairs.classes().zip(pairs.scores.iter().copied()));
             }
+            done = Some(reader);
         }
         let share = seen.len() as f64 / pairs.num_pairs() as f64;
         // Five standard deviations, and a few more where there are few.

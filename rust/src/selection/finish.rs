@@ -39,7 +39,7 @@ enum Ordered {
 impl Ordered {
     fn images(&self, p: usize) -> Result<Images> {
         match self {
-            Self::Listed(listed) => Ok(Images::listed(listed.images(0, listed.num_ranges()), p)),
+            Self::Listed(listed) => Ok(Images { source: ImageSource::Listed(listed.images()), p }),
             Self::Sorted(sorted) => Images::sorted(sorted.read()?, p),
         }
     }
@@ -129,59 +129,59 @@ impl Selected {
         Ok(number)
     }
 
-    /// Counts what is selected, and refuses doubled pairs; several ranges at a time where it can.
-    fn count(&mut self, job: &Job) -> Result<()> {
-        let count = |images| Counts::of(images, self.num_after.len(), job);
-        let counts = match &self.chosen {
-            Ordered::Sorted(_) => vec![count(self.chosen.images(self.p)?)?],
-            Ordered::Listed(listed) => {
-                let num_ranges = listed.num_ranges();
-                let share = num_ranges.div_ceil(rayon::current_num_threads()).max(1);
-                let firsts = (0..num_ranges).into_par_iter().step_by(share);
-                let ranges = firsts.map(|first| (first, (first + share).min(num_ranges)));
-                let counts = ranges
-                    .map(|(first, last)| count(Images::listed(listed.images(first, last), self.p)))
-                    .collect::<Vec<Result<Counts>>>();
-                // The first error by sample, whichever thread was first.
-                counts.into_iter().collect::<Result<_>>()?
-            }
-        };
-        for found in counts {
-            self.num_after.iter_mut().zip(found.num_after).for_each(|(all, own)| *all += own);
-            for (classes, images) in found.images_by_classes {
-                *self.images_by_classes.entry(classes).or_insert(0) += images;
-            }
+    fn add(&mut self, found: Counts) {
+        self.num_after.iter_mut().zip(found.num_after).for_each(|(all, own)| *all += own);
+        for (classes, images) in (0..).zip(found.by_classes).filter(|(_, images)| *images > 0) {
+            *self.images_by_classes.entry(classes).or_insert(0) += images;
         }
-        Ok(())
     }
 }
 
 /// What is counted of some images.
+#[derive(Default)]
 struct Counts {
     num_after: Vec<u64>,
-    images_by_classes: BTreeMap<u64, u64>,
+    /// How many images are selected for so many classes.
+    by_classes: Vec<u64>,
 }
 
 impl Counts {
-    fn of(mut images: Images, num_classes: usize, job: &Job) -> Result<Self> {
-        let mut num_after = vec![0; num_classes];
-        let mut by_classes = Vec::new();
-        let mut seen = 0;
-        while images.next()? {
-            images.check_distinct()?;
-            let kept = images.kept();
-            kept.iter().for_each(|pair| num_after[pair.class as usize] += 1);
-            if by_classes.len() <= kept.len() {
-                by_classes.resize(kept.len() + 1, 0);
-            }
-            by_classes[kept.len()] += 1;
-            seen += 1;
-            if seen % ENTRIES_PER_CHECK == 0 {
-                job.check()?;
-            }
+    /// Counts the `p` best pairs of an image, of all that classes took; refuses doubled ones.
+    #[inline]
+    fn add(&mut self, pairs: &[Chosen], p: usize, num_classes: usize) -> Result<()> {
+        check_distinct(pairs)?;
+        let kept = kept(pairs, p);
+        self.num_after.resize(num_classes, 0);
+        kept.iter().for_each(|pair| self.num_after[pair.class as usize] += 1);
+        if self.by_classes.len() <= kept.len() {
+            self.by_classes.resize(kept.len() + 1, 0);
         }
-        let found = (0..).zip(by_classes).filter(|(_, images)| *images > 0);
-        Ok(Self { num_after, images_by_classes: found.collect() })
+        self.by_classes[kept.len()] += 1;
+        Ok(())
+    }
+}
+
+/// The P best of the pairs of an image.
+#[inline]
+fn kept(pairs: &[Chosen], p: usize) -> &[Chosen] {
+    &pairs[..pairs.len().min(p)]
+}
+
+/// A class that took an image twice was given two scores for it.
+#[inline]
+fn check_distinct(pairs: &[Chosen]) -> Result<()> {
+    // Of a few it is looked up in place.
+    let is_new = |(place, pair): (usize, &Chosen)| {
+        pairs[..place].iter().all(|other| other.class != pair.class)
+    };
+    if pairs.len() <= FEW_CLASSES && pairs.iter().enumerate().all(is_new) {
+        return Ok(());
+    }
+    let mut classes: Vec<_> = pairs.iter().map(|pair| pair.class).collect();
+    classes.sort_unstable();
+    match classes.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(doubled(pairs[0].sample(), pair[0])),
+        None => Ok(()),
     }
 }
 
@@ -199,10 +199,6 @@ enum ImageSource {
 }
 
 impl Images {
-    fn listed(images: ListedImages, p: usize) -> Self {
-        Self { source: ImageSource::Listed(images), p }
-    }
-
     fn sorted(mut chosen: SortedReader<Chosen>, p: usize) -> Result<Self> {
         let ahead = chosen.next_record()?;
         Ok(Self { source: ImageSource::Sorted { chosen, ahead, pairs: Vec::new() }, p })
@@ -239,26 +235,7 @@ impl Images {
     /// The P best of the image's pairs.
     #[inline]
     fn kept(&self) -> &[Chosen] {
-        let pairs = self.pairs();
-        &pairs[..pairs.len().min(self.p)]
-    }
-
-    /// A class that took an image twice was given two scores for it.
-    fn check_distinct(&self) -> Result<()> {
-        let pairs = self.pairs();
-        // Of a few it is looked up in place.
-        let is_new = |(place, pair): (usize, &Chosen)| {
-            pairs[..place].iter().all(|other| other.class != pair.class)
-        };
-        if pairs.len() <= FEW_CLASSES && pairs.iter().enumerate().all(is_new) {
-            return Ok(());
-        }
-        let mut classes: Vec<_> = pairs.iter().map(|pair| pair.class).collect();
-        classes.sort_unstable();
-        match classes.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(doubled(self.sample(), pair[0])),
-            None => Ok(()),
-        }
+        kept(self.pairs(), self.p)
     }
 }
 
@@ -342,10 +319,11 @@ impl Selection {
         job.check()?;
         self.make_room()?;
         let in_memory = self.classes.spill.limit().is_none() && self.classes.runs.is_empty();
-        let (chosen, taken) = if in_memory {
-            self.choose_listed(k as usize, &open, job)?
+        let cuts = (k as usize, p as usize);
+        let (chosen, taken, counts) = if in_memory {
+            self.choose_listed(cuts, &open, job)?
         } else {
-            self.choose_sorted(k as usize, &open, job)?
+            self.choose_sorted(cuts, &open, job)?
         };
         let none = vec![0; self.num_classes as usize];
         let mut selected = Selected {
@@ -360,7 +338,7 @@ impl Selection {
             selected.num_before[class] = number;
             selected.lowest[class] = lowest;
         }
-        selected.count(job)?;
+        counts.into_iter().for_each(|found| selected.add(found));
         Ok(selected)
     }
 
@@ -370,13 +348,13 @@ impl Selection {
 
     fn choose_listed(
         &self,
-        k: usize,
+        (k, p): (usize, usize),
         open: &[(u32, Entry)],
         job: &Job,
-    ) -> Result<(Ordered, Vec<Taken>)> {
+    ) -> Result<(Ordered, Vec<Taken>, Vec<Counts>)> {
         let collectors = Collector::for_threads(&self.classes, open, self.num_choosing());
         let found = collectors.into_par_iter().enumerate().map(|(thread, mut collector)| {
-            let push = &mut |chosen| {
+            let push = |chosen| {
                 collector.push(chosen);
                 Ok(())
             };
@@ -385,25 +363,41 @@ impl Selection {
         });
         let (collectors, taken): (Vec<_>, Vec<_>) =
             found.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        Ok((Ordered::Listed(BySample::new(collectors)), taken.concat()))
+        let num_classes = self.num_classes as usize;
+        let (listed, counts) = BySample::new(collectors, |counts: &mut Counts, range| {
+            job.check()?;
+            let mut images = range.chunk_by(|one, other| one.sample() == other.sample());
+            images.try_for_each(|pairs| counts.add(pairs, p, num_classes))
+        })?;
+        Ok((Ordered::Listed(listed), taken.concat(), counts))
     }
 
     fn choose_sorted(
         &self,
-        k: usize,
+        (k, p): (usize, usize),
         open: &[(u32, Entry)],
         job: &Job,
-    ) -> Result<(Ordered, Vec<Taken>)> {
+    ) -> Result<(Ordered, Vec<Taken>, Vec<Counts>)> {
         let num_threads = self.num_choosing();
         let memory = self.classes.spill.limit().map(|limit| limit / 2 / num_threads);
         let found = (0..num_threads).into_par_iter().map(|thread| {
             let mut sorter = Sorter::new(self.classes.spill.clone(), memory);
-            let taken = self.choose(thread, k, open, &mut |chosen| sorter.push(chosen), job)?;
+            let taken = self.choose(thread, k, open, |chosen| sorter.push(chosen), job)?;
             Ok((sorter.finish()?, taken))
         });
         let (sorted, taken): (Vec<_>, Vec<_>) =
             found.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        Ok((Ordered::Sorted(Sorted::join(sorted, &self.classes.spill)?), taken.concat()))
+        let chosen = Ordered::Sorted(Sorted::join(sorted, &self.classes.spill)?);
+        let (mut images, mut counts) = (chosen.images(p)?, Counts::default());
+        let mut seen = 0_u64;
+        while images.next()? {
+            counts.add(images.pairs(), p, self.num_classes as usize)?;
+            seen += 1;
+            if seen.is_multiple_of(ENTRIES_PER_CHECK) {
+                job.check()?;
+            }
+        }
+        Ok((chosen, taken.concat(), vec![counts]))
     }
 
     /// Gives `push` what the classes of a thread took. Every thread takes each so-many-th part, since
@@ -413,20 +407,17 @@ impl Selection {
         thread: usize,
         k: usize,
         open: &[(u32, Entry)],
-        push: &mut dyn FnMut(Chosen) -> Result<()>,
+        mut push: impl FnMut(Chosen) -> Result<()>,
         job: &Job,
     ) -> Result<Vec<Taken>> {
         let mut taken: Vec<Taken> = Vec::new();
         for part in (thread..self.classes.parts.len()).step_by(self.num_choosing()) {
-            self.classes.visit_part(part, k, open, &mut |class, rank, entry| {
-                if rank == 0 {
-                    job.check()?;
-                    taken.push((class, 0, 0.0));
-                }
-                if let Some(last) = taken.last_mut() {
-                    (last.1, last.2) = (rank as u64 + 1, entry.score());
-                }
-                push(Chosen::new(entry, class as u32, rank as u32 + 1))
+            self.classes.visit_part(part, k, open, &mut |class, entries| {
+                job.check()?;
+                let lowest = entries.last().map_or(f32::NAN, |entry| entry.score());
+                taken.push((class, entries.len() as u64, lowest));
+                let mut ranked = (1..).zip(entries);
+                ranked.try_for_each(|(rank, &entry)| push(Chosen::new(entry, class as u32, rank)))
             })?;
         }
         Ok(taken)

@@ -131,21 +131,24 @@ impl Pool {
 
     /// Adds the entries of `list` to `out`, in no order.
     pub(super) fn read(&self, list: List, out: &mut Vec<Entry>) {
-        self.for_each_chunk(list, |entries| out.extend_from_slice(entries));
+        self.for_each_chunk(list, 1, |entries| out.extend_from_slice(entries));
     }
 
-    /// Calls `each` for the entries of `list`, in no order.
-    pub(super) fn for_each(&self, list: List, each: &mut impl FnMut(Entry)) {
-        self.for_each_chunk(list, |entries| entries.iter().for_each(|&entry| each(entry)));
+    /// Calls `each` for the entries of `list`, in no order; those of one chunk in `step` only.
+    pub(super) fn for_each(&self, list: List, step: usize, each: &mut impl FnMut(Entry)) {
+        self.for_each_chunk(list, step, |entries| entries.iter().for_each(|&entry| each(entry)));
     }
 
-    fn for_each_chunk(&self, list: List, mut each: impl FnMut(&[Entry])) {
-        let mut chunk = list.last;
+    fn for_each_chunk(&self, list: List, step: usize, mut each: impl FnMut(&[Entry])) {
+        let (mut chunk, mut number) = (list.last, 0_usize);
         let mut filled = if list.len == 0 { 0 } else { (list.len - 1) % self.chunk + 1 };
         while chunk != NONE {
             let (slab, place) = self.place(chunk);
             let first = place << self.shift;
-            each(&self.slabs[slab].entries[first..first + filled]);
+            if number.is_multiple_of(step) {
+                each(&self.slabs[slab].entries[first..first + filled]);
+            }
+            number += 1;
             chunk = self.slabs[slab].before[place];
             filled = self.chunk;
         }

@@ -28,19 +28,24 @@ pub(super) fn sort<R: Copy + Ord>(
     }
     let digit = bits.div_ceil(passes);
     let mask = (1_usize << digit) - 1;
-    let digit_of =
-        |record: &R, pass: u32| ((number(record) - low) >> (pass * digit)) as usize & mask;
-    scratch.clear();
-    scratch.extend_from_slice(records);
-    for pass in 0..passes {
-        let mut places = [0_u32; 1 << DIGIT];
-        records.iter().for_each(|record| places[digit_of(record, pass)] += 1);
+    let mut places = [[0_u32; 1 << DIGIT]; MOST_PASSES as usize];
+    let places = &mut places[..passes as usize];
+    for record in records.iter() {
+        let mut rest = number(record) - low;
+        for places in &mut *places {
+            places[rest as usize & mask] += 1;
+            rest >>= digit;
+        }
+    }
+    // What stands there is written over.
+    scratch.resize(records.len(), records[0]);
+    for (pass, places) in (0..).zip(places) {
         let mut next = 0;
         for place in &mut places[..=mask] {
             (*place, next) = (next, next + *place);
         }
         for record in records.iter() {
-            let place = &mut places[digit_of(record, pass)];
+            let place = &mut places[((number(record) - low) >> (pass * digit)) as usize & mask];
             scratch[*place as usize] = *record;
             *place += 1;
         }

@@ -102,18 +102,10 @@ impl TopK {
         let join = |number: usize| {
             let mut segment: SegmentWriter<'_> = writer.segment::<Entry>(number);
             let mut counts = Vec::new();
-            let (mut last, mut before) = (None, 0);
-            self.visit_part(number, self.k, &[], &mut |class, _, entry| {
-                if let Some(last) = last.filter(|&last| last != class) {
-                    note_count(&mut counts, last, segment.num_records() - before);
-                    before = segment.num_records();
-                }
-                last = Some(class);
-                segment.push(entry)
+            self.visit_part(number, self.k, &[], &mut |class, entries| {
+                note_count(&mut counts, class, entries.len() as u64);
+                entries.iter().try_for_each(|&entry| segment.push(entry))
             })?;
-            if let Some(last) = last {
-                note_count(&mut counts, last, segment.num_records() - before);
-            }
             let first = number * self.part_size();
             counts.iter_mut().for_each(|count: &mut ClassCount| count.class -= first as u32);
             Ok((segment.finish()?, counts))
@@ -137,14 +129,14 @@ impl TopK {
         (listed + on_disk.sum::<u64>()).min(self.k as u64)
     }
 
-    /// Calls `each(class, rank, entry)` for the `k` best entries of every class of a part, ascending;
-    /// the rank begins at 0. `more` are entries beside those of the state, by ascending class.
+    /// Calls `each(class, entries)` with the `k` best entries of every class of a part that has any, the
+    /// best first. `more` are entries beside those of the state, by ascending class.
     pub(super) fn visit_part(
         &self,
         number: usize,
         k: usize,
         more: &[(u32, Entry)],
-        each: &mut dyn FnMut(usize, usize, Entry) -> Result<()>,
+        each: &mut impl FnMut(usize, &[Entry]) -> Result<()>,
     ) -> Result<()> {
         let part = &self.parts[number];
         let mut readers = Vec::with_capacity(self.runs.len());
@@ -162,10 +154,9 @@ impl TopK {
             radix::sort(&mut entries, &mut scratch, |entry| u64::from(entry.key()));
             if readers.is_empty() {
                 // Most selections fit in memory, and there is nothing to merge.
-                entries
-                    .iter()
-                    .enumerate()
-                    .try_for_each(|(rank, &entry)| each(global, rank, entry))?;
+                if !entries.is_empty() {
+                    each(global, &entries)?;
+                }
                 continue;
             }
             let mut sources = vec![ClassSource::Listed(entries.iter())];
@@ -177,11 +168,14 @@ impl TopK {
                 }
             }
             let mut merge = Merge::new(sources);
-            for rank in 0..k {
-                match merge.next_record()? {
-                    Some(entry) => each(global, rank, entry)?,
-                    None => break,
-                }
+            scratch.clear();
+            while scratch.len() < k
+                && let Some(entry) = merge.next_record()?
+            {
+                scratch.push(entry);
+            }
+            if !scratch.is_empty() {
+                each(global, &scratch)?;
             }
             for source in merge.into_sources() {
                 if let ClassSource::Run { reader, left } = source {
@@ -192,17 +186,23 @@ impl TopK {
         Ok(())
     }
 
+    /// Entries in memory, about.
+    pub(super) fn num_listed(&self) -> usize {
+        self.parts.iter().map(|part| part.pool.num_used() * part.pool.chunk_len()).sum()
+    }
+
     /// Calls `each` for the entries of a part that are in memory, at least the K best of each of its
-    /// classes where nothing is on disk.
+    /// classes where nothing is on disk; those of one chunk in `step` only.
     pub(super) fn visit_listed(
         &self,
         number: usize,
         more: &[(u32, Entry)],
+        step: usize,
         each: &mut impl FnMut(Entry),
     ) {
         let part = &self.parts[number];
         for (class, best) in part.classes.iter().enumerate() {
-            part.pool.for_each(best.list, each);
+            part.pool.for_each(best.list, step, each);
             own_entries(more, number * self.part_size() + class).for_each(&mut *each);
         }
     }

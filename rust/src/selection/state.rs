@@ -59,16 +59,15 @@ impl Selection {
         let mut next = 0;
         let classes = &self.classes;
         for part in 0..classes.parts.len() {
-            classes.visit_part(part, self.k as usize, &[], &mut |class, rank, entry| {
-                if rank == 0 {
-                    for class in next..=class {
-                        out.write(&(classes.num_best(class) as u32).to_le_bytes())?;
-                    }
-                    next = class + 1;
-                }
-                let mut bytes = [0; Entry::BYTES];
-                entry.put(&mut bytes);
-                out.write(&bytes)
+            classes.visit_part(part, self.k as usize, &[], &mut |class, entries| {
+                (next..class).try_for_each(|_| out.write(&0u32.to_le_bytes()))?;
+                next = class + 1;
+                out.write(&(entries.len() as u32).to_le_bytes())?;
+                entries.iter().try_for_each(|entry| {
+                    let mut bytes = [0; Entry::BYTES];
+                    entry.put(&mut bytes);
+                    out.write(&bytes)
+                })
             })?;
         }
         (next..classes.num_classes()).try_for_each(|_| out.write(&0u32.to_le_bytes()))

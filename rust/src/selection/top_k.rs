@@ -260,15 +260,6 @@ impl TopK {
         chunks * pool.chunk_bytes()
     }
 
-    /// How many entries of a class are there whose score is not below `score`; of what is in memory.
-    pub(super) fn num_from(&self, class: usize, score: f32) -> usize {
-        let part = &self.parts[class >> self.shift];
-        let best = &part.classes[class & ((1 << self.shift) - 1)];
-        let mut number = 0;
-        part.pool.for_each(best.list, &mut |entry| number += usize::from(entry.score() >= score));
-        number
-    }
-
     /// Raises the cut of a class of which K entries are known that are not worse than `entry`.
     pub(super) fn raise_cut(&mut self, class: usize, entry: Entry) {
         let best = &mut self.parts[class >> self.shift].classes[class & ((1 << self.shift) - 1)];

@@ -218,8 +218,8 @@ impl Selection {
         let chunks = piece.samples.chunks(PAIRS_PER_PIECE);
         let chunks = chunks.zip(piece.classes.chunks(PAIRS_PER_PIECE));
         for ((samples, classes), scores) in chunks.zip(piece.scores.chunks(PAIRS_PER_PIECE)) {
-            let (wanted, sample) = (|_| true, |place: usize| samples[place]);
-            filter_pairs(&self.classes.floors, classes, scores, wanted, sample, waiting).or_else(
+            let wanted = |place: usize| Some((classes[place], samples[place]));
+            filter_pairs(&self.classes.floors, classes, scores, wanted, waiting).or_else(
                 |place| check_pair(samples[place], classes[place], scores[place], self.num_classes),
             )?;
         }
@@ -379,38 +379,37 @@ pub(super) fn check_pair(sample: u64, class: u32, score: f32, num_classes: u32) 
     Ok(())
 }
 
-/// Lets wait what is wanted and not below its class's floor; the place of a pair that cannot be taken, if there is one.
+/// Lets wait what is not below its floor, of pairs that name it by number, and whose class and sample
+/// `wanted` tells; the place of a pair that cannot be taken, if there is one.
 ///
 /// Which pairs these are is noted first, without a branch: while the floors rise it cannot be foreseen. There
 /// are at most [`PAIRS_PER_PIECE`] pairs.
 pub(super) fn filter_pairs(
     floors: &[f32],
-    classes: &[u32],
+    numbers: &[u32],
     scores: &[f32],
-    is_wanted: impl Fn(usize) -> bool,
-    sample: impl Fn(usize) -> u64,
+    wanted: impl Fn(usize) -> Option<(u32, u64)>,
     waiting: &mut Waiting,
 ) -> std::result::Result<(), usize> {
     let mut passing = [0_u16; PAIRS_PER_PIECE];
-    let is_good =
-        |(&class, &score): (&u32, &f32)| (class < floors.len() as u32) & (score.abs() <= f32::MAX);
-    let are_good = classes.iter().zip(scores).fold(true, |all, pair| all & is_good(pair));
-    if !are_good && let Some(place) = classes.iter().zip(scores).position(|pair| !is_good(pair)) {
+    let is_good = |(&number, &score): (&u32, &f32)| {
+        (number < floors.len() as u32) & (score.abs() <= f32::MAX)
+    };
+    let are_good = numbers.iter().zip(scores).fold(true, |all, pair| all & is_good(pair));
+    if !are_good && let Some(place) = numbers.iter().zip(scores).position(|pair| !is_good(pair)) {
         return Err(place);
     }
-    let mut number = 0;
-    for (place, (&class, &score)) in classes.iter().zip(scores).enumerate() {
-        // Nothing is at least the floor of a class out of range.
-        let floor = floors.get(class as usize).copied().unwrap_or(f32::NAN);
-        passing[number % PAIRS_PER_PIECE] = place as u16;
-        number += usize::from(score >= floor);
+    let mut num_passing = 0;
+    for (place, (&number, &score)) in numbers.iter().zip(scores).enumerate() {
+        let floor = floors.get(number as usize).copied().unwrap_or(f32::NAN);
+        passing[num_passing % PAIRS_PER_PIECE] = place as u16;
+        num_passing += usize::from(score >= floor);
     }
-    for &place in &passing[..number] {
+    for &place in &passing[..num_passing] {
         let place = usize::from(place);
-        if !is_wanted(place) {
-            continue;
+        if let Some((class, sample)) = wanted(place) {
+            waiting.push(class as usize, Entry::new(scores[place], sample));
         }
-        waiting.push(classes[place] as usize, Entry::new(scores[place], sample(place)));
     }
     Ok(())
 }

@@ -4,9 +4,12 @@
 //! others no more than could be kept are remembered. So memory is bounded by the vocabulary and
 //! WordNet, not by the number of tags.
 
+use std::cmp::Reverse;
+
 use hashbrown::HashMap;
 
-use super::{Entry, MAX_LABELS, Vocabulary};
+use super::{Entry, Labels, MAX_LABELS, Vocabulary};
+use crate::count::Ranked;
 use crate::wordnet::{WordNet, wnid};
 use crate::{Error, Result};
 
@@ -50,13 +53,30 @@ pub struct Selection<'a> {
     pub wordnet: Option<&'a WordNet>,
 }
 
+/// A label that stands for a synset.
+#[derive(Debug, Default)]
+struct Meaning {
+    name: String,
+    synset: String,
+    tag_count: u64,
+    tags: Vec<String>,
+}
+
+impl Meaning {
+    fn rank(&self) -> (Reverse<u64>, &str, Option<&str>) {
+        (Reverse(self.tag_count), &self.name, Some(&self.synset))
+    }
+
+    fn add_to(&self, labels: &mut Labels) -> Result<()> {
+        let Self { name, synset, tag_count, tags } = self;
+        let (synset, tags) = (Some(synset.as_str()), tags.iter().map(String::as_str));
+        labels.push(Entry { name, synset, tag_count: *tag_count, tags })
+    }
+}
+
 impl Vocabulary {
-    /// Makes labels of ranked tags (by descending count, ties by bytes): by descending `tag_count`,
-    /// ties by the bytes of their names.
-    pub fn from_ranked(
-        ranked: impl IntoIterator<Item = Result<(String, u64)>>,
-        selection: Selection<'_>,
-    ) -> Result<(Self, Coverage)> {
+    /// Makes labels of ranked tags: by descending `tag_count`, ties by the bytes of their names.
+    pub fn from_ranked(ranked: &Ranked, selection: Selection<'_>) -> Result<(Self, Coverage)> {
         let Selection { min_count, max_labels, wordnet } = selection;
         if min_count == 0 || max_labels == Some(0) {
             return Err(Error::usage(
@@ -66,41 +86,61 @@ impl Vocabulary {
         }
         let limit = max_labels.unwrap_or(MAX_LABELS);
         let mut coverage = Coverage::default();
-        let mut synsets: HashMap<u32, Entry> = HashMap::new();
-        let mut entries = Vec::new();
-        for row in ranked {
-            let (tag, count) = row?;
+        let mut meanings: HashMap<u32, Meaning> = HashMap::new();
+        let mut alone = Labels::default();
+        ranked.each(|tag, count| {
             coverage.all.add(count);
-            if let Some(meaning) = wordnet.and_then(|wordnet| wordnet.meaning(&tag)) {
+            if let Some(meaning) = wordnet.and_then(|wordnet| wordnet.meaning(tag)) {
                 coverage.matched.add(count);
                 if meaning.ambiguous {
                     coverage.ambiguous.add(count);
                 }
-                let entry = synsets.entry(meaning.synset).or_default();
-                entry.tag_count += count;
-                entry.tags.push(tag);
-            } else if count >= min_count && entries.len() < limit {
-                let tags = vec![tag.clone()];
-                entries.push(Entry { name: tag, synset: None, tag_count: count, tags });
+                let merged = meanings.entry(meaning.synset).or_default();
+                merged.tag_count += count;
+                merged.tags.push(tag.to_owned());
+            } else if count >= min_count && alone.len() < limit {
+                alone.push(Entry { name: tag, synset: None, tag_count: count, tags: [tag] })?;
             }
-        }
+            Ok(())
+        })?;
+        let mut merged: Vec<Meaning> = Vec::new();
         if let Some(wordnet) = wordnet {
-            entries.extend(synsets.into_iter().map(|(synset, entry)| Entry {
+            let known = meanings.into_iter().filter(|(_, meaning)| meaning.tag_count >= min_count);
+            merged.extend(known.map(|(synset, meaning)| Meaning {
                 name: wordnet.name(synset),
-                synset: Some(wnid(synset)),
-                ..entry
+                synset: wnid(synset),
+                ..meaning
             }));
         }
-        entries.retain(|entry| entry.tag_count >= min_count);
-        entries.sort_by(|a, b| {
-            let order = b.tag_count.cmp(&a.tag_count);
-            order.then_with(|| a.name.cmp(&b.name)).then_with(|| a.synset.cmp(&b.synset))
-        });
-        entries.truncate(limit);
-        for entry in &entries {
+        merged.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        let labels = if merged.is_empty() { alone } else { joined(&alone, &merged, limit)? };
+        for entry in labels.iter() {
             coverage.covered.num_tags += entry.tags.len() as u64;
             coverage.covered.num_hashtags += entry.tag_count;
         }
-        Ok((Self::from_entries(entries)?, coverage))
+        Ok((Self::new(labels)?, coverage))
     }
+}
+
+/// The first `limit` of labels that stand for a tag alone and of such as stand for a synset, both in
+/// the order of their ranks.
+fn joined(alone: &Labels, merged: &[Meaning], limit: usize) -> Result<Labels> {
+    let mut labels = Labels::default();
+    let mut merged = merged.iter().peekable();
+    for entry in alone.iter() {
+        let rank = (Reverse(entry.tag_count), entry.name, entry.synset);
+        while let Some(meaning) = merged.next_if(|meaning| meaning.rank() < rank) {
+            if labels.len() < limit {
+                meaning.add_to(&mut labels)?;
+            }
+        }
+        if labels.len() == limit {
+            return Ok(labels);
+        }
+        labels.push(entry)?;
+    }
+    for meaning in merged.take(limit - labels.len()) {
+        meaning.add_to(&mut labels)?;
+    }
+    Ok(labels)
 }

@@ -40,7 +40,7 @@ impl Vocabulary {
                 }
                 let mut known = false;
                 reader.read(&column, row, &mut Tally::default(), |tag| {
-                    known |= self.encode_tag(tag).is_some();
+                    known |= self.encoder().encode(tag).is_some();
                 });
                 covered.num_covered += u64::from(known);
             }

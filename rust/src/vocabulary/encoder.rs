@@ -1,14 +1,14 @@
 //! Labels of tags, billions of times.
 //!
-//! A [`Vocabulary`] keeps texts; looking one up follows three pointers. An encoder lays the keys of
-//! all tags and their labels side by side in one open-addressing table, half full at most, so that a
-//! look-up is one step into memory.
+//! The keys of all tags and their labels lie side by side in one open-addressing table, half full at
+//! most, so that a look-up is one step into memory.
 
-use super::Vocabulary;
+use super::Labels;
 use crate::hashtag::{Key, Tag};
+use crate::{Error, Result};
 
 /// From tags to labels.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Encoder {
     slots: Vec<(Key, u32)>,
     arena: Vec<u8>,
@@ -17,20 +17,55 @@ pub struct Encoder {
 /// The label of a free slot; no vocabulary has so many.
 const FREE: u32 = u32::MAX;
 
+/// The fewest slots, so that one is always free.
+const FEWEST: usize = 64;
+
+/// Tags that are looked up together.
+const AHEAD: usize = 32;
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Self::for_tags(0)
+    }
+}
+
 impl Encoder {
-    /// The encoder of all tags of `vocabulary`.
-    pub fn new(vocabulary: &Vocabulary) -> Self {
-        let num_tags: usize = vocabulary.entries().iter().map(|entry| entry.tags.len()).sum();
-        let size = (2 * num_tags).next_power_of_two().max(64);
-        let mut encoder = Self { slots: vec![(Key::default(), FREE); size], arena: Vec::new() };
-        for (label, entry) in vocabulary.entries().iter().enumerate() {
-            for text in &entry.tags {
-                let tag = Tag::new(text);
-                let place = encoder.place(&tag);
-                encoder.slots[place] = (tag.stored(&mut encoder.arena), label as u32);
+    fn for_tags(num_tags: usize) -> Self {
+        let size = (2 * num_tags).next_power_of_two().max(FEWEST);
+        Self { slots: vec![(Key::default(), FREE); size], arena: Vec::new() }
+    }
+
+    /// The encoder of all tags of `labels`, each of which may lead to one label only.
+    pub(super) fn new(labels: &Labels) -> Result<Self> {
+        let mut encoder = Self::for_tags(labels.num_tags());
+        let mut some = Vec::with_capacity(AHEAD);
+        for (label, entry) in (0..).zip(labels.iter()) {
+            for tag in entry.tags.map(Tag::new) {
+                some.push((tag, label));
+                if some.len() == AHEAD {
+                    encoder.add(&mut some)?;
+                }
             }
         }
-        encoder
+        encoder.add(&mut some)?;
+        Ok(encoder)
+    }
+
+    fn add(&mut self, some: &mut Vec<(Tag<'_>, u32)>) -> Result<()> {
+        self.touch(some.iter().map(|(tag, _)| tag));
+        for (tag, label) in some.drain(..) {
+            let place = self.place(&tag);
+            let other = self.slots[place].1;
+            if other != FREE {
+                let text = String::from_utf8_lossy(tag.bytes(&mut [0; 16])).into_owned();
+                return Err(Error::data(format!(
+                    "vocabulary: the tag {text:?} leads to label {other} and to label {label}; a tag \
+                     can have one label only"
+                )));
+            }
+            self.slots[place] = (tag.stored(&mut self.arena), label);
+        }
+        Ok(())
     }
 
     /// The slot of a tag, or the free one where it would be.
