@@ -26,9 +26,10 @@ from wsl._core import DataError
 from wsl.building import BUILDING, Ending, prepare
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps
+from wsl.files import plain_parquet
 from wsl.index import MANIFEST
 from wsl.locking import held_by_task
-from wsl.source import Records, open_records, plain_parquet
+from wsl.source import Records, open_records
 from wsl.vocabulary import Vocabulary
 
 
