@@ -517,6 +517,13 @@ fn number(field: &[u8]) -> Option<u64> {
             .all(|&byte| byte == 0)
             .then(|| low.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)));
     }
+    // Nearly all are digits with a zero byte after them.
+    let digit = |&&byte: &&u8| matches!(byte, b'0'..=b'7');
+    let digits = field.iter().take_while(digit).count();
+    if (1..=20).contains(&digits) && field.get(digits).is_none_or(|&byte| byte == 0) {
+        let add = |value: u64, &byte: &u8| value << 3 | u64::from(byte - b'0');
+        return Some(field[..digits].iter().fold(0, add));
+    }
     let text = until_nul(field).trim_ascii();
     let mut value = 0_u64;
     for &byte in text {

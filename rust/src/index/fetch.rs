@@ -11,17 +11,20 @@
 //! mebibyte, so more is read together. Where whole shards are kept in a local folder
 //! ([`Storage::cached`](crate::store::Storage::cached)), they are fetched into it and read as files.
 //!
-//! Files are read with `pread` and never mapped: a shard that is cut short while it is read is an error
-//! and not the end of the process. Nothing here keeps a thread, and no lock is waited for, so an index
-//! works in a process that was forked at any moment.
+//! Files are read with `pread`, or copied out of mappings where all that was read before was in the page
+//! cache ([`warm`](super::warm)); a shard that is cut short meanwhile is an error either way and not the end
+//! of the process. Nothing here keeps a thread, and no lock is waited for, so an index works in a process
+//! that was forked at any moment.
 
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disk;
+use super::files::Opened;
 use super::format::NO_SHARD;
 use super::read::Index;
+use super::warm;
 use crate::job::Job;
 use crate::shard::{self, BLOCK};
 use crate::store::{Object, Span};
@@ -35,19 +38,21 @@ const MAX_RUN: u64 = 1 << 20;
 const MAX_CHUNKS: usize = 4;
 /// Bytes of a chunk for each thread, unless one sample is longer: all of them are kept.
 const CHUNK: usize = disk::MAX_KEPT / MAX_CHUNKS;
+/// Bytes of a chunk that one thread copies out of mapped shards: they stay in its caches.
+const COPIED_CHUNK: usize = 128 << 10;
 /// Bytes of a chunk from stores, unless one request is longer.
 const STORED_CHUNK: usize = 64 << 20;
 /// Where one run in so many has to be waited for, the next chunk is announced.
 const RARE: usize = 16;
 /// Samples whose rows are fetched from memory ahead.
-const LOOKED_UP: usize = 64;
+const LOOKED_UP: usize = 32;
 
 /// One sample that is wanted: its header and image.
 #[derive(Debug)]
-struct Wanted<'a> {
-    shard: u32,
+pub(super) struct Wanted<'a> {
+    pub(super) shard: u32,
     size: u32,
-    start: u64,
+    pub(super) start: u64,
     place: usize,
     ordinal: u64,
     key: &'a str,
@@ -67,13 +72,23 @@ struct Run {
 }
 
 /// A run and the memory it is read into.
-struct Reading<'a, 'b> {
-    wanted: &'a [Wanted<'a>],
-    bytes: &'b mut [u8],
+pub(super) struct Reading<'a, 'b> {
+    pub(super) wanted: &'a [Wanted<'a>],
+    pub(super) bytes: &'b mut [u8],
+}
+
+impl Reading<'_, '_> {
+    /// Whether the header of a sample of the run, which was read, is the one of the index.
+    pub(super) fn holds(&self, one: &Wanted<'_>) -> bool {
+        let at = (one.start - self.wanted[0].start) as usize;
+        shard::header_matches(&self.bytes[at..at + BLOCK], one.key, one.size)
+    }
 }
 
 /// Something for a thread to do.
 enum Task<'a, 'b> {
+    /// Copies out of mapped shards what can be had so; the rest is tried.
+    Copy(Vec<Reading<'a, 'b>>),
     /// Reads what is there already; asks for the rest.
     Try(Reading<'a, 'b>),
     /// Asks for a run that is to be read later.
@@ -90,6 +105,8 @@ pub struct Fetch<'a> {
     runs: Vec<Run>,
     /// The first run from a store; those from files come before.
     first_stored: usize,
+    /// Whether runs may be copied out of mapped shards.
+    may_copy: bool,
     num_threads: usize,
     /// Runs that are done.
     done: usize,
@@ -152,6 +169,7 @@ impl Index {
             wanted,
             runs,
             first_stored,
+            may_copy: !self.has_stored_shards() && first_stored >= warm::MIN_RUNS,
             num_threads,
             done: 0,
             is_cold: false,
@@ -193,7 +211,8 @@ impl Fetch<'_> {
     /// Reads the next chunk; `None` where nothing is left.
     pub fn next_chunk(&mut self, job: &Job) -> Result<Option<Chunk<'_>>> {
         let first = self.done;
-        let (next, length) = self.chunk_from(first);
+        let copies = self.may_copy && self.index.warmth.is_warm();
+        let (next, length) = self.chunk_from(first, copies);
         if next == first {
             return Ok(None);
         }
@@ -202,7 +221,7 @@ impl Fetch<'_> {
         }
         let mut bytes = std::mem::take(&mut self.bytes);
         let done = if first < self.first_stored {
-            self.read(first..next, &mut bytes[..length], job)
+            self.read(first..next, &mut bytes[..length], copies, job)
         } else {
             self.read_stored(first..next, &mut bytes[..length], job).map(|()| false)
         };
@@ -214,11 +233,11 @@ impl Fetch<'_> {
     }
 
     /// The run after those that make a chunk with `first`, and their bytes.
-    fn chunk_from(&self, first: usize) -> (usize, usize) {
-        let (end, limit) = if first < self.first_stored {
-            (self.first_stored, CHUNK * self.num_threads.min(MAX_CHUNKS))
-        } else {
-            (self.runs.len(), STORED_CHUNK)
+    fn chunk_from(&self, first: usize, copies: bool) -> (usize, usize) {
+        let (end, limit) = match (first < self.first_stored, self.num_threads) {
+            (true, 1) if copies => (self.first_stored, COPIED_CHUNK),
+            (true, num_threads) => (self.first_stored, CHUNK * num_threads.min(MAX_CHUNKS)),
+            (false, _) => (self.runs.len(), STORED_CHUNK),
         };
         let (mut next, mut length) = (first, 0);
         while let Some(run) = self.runs[..end].get(next)
@@ -231,15 +250,26 @@ impl Fetch<'_> {
     }
 
     /// Reads some runs one after another into `bytes`; says whether more than a few had to be waited for.
-    fn read(&self, runs: Range<usize>, mut bytes: &mut [u8], job: &Job) -> Result<bool> {
-        let mut tasks = Vec::with_capacity(runs.len());
+    fn read(
+        &self,
+        runs: Range<usize>,
+        mut bytes: &mut [u8],
+        copies: bool,
+        job: &Job,
+    ) -> Result<bool> {
+        let mut readings = Vec::with_capacity(runs.len());
         for run in &self.runs[runs.clone()] {
             let (own, rest) = bytes.split_at_mut(run.length);
-            tasks.push(Task::Try(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own }));
+            readings.push(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own });
             bytes = rest;
         }
+        let mut tasks: Vec<Task<'_, '_>> = if copies {
+            pieces(readings, self.num_threads).map(Task::Copy).collect()
+        } else {
+            readings.into_iter().map(Task::Try).collect()
+        };
         if self.is_cold {
-            let (after, _) = self.chunk_from(runs.end);
+            let (after, _) = self.chunk_from(runs.end, false);
             let later = &self.runs[runs.end..after];
             tasks.extend(
                 later
@@ -248,6 +278,9 @@ impl Fetch<'_> {
             );
         }
         let late = self.on_threads(tasks, job)?;
+        if !copies {
+            self.index.warmth.note(late.is_empty());
+        }
         let waited = late.len() * RARE > runs.len();
         self.on_threads(late.into_iter().map(Task::Wait).collect(), job)?;
         Ok(waited)
@@ -281,7 +314,7 @@ impl Fetch<'_> {
         if num_threads <= 1 {
             let (mut late, mut last) = (Vec::new(), None);
             for task in tasks {
-                late.extend(self.index.work(task, &mut last, job)?);
+                self.index.work(task, &mut last, &mut late, job)?;
             }
             return Ok(late);
         }
@@ -291,7 +324,7 @@ impl Fetch<'_> {
             loop {
                 let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
                 match task {
-                    Some(task) => late.extend(self.index.work(task, &mut last, job)?),
+                    Some(task) => self.index.work(task, &mut last, &mut late, job)?,
                     None => return Ok(late),
                 }
             }
@@ -320,32 +353,30 @@ impl Drop for Fetch<'_> {
 }
 
 /// The shard that a thread read last, and its file: none of a shard in a store of which no copy is kept.
-type Last = Option<(u32, Option<Arc<File>>)>;
+type Last = Option<(u32, Option<Arc<Opened>>)>;
 
 impl Index {
-    /// Does a task; returns a run that the page cache lacks.
+    /// Does a task; adds runs that the page cache lacks to `late`.
     fn work<'a, 'b>(
         &self,
         task: Task<'a, 'b>,
         last: &mut Last,
+        late: &mut Vec<Reading<'a, 'b>>,
         job: &Job,
-    ) -> Result<Option<Reading<'a, 'b>>> {
+    ) -> Result<()> {
         job.check()?;
         match task {
+            Task::Copy(readings) => {
+                for reading in self.copy(readings)? {
+                    self.try_one(reading, last, late, job)?;
+                }
+            }
             Task::Announce(wanted, length) => {
                 if let Some(file) = self.file_of(&wanted[0], last, job)? {
                     disk::announce(file, wanted[0].start, length);
                 }
             }
-            Task::Try(reading) => {
-                let first = &reading.wanted[0];
-                let Some(file) = self.file_of(first, last, job)? else { return Ok(Some(reading)) };
-                if !disk::read_cached(file, reading.bytes, first.start) {
-                    disk::announce(file, first.start, reading.bytes.len());
-                    return Ok(Some(reading));
-                }
-                self.check_headers(&reading)?;
-            }
+            Task::Try(reading) => self.try_one(reading, last, late, job)?,
             Task::Wait(reading) => {
                 match self.file_of(&reading.wanted[0], last, job)? {
                     Some(file) => self.wait(file, reading.wanted, reading.bytes)?,
@@ -357,7 +388,27 @@ impl Index {
                 self.check_headers(&reading)?;
             }
         }
-        Ok(None)
+        Ok(())
+    }
+
+    /// Reads a run that is in the page cache; asks the disk for any other, which comes to `late`.
+    fn try_one<'a, 'b>(
+        &self,
+        reading: Reading<'a, 'b>,
+        last: &mut Last,
+        late: &mut Vec<Reading<'a, 'b>>,
+        job: &Job,
+    ) -> Result<()> {
+        let first = &reading.wanted[0];
+        match self.file_of(first, last, job)? {
+            Some(file) if disk::read_cached(file, reading.bytes, first.start) => {
+                return self.check_headers(&reading);
+            }
+            Some(file) => disk::announce(file, first.start, reading.bytes.len()),
+            None => (),
+        }
+        late.push(reading);
+        Ok(())
     }
 
     /// What is asked of a store for a run.
@@ -392,10 +443,10 @@ impl Index {
             _ if self.is_in_store(one.shard) => self.copy_of(one.shard, job)?,
             _ => Some(self.open.get(one.shard, || self.shard_path(one.shard))?),
         };
-        Ok(last.insert((one.shard, file)).1.as_deref())
+        Ok(last.insert((one.shard, file)).1.as_deref().map(Opened::file))
     }
 
-    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<File>>> {
+    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<Opened>>> {
         let (uri, size, etag) = self.stored(shard)?;
         let object = match etag {
             Some(etag) => {
@@ -403,18 +454,14 @@ impl Index {
             }
             None => self.storage.seen(&uri, job)?,
         };
-        Ok(self.storage.cached(&object, job)?.map(Arc::new))
+        Ok(self.storage.cached(&object, job)?.map(|file| Arc::new(Opened::new(file))))
     }
 
     fn check_headers(&self, reading: &Reading<'_, '_>) -> Result<()> {
-        let from = reading.wanted[0].start;
-        for one in reading.wanted {
-            let at = (one.start - from) as usize;
-            if !shard::header_matches(&reading.bytes[at..at + BLOCK], one.key, one.size) {
-                return Err(self.changed(one, "another member stands there"));
-            }
+        match reading.wanted.iter().find(|one| !reading.holds(one)) {
+            Some(one) => Err(self.changed(one, "another member stands there")),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn changed(&self, one: &Wanted<'_>, what: &str) -> Error {
@@ -432,6 +479,16 @@ impl Index {
             self.folder().display()
         ))
     }
+}
+
+/// Runs in so many pieces, one after another, or fewer.
+fn pieces<T>(items: Vec<T>, number: usize) -> impl Iterator<Item = Vec<T>> {
+    let each = items.len().div_ceil(number);
+    let mut items = items.into_iter();
+    std::iter::from_fn(move || {
+        let piece: Vec<T> = items.by_ref().take(each).collect();
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// Adds the runs of some samples, the first of which is number `first` of all that are wanted.
