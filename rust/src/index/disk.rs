@@ -32,6 +32,14 @@ pub(super) fn read_cached(file: &File, bytes: &mut [u8], start: u64) -> bool {
     read(file, bytes, start).is_ok()
 }
 
+/// Tells the kernel that nothing is wanted around what is read of a file; only a hint.
+pub(super) fn read_at_random(file: &File) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
+}
+
 /// Tells the kernel of a read to come; only a hint.
 pub(super) fn announce(file: &File, start: u64, length: usize) {
     #[cfg(target_os = "linux")]

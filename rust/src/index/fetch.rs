@@ -4,8 +4,8 @@
 //! come in chunks of a few mebibytes, each read into the same memory, for the caller to copy from.
 //!
 //! What the page cache holds is copied at once. Of the rest the kernel is first told everything that a
-//! chunk lacks, so that the disk works on all of it, and only then is it waited for; once something had
-//! to be waited for, the chunk after is announced as well.
+//! chunk lacks, so that the disk works on all of it, and only then is it waited for; after a chunk that had
+//! to be waited for, the disk is told of what comes later as well, in this call and in the next ones.
 //!
 //! Shards in stores are asked for by ranges, many at once; there a request costs more than a gap of a
 //! mebibyte, so more is read together. Where whole shards are kept in a local folder
@@ -16,18 +16,16 @@
 //! of the process. Nothing here keeps a thread, and no lock is waited for, so an index works in a process
 //! that was forked at any moment.
 
-use std::fs::File;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disk;
-use super::files::Opened;
 use super::format::NO_SHARD;
 use super::read::Index;
+use super::reading::{Reading, Task, Wanted};
 use super::warm;
 use crate::job::Job;
-use crate::shard::{self, BLOCK};
-use crate::store::{Object, Span};
+use crate::shard::BLOCK;
+use crate::store::Span;
 use crate::{Error, Result};
 
 /// Samples with less between them are read together.
@@ -42,59 +40,18 @@ const CHUNK: usize = disk::MAX_KEPT / MAX_CHUNKS;
 const COPIED_CHUNK: usize = 128 << 10;
 /// Bytes of a chunk from stores, unless one request is longer.
 const STORED_CHUNK: usize = 64 << 20;
-/// Where one run in so many has to be waited for, the next chunk is announced.
-const RARE: usize = 16;
+/// Bytes of a chunk for each thread where runs have to be waited for: while they are used, the disk goes on.
+const COLD_CHUNK: usize = 1 << 20;
+/// Bytes that the disk is told of beyond such a chunk.
+const AHEAD: usize = 16 << 20;
 /// Samples whose rows are fetched from memory ahead.
 const LOOKED_UP: usize = 32;
-
-/// One sample that is wanted: its header and image.
-#[derive(Debug)]
-pub(super) struct Wanted<'a> {
-    pub(super) shard: u32,
-    size: u32,
-    pub(super) start: u64,
-    place: usize,
-    ordinal: u64,
-    key: &'a str,
-}
-
-impl Wanted<'_> {
-    fn end(&self) -> u64 {
-        self.start + BLOCK as u64 + u64::from(self.size)
-    }
-}
 
 /// Samples that are read together, by number among those wanted.
 #[derive(Debug)]
 struct Run {
     wanted: Range<usize>,
     length: usize,
-}
-
-/// A run and the memory it is read into.
-pub(super) struct Reading<'a, 'b> {
-    pub(super) wanted: &'a [Wanted<'a>],
-    pub(super) bytes: &'b mut [u8],
-}
-
-impl Reading<'_, '_> {
-    /// Whether the header of a sample of the run, which was read, is the one of the index.
-    pub(super) fn holds(&self, one: &Wanted<'_>) -> bool {
-        let at = (one.start - self.wanted[0].start) as usize;
-        shard::header_matches(&self.bytes[at..at + BLOCK], one.key, one.size)
-    }
-}
-
-/// Something for a thread to do.
-enum Task<'a, 'b> {
-    /// Copies out of mapped shards what can be had so; the rest is tried.
-    Copy(Vec<Reading<'a, 'b>>),
-    /// Reads what is there already; asks for the rest.
-    Try(Reading<'a, 'b>),
-    /// Asks for a run that is to be read later.
-    Announce(&'a [Wanted<'a>], usize),
-    /// Reads, however long it takes.
-    Wait(Reading<'a, 'b>),
 }
 
 /// Images being read, chunk by chunk.
@@ -110,9 +67,22 @@ pub struct Fetch<'a> {
     num_threads: usize,
     /// Runs that are done.
     done: usize,
-    /// Whether more than a few runs of a chunk had to be waited for.
-    is_cold: bool,
+    /// Runs of which the disk was told.
+    announced: usize,
     bytes: Vec<u8>,
+}
+
+/// How a chunk is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Out of mapped shards, where the page cache holds them.
+    Copy,
+    /// What the page cache holds at once, the rest after the disk was told of all of it.
+    Try,
+    /// After the disk was told of it and of more that follows.
+    Wait,
+    /// Out of stores.
+    Request,
 }
 
 /// Images of a chunk.
@@ -172,7 +142,7 @@ impl Index {
             may_copy: !self.has_stored_shards() && first_stored >= warm::MIN_RUNS,
             num_threads,
             done: 0,
-            is_cold: false,
+            announced: 0,
             bytes: self.scratch.take(),
         })
     }
@@ -211,8 +181,14 @@ impl Fetch<'_> {
     /// Reads the next chunk; `None` where nothing is left.
     pub fn next_chunk(&mut self, job: &Job) -> Result<Option<Chunk<'_>>> {
         let first = self.done;
-        let copies = self.may_copy && self.index.warmth.is_warm();
-        let (next, length) = self.chunk_from(first, copies);
+        let warmth = &self.index.warmth;
+        let way = match first < self.first_stored {
+            false => Way::Request,
+            true if self.may_copy && warmth.is_warm() => Way::Copy,
+            true if warmth.is_cold() => Way::Wait,
+            true => Way::Try,
+        };
+        let (next, length) = self.chunk_from(first, self.limit(way));
         if next == first {
             return Ok(None);
         }
@@ -220,25 +196,32 @@ impl Fetch<'_> {
             self.bytes.resize(length, 0);
         }
         let mut bytes = std::mem::take(&mut self.bytes);
-        let done = if first < self.first_stored {
-            self.read(first..next, &mut bytes[..length], copies, job)
-        } else {
-            self.read_stored(first..next, &mut bytes[..length], job).map(|()| false)
+        let done = match way {
+            Way::Request => self.read_stored(first..next, &mut bytes[..length], job),
+            _ => self.read(first..next, &mut bytes[..length], way, job),
         };
         self.bytes = bytes;
-        self.is_cold |= done?;
+        done?;
         self.done = next;
         let runs = &self.runs[first..next];
         Ok(Some(Chunk { wanted: &self.wanted, runs, bytes: &self.bytes[..length] }))
     }
 
-    /// The run after those that make a chunk with `first`, and their bytes.
-    fn chunk_from(&self, first: usize, copies: bool) -> (usize, usize) {
-        let (end, limit) = match (first < self.first_stored, self.num_threads) {
-            (true, 1) if copies => (self.first_stored, COPIED_CHUNK),
-            (true, num_threads) => (self.first_stored, CHUNK * num_threads.min(MAX_CHUNKS)),
-            (false, _) => (self.runs.len(), STORED_CHUNK),
-        };
+    /// Bytes of a chunk.
+    fn limit(&self, way: Way) -> usize {
+        let num_threads = self.num_threads.min(MAX_CHUNKS);
+        match way {
+            Way::Copy if num_threads == 1 => COPIED_CHUNK,
+            Way::Copy | Way::Try => CHUNK * num_threads,
+            Way::Wait => COLD_CHUNK * num_threads,
+            Way::Request => STORED_CHUNK,
+        }
+    }
+
+    /// The run after those that make a chunk of at most `limit` bytes with `first`, and their bytes.
+    fn chunk_from(&self, first: usize, limit: usize) -> (usize, usize) {
+        let is_local = first < self.first_stored;
+        let end = if is_local { self.first_stored } else { self.runs.len() };
         let (mut next, mut length) = (first, 0);
         while let Some(run) = self.runs[..end].get(next)
             && (next == first || length + run.length <= limit)
@@ -249,41 +232,38 @@ impl Fetch<'_> {
         (next, length)
     }
 
-    /// Reads some runs one after another into `bytes`; says whether more than a few had to be waited for.
+    /// Reads some runs one after another into `bytes`.
     fn read(
-        &self,
+        &mut self,
         runs: Range<usize>,
         mut bytes: &mut [u8],
-        copies: bool,
+        way: Way,
         job: &Job,
-    ) -> Result<bool> {
+    ) -> Result<()> {
+        let known = self.announced.max(runs.start);
+        if way == Way::Wait {
+            self.announced = self.chunk_from(runs.end, AHEAD).0.min(self.first_stored);
+        }
         let mut readings = Vec::with_capacity(runs.len());
         for run in &self.runs[runs.clone()] {
             let (own, rest) = bytes.split_at_mut(run.length);
             readings.push(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own });
             bytes = rest;
         }
-        let mut tasks: Vec<Task<'_, '_>> = if copies {
-            pieces(readings, self.num_threads).map(Task::Copy).collect()
-        } else {
-            readings.into_iter().map(Task::Try).collect()
+        let announce = |run: &Run| Task::Announce(&self.wanted[run.wanted.clone()], run.length);
+        let tasks: Vec<Task<'_, '_>> = match way {
+            Way::Copy => pieces(readings, self.num_threads).map(Task::Copy).collect(),
+            Way::Wait => {
+                let later = self.runs.get(known..self.announced).unwrap_or_default();
+                later.iter().map(announce).chain(readings.into_iter().map(Task::Read)).collect()
+            }
+            _ => readings.into_iter().map(Task::Try).collect(),
         };
-        if self.is_cold {
-            let (after, _) = self.chunk_from(runs.end, false);
-            let later = &self.runs[runs.end..after];
-            tasks.extend(
-                later
-                    .iter()
-                    .map(|run| Task::Announce(&self.wanted[run.wanted.clone()], run.length)),
-            );
-        }
-        let late = self.on_threads(tasks, job)?;
-        if !copies {
-            self.index.warmth.note(late.is_empty());
-        }
-        let waited = late.len() * RARE > runs.len();
-        self.on_threads(late.into_iter().map(Task::Wait).collect(), job)?;
-        Ok(waited)
+        let outcome = self.index.on_threads(tasks, self.num_threads, job)?;
+        self.index.warmth.note(outcome.num_waited, runs.len());
+        let late = outcome.late.into_iter().map(Task::Read).collect();
+        self.index.on_threads(late, self.num_threads, job)?;
+        Ok(())
     }
 
     /// Reads some runs out of stores, many at once, one after another into `bytes`.
@@ -303,181 +283,11 @@ impl Fetch<'_> {
             self.index.check_headers(reading)
         })
     }
-
-    /// Does some tasks on all threads; returns what is yet to be waited for.
-    fn on_threads<'a, 'b>(
-        &self,
-        tasks: Vec<Task<'a, 'b>>,
-        job: &Job,
-    ) -> Result<Vec<Reading<'a, 'b>>> {
-        let num_threads = self.num_threads.min(tasks.len());
-        if num_threads <= 1 {
-            let (mut late, mut last) = (Vec::new(), None);
-            for task in tasks {
-                self.index.work(task, &mut last, &mut late, job)?;
-            }
-            return Ok(late);
-        }
-        let tasks = Mutex::new(tasks.into_iter());
-        let work = || -> Result<Vec<Reading<'a, 'b>>> {
-            let (mut late, mut last) = (Vec::new(), None);
-            loop {
-                let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-                match task {
-                    Some(task) => self.index.work(task, &mut last, &mut late, job)?,
-                    None => return Ok(late),
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
-            let mut all = Ok(Vec::new());
-            for thread in threads {
-                let found =
-                    thread.join().unwrap_or_else(|_| Err(Error::data("a reading thread failed")));
-                match (&mut all, found) {
-                    (Ok(all), Ok(late)) => all.extend(late),
-                    (Ok(_), Err(error)) => all = Err(error),
-                    (Err(_), _) => (),
-                }
-            }
-            all
-        })
-    }
 }
 
 impl Drop for Fetch<'_> {
     fn drop(&mut self) {
         self.index.scratch.keep(std::mem::take(&mut self.bytes));
-    }
-}
-
-/// The shard that a thread read last, and its file: none of a shard in a store of which no copy is kept.
-type Last = Option<(u32, Option<Arc<Opened>>)>;
-
-impl Index {
-    /// Does a task; adds runs that the page cache lacks to `late`.
-    fn work<'a, 'b>(
-        &self,
-        task: Task<'a, 'b>,
-        last: &mut Last,
-        late: &mut Vec<Reading<'a, 'b>>,
-        job: &Job,
-    ) -> Result<()> {
-        job.check()?;
-        match task {
-            Task::Copy(readings) => {
-                for reading in self.copy(readings)? {
-                    self.try_one(reading, last, late, job)?;
-                }
-            }
-            Task::Announce(wanted, length) => {
-                if let Some(file) = self.file_of(&wanted[0], last, job)? {
-                    disk::announce(file, wanted[0].start, length);
-                }
-            }
-            Task::Try(reading) => self.try_one(reading, last, late, job)?,
-            Task::Wait(reading) => {
-                match self.file_of(&reading.wanted[0], last, job)? {
-                    Some(file) => self.wait(file, reading.wanted, reading.bytes)?,
-                    None => {
-                        let answer = self.storage.read_span(self.span_of(&reading)?, job)?;
-                        reading.bytes.copy_from_slice(&answer);
-                    }
-                }
-                self.check_headers(&reading)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads a run that is in the page cache; asks the disk for any other, which comes to `late`.
-    fn try_one<'a, 'b>(
-        &self,
-        reading: Reading<'a, 'b>,
-        last: &mut Last,
-        late: &mut Vec<Reading<'a, 'b>>,
-        job: &Job,
-    ) -> Result<()> {
-        let first = &reading.wanted[0];
-        match self.file_of(first, last, job)? {
-            Some(file) if disk::read_cached(file, reading.bytes, first.start) => {
-                return self.check_headers(&reading);
-            }
-            Some(file) => disk::announce(file, first.start, reading.bytes.len()),
-            None => (),
-        }
-        late.push(reading);
-        Ok(())
-    }
-
-    /// What is asked of a store for a run.
-    fn span_of(&self, reading: &Reading<'_, '_>) -> Result<Span> {
-        let first = &reading.wanted[0];
-        let (uri, _, etag) = self.stored(first.shard)?;
-        Ok(Span { uri, range: first.start..first.start + reading.bytes.len() as u64, etag })
-    }
-
-    fn wait(&self, file: &File, wanted: &[Wanted<'_>], bytes: &mut [u8]) -> Result<()> {
-        let first = &wanted[0];
-        disk::read(file, bytes, first.start).map_err(|error| {
-            if error.kind() != std::io::ErrorKind::UnexpectedEof {
-                let path = self.shard_path(first.shard);
-                return path.map_or_else(|error| error, |path| Error::io(path, error));
-            }
-            let last = wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
-            self.changed(last, "the file ends before its end")
-        })
-    }
-
-    /// The file of a shard, or of the copy that is kept of one in a store; none where there is no room
-    /// for a copy.
-    fn file_of<'l>(
-        &self,
-        one: &Wanted<'_>,
-        last: &'l mut Last,
-        job: &Job,
-    ) -> Result<Option<&'l File>> {
-        let file = match last.take() {
-            Some((shard, file)) if shard == one.shard => file,
-            _ if self.is_in_store(one.shard) => self.copy_of(one.shard, job)?,
-            _ => Some(self.open.get(one.shard, || self.shard_path(one.shard))?),
-        };
-        Ok(last.insert((one.shard, file)).1.as_deref().map(Opened::file))
-    }
-
-    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<Opened>>> {
-        let (uri, size, etag) = self.stored(shard)?;
-        let object = match etag {
-            Some(etag) => {
-                Object { uri: uri.to_string(), size, etag: etag.to_string(), modified_ms: 0 }
-            }
-            None => self.storage.seen(&uri, job)?,
-        };
-        Ok(self.storage.cached(&object, job)?.map(|file| Arc::new(Opened::new(file))))
-    }
-
-    fn check_headers(&self, reading: &Reading<'_, '_>) -> Result<()> {
-        match reading.wanted.iter().find(|one| !reading.holds(one)) {
-            Some(one) => Err(self.changed(one, "another member stands there")),
-            None => Ok(()),
-        }
-    }
-
-    fn changed(&self, one: &Wanted<'_>, what: &str) -> Error {
-        let path = match self.shard_path(one.shard) {
-            Ok(path) => path,
-            Err(error) => return error,
-        };
-        Error::data(format!(
-            "{}: sample {} ({:?}) at byte {}: {what}; the shard was replaced or cut after the index {} \
-             was built, so build the index again",
-            path.display(),
-            one.ordinal,
-            one.key,
-            one.start + BLOCK as u64,
-            self.folder().display()
-        ))
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use hashbrown::HashMap;
 
+use super::disk;
 use super::live::LiveMap;
 use crate::{Error, Result};
 
@@ -97,6 +98,7 @@ impl OpenFiles {
             )),
             _ => Error::io(&path, error),
         })?;
+        disk::read_at_random(&file);
         let file = Arc::new(Opened::new(file));
         if let Some((clock, open)) = guard.as_deref_mut() {
             if open.len() >= MAX_OPEN {

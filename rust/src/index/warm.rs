@@ -5,18 +5,20 @@
 //! copied, or looks wrong in the copy, is left to be read as usual, which tells what is wrong.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use super::fetch::Reading;
 use super::files::Opened;
 use super::live::{LiveMap, Span, major_faults, stands};
 use super::read::Index;
+use super::reading::Reading;
 use crate::Result;
 
 /// Chunks in a row that are in the page cache before the next is copied.
 const MIN_WARM: u32 = 2;
 /// Chunks that are read after one that was not in the page cache.
 const MIN_COLD: u32 = 64;
+/// Where one run in so many has to be waited for, the disk is told of what comes after.
+const RARE: usize = 16;
 /// Fewer runs in a call are read.
 pub(super) const MIN_RUNS: usize = 16;
 /// Longer runs are read: there a copy gains little.
@@ -28,27 +30,37 @@ const AHEAD: usize = 16;
 /// Runs whose bytes are fetched ahead, after their pages.
 const NEXT: usize = 3;
 
-/// How many chunks are to be read before one is copied.
+/// Whether what is read is in the page cache, as the last chunks tell.
 #[derive(Debug)]
-pub(super) struct Warmth(AtomicU32);
+pub(super) struct Warmth {
+    /// Chunks to be read before one is copied.
+    left: AtomicU32,
+    is_cold: AtomicBool,
+}
 
 impl Default for Warmth {
     fn default() -> Self {
-        Self(AtomicU32::new(MIN_WARM))
+        Self { left: AtomicU32::new(MIN_WARM), is_cold: AtomicBool::new(false) }
     }
 }
 
 impl Warmth {
-    /// Notes of a chunk that was read whether all of it was in the page cache.
-    pub(super) fn note(&self, is_warm: bool) {
-        let left = self.0.load(Ordering::Relaxed);
-        let left = if is_warm { left.saturating_sub(1) } else { left.max(MIN_WARM) };
-        self.0.store(left, Ordering::Relaxed);
+    /// Notes of a chunk how many of its runs were not in the page cache.
+    pub(super) fn note(&self, num_waited: usize, num_runs: usize) {
+        let left = self.left.load(Ordering::Relaxed);
+        let left = if num_waited == 0 { left.saturating_sub(1) } else { left.max(MIN_WARM) };
+        self.left.store(left, Ordering::Relaxed);
+        self.is_cold.store(num_waited * RARE > num_runs, Ordering::Relaxed);
+    }
+
+    /// Whether more than a few runs of the last chunk had to be waited for.
+    pub(super) fn is_cold(&self) -> bool {
+        self.is_cold.load(Ordering::Relaxed)
     }
 
     /// Whether the next chunk is to be copied, where many runs were asked for.
     pub(super) fn is_warm(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0 && stands()
+        self.left.load(Ordering::Relaxed) == 0 && stands()
     }
 }
 
@@ -124,7 +136,7 @@ impl Index {
             }
         }
         if major_faults() != faults {
-            self.warmth.0.store(MIN_COLD, Ordering::Relaxed);
+            self.warmth.left.store(MIN_COLD, Ordering::Relaxed);
         }
         is_copied
     }
