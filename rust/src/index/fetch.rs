@@ -54,6 +54,13 @@ struct Run {
     length: usize,
 }
 
+impl Run {
+    /// Whether it is one image that is worth being read to where the caller wants it.
+    fn is_large(&self) -> bool {
+        self.wanted.len() == 1 && self.length > warm::MAX_RUN
+    }
+}
+
 /// Images being read, chunk by chunk.
 #[derive(Debug)]
 pub struct Fetch<'a> {
@@ -69,6 +76,8 @@ pub struct Fetch<'a> {
     done: usize,
     /// Runs of which the disk was told.
     announced: usize,
+    /// How the next chunk is read, and the first run after it.
+    next: Option<(Way, usize)>,
     bytes: Vec<u8>,
 }
 
@@ -91,16 +100,20 @@ pub struct Chunk<'b> {
     wanted: &'b [Wanted<'b>],
     runs: &'b [Run],
     bytes: &'b [u8],
+    /// Whether large images are where the caller wanted them.
+    is_split: bool,
 }
 
 impl Chunk<'_> {
-    /// The encoded images, each with its place among the ordinals asked for.
+    /// The encoded images, each with its place among the ordinals asked for; not those that were read to
+    /// where the caller wanted them.
     pub fn images(&self) -> impl Iterator<Item = (usize, &[u8])> + '_ {
         let mut begin = 0;
         self.runs.iter().flat_map(move |run| {
+            let is_apart = self.is_split && run.is_large();
             let (wanted, from) = (&self.wanted[run.wanted.clone()], begin);
-            begin += run.length;
-            wanted.iter().map(move |one| {
+            begin += if is_apart { BLOCK } else { run.length };
+            wanted.iter().filter(move |_| !is_apart).map(move |one| {
                 let start = from + (one.start - wanted[0].start) as usize + BLOCK;
                 (one.place, &self.bytes[start..start + one.size as usize])
             })
@@ -143,6 +156,7 @@ impl Index {
             num_threads,
             done: 0,
             announced: 0,
+            next: None,
             bytes: self.scratch.take(),
         })
     }
@@ -178,33 +192,67 @@ impl Fetch<'_> {
         self.runs[..self.done].last().map_or(0, |run| run.wanted.end)
     }
 
+    /// The large images of the next chunk: the place of each among the ordinals asked for, and its bytes.
+    pub fn large_images(&mut self) -> Vec<(usize, usize)> {
+        let (way, next) = self.plan();
+        if way == Way::Request {
+            return Vec::new();
+        }
+        let large = self.runs[self.done..next].iter().filter(|run| run.is_large());
+        let one = |run: &Run| &self.wanted[run.wanted.start];
+        large.map(one).map(|one| (one.place, one.size as usize)).collect()
+    }
+
     /// Reads the next chunk; `None` where nothing is left.
     pub fn next_chunk(&mut self, job: &Job) -> Result<Option<Chunk<'_>>> {
+        self.next_chunk_into(Vec::new(), job)
+    }
+
+    /// The same, its [large images](Self::large_images) into `rooms`, which are as long, unless there are none.
+    /// What an error leaves in them is of no use.
+    pub fn next_chunk_into(
+        &mut self,
+        rooms: Vec<&mut [u8]>,
+        job: &Job,
+    ) -> Result<Option<Chunk<'_>>> {
         let first = self.done;
-        let warmth = &self.index.warmth;
-        let way = match first < self.first_stored {
-            false => Way::Request,
-            true if self.may_copy && warmth.is_warm() => Way::Copy,
-            true if warmth.is_cold() => Way::Wait,
-            true => Way::Try,
-        };
-        let (next, length) = self.chunk_from(first, self.limit(way));
+        let (way, next) = self.plan();
+        self.next = None;
         if next == first {
             return Ok(None);
         }
+        let is_split = !rooms.is_empty();
+        let in_bytes = |run: &Run| if is_split && run.is_large() { BLOCK } else { run.length };
+        let length = self.runs[first..next].iter().map(in_bytes).sum();
         if self.bytes.len() < length {
             self.bytes.resize(length, 0);
         }
         let mut bytes = std::mem::take(&mut self.bytes);
         let done = match way {
             Way::Request => self.read_stored(first..next, &mut bytes[..length], job),
-            _ => self.read(first..next, &mut bytes[..length], way, job),
+            _ => self.read(first..next, &mut bytes[..length], rooms, way, job),
         };
         self.bytes = bytes;
         done?;
         self.done = next;
         let runs = &self.runs[first..next];
-        Ok(Some(Chunk { wanted: &self.wanted, runs, bytes: &self.bytes[..length] }))
+        Ok(Some(Chunk { wanted: &self.wanted, runs, bytes: &self.bytes[..length], is_split }))
+    }
+
+    /// How the next chunk is read, and the first run after it.
+    fn plan(&mut self) -> (Way, usize) {
+        if let Some(next) = self.next {
+            return next;
+        }
+        let warmth = &self.index.warmth;
+        let is_small = || self.runs[self.done].length <= warm::MAX_RUN;
+        let way = match self.done < self.first_stored {
+            false => Way::Request,
+            true if self.may_copy && is_small() && warmth.is_warm() => Way::Copy,
+            true if warmth.is_cold() => Way::Wait,
+            true => Way::Try,
+        };
+        *self.next.insert((way, self.chunk_from(self.done, self.limit(way))))
     }
 
     /// Bytes of a chunk.
@@ -218,8 +266,8 @@ impl Fetch<'_> {
         }
     }
 
-    /// The run after those that make a chunk of at most `limit` bytes with `first`, and their bytes.
-    fn chunk_from(&self, first: usize, limit: usize) -> (usize, usize) {
+    /// The run after those that make a chunk of at most `limit` bytes with `first`.
+    fn chunk_from(&self, first: usize, limit: usize) -> usize {
         let is_local = first < self.first_stored;
         let end = if is_local { self.first_stored } else { self.runs.len() };
         let (mut next, mut length) = (first, 0);
@@ -229,25 +277,29 @@ impl Fetch<'_> {
             length += run.length;
             next += 1;
         }
-        (next, length)
+        next
     }
 
-    /// Reads some runs one after another into `bytes`.
+    /// Reads some runs one after another into `bytes`, and large images into `rooms` where there are some.
     fn read(
         &mut self,
         runs: Range<usize>,
         mut bytes: &mut [u8],
+        rooms: Vec<&mut [u8]>,
         way: Way,
         job: &Job,
     ) -> Result<()> {
         let known = self.announced.max(runs.start);
         if way == Way::Wait {
-            self.announced = self.chunk_from(runs.end, AHEAD).0.min(self.first_stored);
+            self.announced = self.chunk_from(runs.end, AHEAD).min(self.first_stored);
         }
+        let mut rooms = rooms.into_iter();
         let mut readings = Vec::with_capacity(runs.len());
         for run in &self.runs[runs.clone()] {
-            let (own, rest) = bytes.split_at_mut(run.length);
-            readings.push(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own });
+            let image = if run.is_large() { rooms.next() } else { None };
+            let length = if image.is_some() { BLOCK } else { run.length };
+            let (own, rest) = bytes.split_at_mut(length);
+            readings.push(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own, image });
             bytes = rest;
         }
         let announce = |run: &Run| Task::Announce(&self.wanted[run.wanted.clone()], run.length);
@@ -273,13 +325,14 @@ impl Fetch<'_> {
         for run in &self.runs[runs] {
             let (own, rest) = bytes.split_at_mut(run.length);
             bytes = rest;
-            let reading = Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own };
+            let wanted = &self.wanted[run.wanted.clone()];
+            let reading = Reading { wanted, bytes: own, image: None };
             requests.push(self.index.span_of(&reading)?);
             readings.push(reading);
         }
         self.index.storage.read_spans(requests, job, |number, answer| {
             let reading = &mut readings[number];
-            reading.bytes.copy_from_slice(answer);
+            reading.fill(answer);
             self.index.check_headers(reading)
         })
     }

@@ -32,10 +32,30 @@ impl Wanted<'_> {
 /// A run and the memory it is read into.
 pub(super) struct Reading<'a, 'b> {
     pub(super) wanted: &'a [Wanted<'a>],
+    /// All bytes of the run, or the header before an image that has memory of its own.
     pub(super) bytes: &'b mut [u8],
+    pub(super) image: Option<&'b mut [u8]>,
 }
 
 impl Reading<'_, '_> {
+    /// Bytes of the run.
+    pub(super) fn length(&self) -> usize {
+        self.bytes.len() + self.image.as_ref().map_or(0, |image| image.len())
+    }
+
+    fn parts(&mut self) -> [&mut [u8]; 2] {
+        [self.bytes, self.image.as_deref_mut().unwrap_or_default()]
+    }
+
+    /// Takes all bytes of the run.
+    pub(super) fn fill(&mut self, all: &[u8]) {
+        let (first, rest) = all.split_at(self.bytes.len());
+        self.bytes.copy_from_slice(first);
+        if let Some(image) = &mut self.image {
+            image.copy_from_slice(rest);
+        }
+    }
+
     /// Whether the header of a sample of the run, which was read, is the one of the index.
     pub(super) fn holds(&self, one: &Wanted<'_>) -> bool {
         let at = (one.start - self.wanted[0].start) as usize;
@@ -92,13 +112,13 @@ impl<'a, 'b> Worker<'a, 'b, '_> {
     }
 
     /// Reads a run that is in the page cache; asks the disk for any other.
-    fn attempt(&mut self, reading: Reading<'a, 'b>) -> Result<()> {
+    fn attempt(&mut self, mut reading: Reading<'a, 'b>) -> Result<()> {
         let first = &reading.wanted[0];
         match self.file_of(first)? {
-            Some(file) if disk::read_cached(file, reading.bytes, first.start) => {
+            Some(file) if disk::read_cached(file, &mut reading.parts(), first.start) => {
                 return self.index.check_headers(&reading);
             }
-            Some(file) => disk::announce(file, first.start, reading.bytes.len()),
+            Some(file) => disk::announce(file, first.start, reading.length()),
             None => (),
         }
         self.outcome.num_waited += 1;
@@ -106,18 +126,18 @@ impl<'a, 'b> Worker<'a, 'b, '_> {
         Ok(())
     }
 
-    fn read(&mut self, reading: Reading<'a, 'b>) -> Result<()> {
+    fn read(&mut self, mut reading: Reading<'a, 'b>) -> Result<()> {
         let (index, job) = (self.index, self.job);
         let first = &reading.wanted[0];
         match self.file_of(first)? {
-            Some(file) if disk::read_cached(file, reading.bytes, first.start) => (),
+            Some(file) if disk::read_cached(file, &mut reading.parts(), first.start) => (),
             Some(file) => {
-                index.wait(file, reading.wanted, reading.bytes)?;
+                index.wait(file, &mut reading)?;
                 self.outcome.num_waited += 1;
             }
             None => {
                 let answer = index.storage.read_span(index.span_of(&reading)?, job)?;
-                reading.bytes.copy_from_slice(&answer);
+                reading.fill(&answer);
                 self.outcome.num_waited += 1;
             }
         }
@@ -182,12 +202,13 @@ impl Index {
     pub(super) fn span_of(&self, reading: &Reading<'_, '_>) -> Result<Span> {
         let first = &reading.wanted[0];
         let (uri, _, etag) = self.stored(first.shard)?;
-        Ok(Span { uri, range: first.start..first.start + reading.bytes.len() as u64, etag })
+        Ok(Span { uri, range: first.start..first.start + reading.length() as u64, etag })
     }
 
-    fn wait(&self, file: &File, wanted: &[Wanted<'_>], bytes: &mut [u8]) -> Result<()> {
+    fn wait(&self, file: &File, reading: &mut Reading<'_, '_>) -> Result<()> {
+        let wanted = reading.wanted;
         let first = &wanted[0];
-        disk::read(file, bytes, first.start).map_err(|error| {
+        disk::read(file, &mut reading.parts(), first.start).map_err(|error| {
             if error.kind() != std::io::ErrorKind::UnexpectedEof {
                 let path = self.shard_path(first.shard);
                 return path.map_or_else(|error| error, |path| Error::io(path, error));

@@ -22,7 +22,7 @@ const RARE: usize = 16;
 /// Fewer runs in a call are read.
 pub(super) const MIN_RUNS: usize = 16;
 /// Longer runs are read: there a copy gains little.
-const MAX_RUN: usize = 32 << 10;
+pub(super) const MAX_RUN: usize = 32 << 10;
 /// Runs between two looks at whether a page had to be waited for.
 const LOOK_EVERY: usize = 32;
 /// Runs whose pages are looked up ahead, so that these ways to memory are made together.
@@ -114,7 +114,7 @@ impl Index {
         let spans: Vec<Option<Span<'_>>> = maps
             .zip(readings.iter())
             .map(|(map, reading)| {
-                let length = reading.bytes.len();
+                let length = reading.length();
                 map.filter(|_| length <= MAX_RUN)?.span(reading.wanted[0].start, length)
             })
             .collect();
