@@ -484,6 +484,7 @@ fn prefix(header: &[u8; BLOCK]) -> Option<&[u8]> {
     there.then(|| until_nul(&header[345..500]))
 }
 
+#[inline]
 fn checksum_holds(header: &[u8; BLOCK]) -> bool {
     let Some(stated) = number(&header[148..156]) else { return false };
     let all = byte_sum(header);
@@ -509,6 +510,7 @@ fn byte_sum(header: &[u8; BLOCK]) -> u32 {
 }
 
 /// A number field: octal text, or base 256 where the first bit is set.
+#[inline]
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] == 0x80 && field.len() > 8 {
         let (high, low) = field[1..].split_at(field.len() - 9);

@@ -37,7 +37,7 @@ const MAX_CHUNKS: usize = 4;
 /// Bytes of a chunk for each thread, unless one sample is longer: all of them are kept.
 const CHUNK: usize = disk::MAX_KEPT / MAX_CHUNKS;
 /// Bytes of a chunk that one thread copies out of mapped shards: they stay in its caches.
-const COPIED_CHUNK: usize = 128 << 10;
+const COPIED_CHUNK: usize = 512 << 10;
 /// Bytes of a chunk from stores, unless one request is longer.
 const STORED_CHUNK: usize = 64 << 20;
 /// Bytes of a chunk for each thread where runs have to be waited for: while they are used, the disk goes on.

@@ -69,7 +69,8 @@ impl LiveMap {
     /// Whether all copies so far are what the file held: no page of it was missing, and `file`, which is
     /// what was mapped, is as long as it was.
     pub(super) fn is_whole(&self, file: &File) -> bool {
-        if file.metadata().map_or(0, |seen| seen.len()) < self.bytes.len() as u64 {
+        let length = rustix::fs::fstat(file).map_or(0, |seen| seen.st_size);
+        if u64::try_from(length).unwrap_or(0) < self.bytes.len() as u64 {
             self.is_cut.store(true, Ordering::Relaxed);
         }
         !self.is_broken()

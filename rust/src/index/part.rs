@@ -86,6 +86,7 @@ impl Part {
     }
 
     /// The row numbered `row`, which is below [`num_rows`](Self::num_rows), without its labels.
+    #[inline]
     pub fn row(&self, row: usize) -> Result<Row<'_>> {
         let (batch, at) = self.locate(row)?;
         let bytes = self.span(&batch.key_offsets, &batch.keys, at, 1, row)?;
@@ -159,6 +160,7 @@ impl Part {
     }
 
     /// The bytes between two neighbouring offsets, which count items of `width` bytes.
+    #[inline]
     fn span(
         &self,
         offsets: &Range<usize>,

@@ -24,7 +24,7 @@ pub(super) const MIN_RUNS: usize = 16;
 /// Longer runs are read: there a copy gains little.
 pub(super) const MAX_RUN: usize = 32 << 10;
 /// Runs between two looks at whether a page had to be waited for.
-const LOOK_EVERY: usize = 32;
+const LOOK_EVERY: usize = 64;
 /// Runs whose pages are looked up ahead, so that these ways to memory are made together.
 const AHEAD: usize = 16;
 /// Runs whose bytes are fetched ahead, after their pages.
