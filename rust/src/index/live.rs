@@ -28,8 +28,9 @@ pub(super) use signal::{major_faults, stands};
 /// A shard, mapped for copies.
 #[derive(Debug)]
 pub(super) struct LiveMap {
-    bytes: MmapRaw,
+    /// Given back before the addresses are: they may be another's at once.
     ticket: signal::Ticket,
+    bytes: MmapRaw,
     /// Whether the file was seen to be shorter than the mapping.
     is_cut: AtomicBool,
 }
@@ -52,7 +53,7 @@ impl LiveMap {
         // What the page cache lacks is read otherwise, so nothing around it is wanted.
         let _ = bytes.advise(Advice::Random);
         let ticket = signal::Ticket::take(bytes.as_ptr() as usize, bytes.len())?;
-        Some(Self { bytes, ticket, is_cut: AtomicBool::new(false) })
+        Some(Self { ticket, bytes, is_cut: AtomicBool::new(false) })
     }
 
     /// Some bytes; none where the mapping does not reach so far or is broken.
