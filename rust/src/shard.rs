@@ -484,6 +484,7 @@ fn prefix(header: &[u8; BLOCK]) -> Option<&[u8]> {
     there.then(|| until_nul(&header[345..500]))
 }
 
+#[inline]
 fn checksum_holds(header: &[u8; BLOCK]) -> bool {
     let Some(stated) = number(&header[148..156]) else { return false };
     let all = byte_sum(header);
@@ -509,6 +510,7 @@ fn byte_sum(header: &[u8; BLOCK]) -> u32 {
 }
 
 /// A number field: octal text, or base 256 where the first bit is set.
+#[inline]
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] == 0x80 && field.len() > 8 {
         let (high, low) = field[1..].split_at(field.len() - 9);
@@ -516,6 +518,13 @@ fn number(field: &[u8]) -> Option<u64> {
             .iter()
             .all(|&byte| byte == 0)
             .then(|| low.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)));
+    }
+    // Nearly all are digits with a zero byte after them.
+    let digit = |&&byte: &&u8| matches!(byte, b'0'..=b'7');
+    let digits = field.iter().take_while(digit).count();
+    if (1..=20).contains(&digits) && field.get(digits).is_none_or(|&byte| byte == 0) {
+        let add = |value: u64, &byte: &u8| value << 3 | u64::from(byte - b'0');
+        return Some(field[..digits].iter().fold(0, add));
     }
     let text = until_nul(field).trim_ascii();
     let mut value = 0_u64;

@@ -132,7 +132,10 @@ def augment(
     *,
     each: Callable[..., Iterable[torch.Tensor]] = map,
 ) -> torch.Tensor:
-    """uint8 N x C x S x S shifted, flipped and under RandAugment; `each` maps over images."""
+    """uint8 N x C x S x S shifted, flipped and under RandAugment; `each` maps over images.
+
+    `images` may be written to.
+    """
     if not options.crop:
         images = shift(images, seed, positions, options.shift)
     if options.flip:
@@ -151,7 +154,7 @@ def transform(image: torch.Tensor, options: ImageOptions, seed: int, position: i
     """uint8 C x H x W to float32 C x S x S as it is trained on at `position`: cut, augmented, normalised."""
     positions = np.array([position], dtype=np.int64)
     numbers = crop_boxes(seed, positions)[0] if options.crop else None
-    shown = augment(cut(image, options, numbers)[None], options, seed, positions)
+    shown = augment(cut(image, options, numbers)[None].clone(), options, seed, positions)
     return normalise(shown, options.mean, options.std)[0]
 
 

@@ -139,12 +139,13 @@ class Images:
         decoded = dict(zip(missing, self.each(self._decode, contents, numbers), strict=True))
         side, channels = self.options.image_size, self.options.num_channels
         shape = (len(ordinals), channels, side, side)
-        images = torch.zeros(shape, dtype=torch.uint8).to(memory_format=self.layout)
+        images = torch.empty(shape, dtype=torch.uint8, memory_format=self.layout)
         valid = np.ones(len(ordinals), dtype=bool)
         for i, ordinal in enumerate(ordinals.tolist()):
             image = decoded[i] if i in decoded else known[ordinal]
             if image is None:
                 valid[i] = False
+                images[i].zero_()
                 continue
             images[i] = image
             if crops is None:

@@ -49,14 +49,13 @@ def shift(images: torch.Tensor, seed: int, positions: npt.NDArray[np.int64], pix
 
 
 def flip(images: torch.Tensor, seed: int, positions: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Mirrors every other image, by chance."""
+    """Mirrors every other image, by chance; large ones where they are."""
     chosen = uniforms(seed, positions, DRAW_FLIP) < 0.5
     if images[0:1].numel() < LARGE:
         return torch.where(torch.from_numpy(chosen)[:, None, None, None], images.flip(3), images)
-    out = images.clone()
     for at in np.flatnonzero(chosen).tolist():
-        out[at] = images[at].flip(2)
-    return out
+        images[at] = images[at].flip(2)
+    return images
 
 
 def normalise(

@@ -12,24 +12,34 @@ use std::sync::{Mutex, TryLockError};
 /// Memory that an index keeps between calls.
 pub(super) const MAX_KEPT: usize = 16 << 20;
 
-/// Reads `bytes` at `start` where that takes no disk; says whether it did. Whatever else goes wrong is
-/// left to [`read`] to find again.
+/// Reads at `start` into two pieces of memory, one after the other, where that takes no disk; says whether
+/// it did. Whatever else goes wrong is left to [`read`] to find again.
 #[cfg(target_os = "linux")]
-pub(super) fn read_cached(file: &File, bytes: &mut [u8], start: u64) -> bool {
+pub(super) fn read_cached(file: &File, parts: &mut [&mut [u8]; 2], start: u64) -> bool {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-    let length = bytes.len();
-    let mut into = [io::IoSliceMut::new(bytes)];
-    match preadv2(file, &mut into, start, ReadWriteFlags::NOWAIT) {
+    let [first, second] = parts;
+    let length = first.len() + second.len();
+    let number = if second.is_empty() { 1 } else { 2 };
+    let mut into = [io::IoSliceMut::new(first), io::IoSliceMut::new(second)];
+    match preadv2(file, &mut into[..number], start, ReadWriteFlags::NOWAIT) {
         Ok(read) => read == length,
-        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => read(file, bytes, start).is_ok(),
+        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => read(file, parts, start).is_ok(),
         Err(_) => false,
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn read_cached(file: &File, bytes: &mut [u8], start: u64) -> bool {
-    read(file, bytes, start).is_ok()
+pub(super) fn read_cached(file: &File, parts: &mut [&mut [u8]; 2], start: u64) -> bool {
+    read(file, parts, start).is_ok()
+}
+
+/// Tells the kernel that nothing is wanted around what is read of a file; only a hint.
+pub(super) fn read_at_random(file: &File) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
 }
 
 /// Tells the kernel of a read to come; only a hint.
@@ -45,9 +55,14 @@ pub(super) fn announce(file: &File, start: u64, length: usize) {
     let _ = (file, start, length);
 }
 
-/// Reads `bytes` at `start`, and waits for them.
-pub(super) fn read(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
-    file.read_exact_at(bytes, start)
+/// The same, and waits for the disk.
+pub(super) fn read(file: &File, parts: &mut [&mut [u8]; 2], start: u64) -> io::Result<()> {
+    let [first, second] = parts;
+    file.read_exact_at(first, start)?;
+    if second.is_empty() {
+        return Ok(());
+    }
+    file.read_exact_at(second, start + first.len() as u64)
 }
 
 /// Memory kept between calls: one piece of at most [`MAX_KEPT`] bytes.

@@ -4,27 +4,28 @@
 //! come in chunks of a few mebibytes, each read into the same memory, for the caller to copy from.
 //!
 //! What the page cache holds is copied at once. Of the rest the kernel is first told everything that a
-//! chunk lacks, so that the disk works on all of it, and only then is it waited for; once something had
-//! to be waited for, the chunk after is announced as well.
+//! chunk lacks, so that the disk works on all of it, and only then is it waited for; after a chunk that had
+//! to be waited for, the disk is told of what comes later as well, in this call and in the next ones.
 //!
 //! Shards in stores are asked for by ranges, many at once; there a request costs more than a gap of a
 //! mebibyte, so more is read together. Where whole shards are kept in a local folder
 //! ([`Storage::cached`](crate::store::Storage::cached)), they are fetched into it and read as files.
 //!
-//! Files are read with `pread` and never mapped: a shard that is cut short while it is read is an error
-//! and not the end of the process. Nothing here keeps a thread, and no lock is waited for, so an index
-//! works in a process that was forked at any moment.
+//! Files are read with `pread`, or copied out of mappings where all that was read before was in the page
+//! cache ([`warm`](super::warm)); a shard that is cut short meanwhile is an error either way and not the end
+//! of the process. Nothing here keeps a thread, and no lock is waited for, so an index works in a process
+//! that was forked at any moment.
 
-use std::fs::File;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disk;
 use super::format::NO_SHARD;
 use super::read::Index;
+use super::reading::{Reading, Task, Wanted};
+use super::warm;
 use crate::job::Job;
-use crate::shard::{self, BLOCK};
-use crate::store::{Object, Span};
+use crate::shard::BLOCK;
+use crate::store::Span;
 use crate::{Error, Result};
 
 /// Samples with less between them are read together.
@@ -35,29 +36,16 @@ const MAX_RUN: u64 = 1 << 20;
 const MAX_CHUNKS: usize = 4;
 /// Bytes of a chunk for each thread, unless one sample is longer: all of them are kept.
 const CHUNK: usize = disk::MAX_KEPT / MAX_CHUNKS;
+/// Bytes of a chunk that one thread copies out of mapped shards: they stay in its caches.
+const COPIED_CHUNK: usize = 512 << 10;
 /// Bytes of a chunk from stores, unless one request is longer.
 const STORED_CHUNK: usize = 64 << 20;
-/// Where one run in so many has to be waited for, the next chunk is announced.
-const RARE: usize = 16;
+/// Bytes of a chunk for each thread where runs have to be waited for: while they are used, the disk goes on.
+const COLD_CHUNK: usize = 1 << 20;
+/// Bytes that the disk is told of beyond such a chunk.
+const AHEAD: usize = 16 << 20;
 /// Samples whose rows are fetched from memory ahead.
-const LOOKED_UP: usize = 64;
-
-/// One sample that is wanted: its header and image.
-#[derive(Debug)]
-struct Wanted<'a> {
-    shard: u32,
-    size: u32,
-    start: u64,
-    place: usize,
-    ordinal: u64,
-    key: &'a str,
-}
-
-impl Wanted<'_> {
-    fn end(&self) -> u64 {
-        self.start + BLOCK as u64 + u64::from(self.size)
-    }
-}
+const LOOKED_UP: usize = 32;
 
 /// Samples that are read together, by number among those wanted.
 #[derive(Debug)]
@@ -66,20 +54,11 @@ struct Run {
     length: usize,
 }
 
-/// A run and the memory it is read into.
-struct Reading<'a, 'b> {
-    wanted: &'a [Wanted<'a>],
-    bytes: &'b mut [u8],
-}
-
-/// Something for a thread to do.
-enum Task<'a, 'b> {
-    /// Reads what is there already; asks for the rest.
-    Try(Reading<'a, 'b>),
-    /// Asks for a run that is to be read later.
-    Announce(&'a [Wanted<'a>], usize),
-    /// Reads, however long it takes.
-    Wait(Reading<'a, 'b>),
+impl Run {
+    /// Whether it is one image that is worth being read to where the caller wants it.
+    fn is_large(&self) -> bool {
+        self.wanted.len() == 1 && self.length > warm::MAX_RUN
+    }
 }
 
 /// Images being read, chunk by chunk.
@@ -90,12 +69,29 @@ pub struct Fetch<'a> {
     runs: Vec<Run>,
     /// The first run from a store; those from files come before.
     first_stored: usize,
+    /// Whether runs may be copied out of mapped shards.
+    may_copy: bool,
     num_threads: usize,
     /// Runs that are done.
     done: usize,
-    /// Whether more than a few runs of a chunk had to be waited for.
-    is_cold: bool,
+    /// Runs of which the disk was told.
+    announced: usize,
+    /// How the next chunk is read, and the first run after it.
+    next: Option<(Way, usize)>,
     bytes: Vec<u8>,
+}
+
+/// How a chunk is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Out of mapped shards, where the page cache holds them.
+    Copy,
+    /// What the page cache holds at once, the rest after the disk was told of all of it.
+    Try,
+    /// After the disk was told of it and of more that follows.
+    Wait,
+    /// Out of stores.
+    Request,
 }
 
 /// Images of a chunk.
@@ -104,16 +100,20 @@ pub struct Chunk<'b> {
     wanted: &'b [Wanted<'b>],
     runs: &'b [Run],
     bytes: &'b [u8],
+    /// Whether large images are where the caller wanted them.
+    is_split: bool,
 }
 
 impl Chunk<'_> {
-    /// The encoded images, each with its place among the ordinals asked for.
+    /// The encoded images, each with its place among the ordinals asked for; not those that were read to
+    /// where the caller wanted them.
     pub fn images(&self) -> impl Iterator<Item = (usize, &[u8])> + '_ {
         let mut begin = 0;
         self.runs.iter().flat_map(move |run| {
+            let is_apart = self.is_split && run.is_large();
             let (wanted, from) = (&self.wanted[run.wanted.clone()], begin);
-            begin += run.length;
-            wanted.iter().map(move |one| {
+            begin += if is_apart { BLOCK } else { run.length };
+            wanted.iter().filter(move |_| !is_apart).map(move |one| {
                 let start = from + (one.start - wanted[0].start) as usize + BLOCK;
                 (one.place, &self.bytes[start..start + one.size as usize])
             })
@@ -138,7 +138,13 @@ impl Index {
             }
         }
         let by_ranges = |one: &Wanted<'_>| self.is_in_store(one.shard) && !self.storage.has_cache();
-        wanted.sort_unstable_by_key(|one| (by_ranges(one), one.shard, one.start));
+        // One number compares faster than two.
+        let place = |one: &Wanted<'_>| u128::from(one.shard) << 64 | u128::from(one.start);
+        if self.has_stored_shards() {
+            wanted.sort_unstable_by_key(|one| (by_ranges(one), place(one)));
+        } else {
+            wanted.sort_unstable_by_key(place);
+        }
         let (local, stored) = wanted.split_at(wanted.partition_point(|one| !by_ranges(one)));
         let mut runs = Vec::with_capacity(wanted.len());
         add_runs(&mut runs, local, 0, together(MAX_GAP, MAX_RUN));
@@ -152,9 +158,11 @@ impl Index {
             wanted,
             runs,
             first_stored,
+            may_copy: !self.has_stored_shards() && first_stored >= warm::MIN_RUNS,
             num_threads,
             done: 0,
-            is_cold: false,
+            announced: 0,
+            next: None,
             bytes: self.scratch.take(),
         })
     }
@@ -190,36 +198,84 @@ impl Fetch<'_> {
         self.runs[..self.done].last().map_or(0, |run| run.wanted.end)
     }
 
+    /// The large images of the next chunk: the place of each among the ordinals asked for, and its bytes.
+    pub fn large_images(&mut self) -> Vec<(usize, usize)> {
+        let (way, next) = self.plan();
+        if way == Way::Request {
+            return Vec::new();
+        }
+        let large = self.runs[self.done..next].iter().filter(|run| run.is_large());
+        let one = |run: &Run| &self.wanted[run.wanted.start];
+        large.map(one).map(|one| (one.place, one.size as usize)).collect()
+    }
+
     /// Reads the next chunk; `None` where nothing is left.
     pub fn next_chunk(&mut self, job: &Job) -> Result<Option<Chunk<'_>>> {
+        self.next_chunk_into(Vec::new(), job)
+    }
+
+    /// The same, its [large images](Self::large_images) into `rooms`, which are as long, unless there are none.
+    /// What an error leaves in them is of no use.
+    pub fn next_chunk_into(
+        &mut self,
+        rooms: Vec<&mut [u8]>,
+        job: &Job,
+    ) -> Result<Option<Chunk<'_>>> {
         let first = self.done;
-        let (next, length) = self.chunk_from(first);
+        let (way, next) = self.plan();
+        self.next = None;
         if next == first {
             return Ok(None);
         }
+        let is_split = !rooms.is_empty();
+        let in_bytes = |run: &Run| if is_split && run.is_large() { BLOCK } else { run.length };
+        let length = self.runs[first..next].iter().map(in_bytes).sum();
         if self.bytes.len() < length {
             self.bytes.resize(length, 0);
         }
         let mut bytes = std::mem::take(&mut self.bytes);
-        let done = if first < self.first_stored {
-            self.read(first..next, &mut bytes[..length], job)
-        } else {
-            self.read_stored(first..next, &mut bytes[..length], job).map(|()| false)
+        let done = match way {
+            Way::Request => self.read_stored(first..next, &mut bytes[..length], job),
+            _ => self.read(first..next, &mut bytes[..length], rooms, way, job),
         };
         self.bytes = bytes;
-        self.is_cold |= done?;
+        done?;
         self.done = next;
         let runs = &self.runs[first..next];
-        Ok(Some(Chunk { wanted: &self.wanted, runs, bytes: &self.bytes[..length] }))
+        Ok(Some(Chunk { wanted: &self.wanted, runs, bytes: &self.bytes[..length], is_split }))
     }
 
-    /// The run after those that make a chunk with `first`, and their bytes.
-    fn chunk_from(&self, first: usize) -> (usize, usize) {
-        let (end, limit) = if first < self.first_stored {
-            (self.first_stored, CHUNK * self.num_threads.min(MAX_CHUNKS))
-        } else {
-            (self.runs.len(), STORED_CHUNK)
+    /// How the next chunk is read, and the first run after it.
+    fn plan(&mut self) -> (Way, usize) {
+        if let Some(next) = self.next {
+            return next;
+        }
+        let warmth = &self.index.warmth;
+        let is_small = || self.runs[self.done].length <= warm::MAX_RUN;
+        let way = match self.done < self.first_stored {
+            false => Way::Request,
+            true if self.may_copy && is_small() && warmth.is_warm() => Way::Copy,
+            true if warmth.is_cold() => Way::Wait,
+            true => Way::Try,
         };
+        *self.next.insert((way, self.chunk_from(self.done, self.limit(way))))
+    }
+
+    /// Bytes of a chunk.
+    fn limit(&self, way: Way) -> usize {
+        let num_threads = self.num_threads.min(MAX_CHUNKS);
+        match way {
+            Way::Copy if num_threads == 1 => COPIED_CHUNK,
+            Way::Copy | Way::Try => CHUNK * num_threads,
+            Way::Wait => COLD_CHUNK * num_threads,
+            Way::Request => STORED_CHUNK,
+        }
+    }
+
+    /// The run after those that make a chunk of at most `limit` bytes with `first`.
+    fn chunk_from(&self, first: usize, limit: usize) -> usize {
+        let is_local = first < self.first_stored;
+        let end = if is_local { self.first_stored } else { self.runs.len() };
         let (mut next, mut length) = (first, 0);
         while let Some(run) = self.runs[..end].get(next)
             && (next == first || length + run.length <= limit)
@@ -227,30 +283,45 @@ impl Fetch<'_> {
             length += run.length;
             next += 1;
         }
-        (next, length)
+        next
     }
 
-    /// Reads some runs one after another into `bytes`; says whether more than a few had to be waited for.
-    fn read(&self, runs: Range<usize>, mut bytes: &mut [u8], job: &Job) -> Result<bool> {
-        let mut tasks = Vec::with_capacity(runs.len());
+    /// Reads some runs one after another into `bytes`, and large images into `rooms` where there are some.
+    fn read(
+        &mut self,
+        runs: Range<usize>,
+        mut bytes: &mut [u8],
+        rooms: Vec<&mut [u8]>,
+        way: Way,
+        job: &Job,
+    ) -> Result<()> {
+        let known = self.announced.max(runs.start);
+        if way == Way::Wait {
+            self.announced = self.chunk_from(runs.end, AHEAD).min(self.first_stored);
+        }
+        let mut rooms = rooms.into_iter();
+        let mut readings = Vec::with_capacity(runs.len());
         for run in &self.runs[runs.clone()] {
-            let (own, rest) = bytes.split_at_mut(run.length);
-            tasks.push(Task::Try(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own }));
+            let image = if run.is_large() { rooms.next() } else { None };
+            let length = if image.is_some() { BLOCK } else { run.length };
+            let (own, rest) = bytes.split_at_mut(length);
+            readings.push(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own, image });
             bytes = rest;
         }
-        if self.is_cold {
-            let (after, _) = self.chunk_from(runs.end);
-            let later = &self.runs[runs.end..after];
-            tasks.extend(
-                later
-                    .iter()
-                    .map(|run| Task::Announce(&self.wanted[run.wanted.clone()], run.length)),
-            );
-        }
-        let late = self.on_threads(tasks, job)?;
-        let waited = late.len() * RARE > runs.len();
-        self.on_threads(late.into_iter().map(Task::Wait).collect(), job)?;
-        Ok(waited)
+        let announce = |run: &Run| Task::Announce(&self.wanted[run.wanted.clone()], run.length);
+        let tasks: Vec<Task<'_, '_>> = match way {
+            Way::Copy => pieces(readings, self.num_threads).map(Task::Copy).collect(),
+            Way::Wait => {
+                let later = self.runs.get(known..self.announced).unwrap_or_default();
+                later.iter().map(announce).chain(readings.into_iter().map(Task::Read)).collect()
+            }
+            _ => readings.into_iter().map(Task::Try).collect(),
+        };
+        let outcome = self.index.on_threads(tasks, self.num_threads, job)?;
+        self.index.warmth.note(outcome.num_waited, runs.len());
+        let late = outcome.late.into_iter().map(Task::Read).collect();
+        self.index.on_threads(late, self.num_threads, job)?;
+        Ok(())
     }
 
     /// Reads some runs out of stores, many at once, one after another into `bytes`.
@@ -260,55 +331,15 @@ impl Fetch<'_> {
         for run in &self.runs[runs] {
             let (own, rest) = bytes.split_at_mut(run.length);
             bytes = rest;
-            let reading = Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own };
+            let wanted = &self.wanted[run.wanted.clone()];
+            let reading = Reading { wanted, bytes: own, image: None };
             requests.push(self.index.span_of(&reading)?);
             readings.push(reading);
         }
         self.index.storage.read_spans(requests, job, |number, answer| {
             let reading = &mut readings[number];
-            reading.bytes.copy_from_slice(answer);
+            reading.fill(answer);
             self.index.check_headers(reading)
-        })
-    }
-
-    /// Does some tasks on all threads; returns what is yet to be waited for.
-    fn on_threads<'a, 'b>(
-        &self,
-        tasks: Vec<Task<'a, 'b>>,
-        job: &Job,
-    ) -> Result<Vec<Reading<'a, 'b>>> {
-        let num_threads = self.num_threads.min(tasks.len());
-        if num_threads <= 1 {
-            let (mut late, mut last) = (Vec::new(), None);
-            for task in tasks {
-                late.extend(self.index.work(task, &mut last, job)?);
-            }
-            return Ok(late);
-        }
-        let tasks = Mutex::new(tasks.into_iter());
-        let work = || -> Result<Vec<Reading<'a, 'b>>> {
-            let (mut late, mut last) = (Vec::new(), None);
-            loop {
-                let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-                match task {
-                    Some(task) => late.extend(self.index.work(task, &mut last, job)?),
-                    None => return Ok(late),
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
-            let mut all = Ok(Vec::new());
-            for thread in threads {
-                let found =
-                    thread.join().unwrap_or_else(|_| Err(Error::data("a reading thread failed")));
-                match (&mut all, found) {
-                    (Ok(all), Ok(late)) => all.extend(late),
-                    (Ok(_), Err(error)) => all = Err(error),
-                    (Err(_), _) => (),
-                }
-            }
-            all
         })
     }
 }
@@ -319,119 +350,14 @@ impl Drop for Fetch<'_> {
     }
 }
 
-/// The shard that a thread read last, and its file: none of a shard in a store of which no copy is kept.
-type Last = Option<(u32, Option<Arc<File>>)>;
-
-impl Index {
-    /// Does a task; returns a run that the page cache lacks.
-    fn work<'a, 'b>(
-        &self,
-        task: Task<'a, 'b>,
-        last: &mut Last,
-        job: &Job,
-    ) -> Result<Option<Reading<'a, 'b>>> {
-        job.check()?;
-        match task {
-            Task::Announce(wanted, length) => {
-                if let Some(file) = self.file_of(&wanted[0], last, job)? {
-                    disk::announce(file, wanted[0].start, length);
-                }
-            }
-            Task::Try(reading) => {
-                let first = &reading.wanted[0];
-                let Some(file) = self.file_of(first, last, job)? else { return Ok(Some(reading)) };
-                if !disk::read_cached(file, reading.bytes, first.start) {
-                    disk::announce(file, first.start, reading.bytes.len());
-                    return Ok(Some(reading));
-                }
-                self.check_headers(&reading)?;
-            }
-            Task::Wait(reading) => {
-                match self.file_of(&reading.wanted[0], last, job)? {
-                    Some(file) => self.wait(file, reading.wanted, reading.bytes)?,
-                    None => {
-                        let answer = self.storage.read_span(self.span_of(&reading)?, job)?;
-                        reading.bytes.copy_from_slice(&answer);
-                    }
-                }
-                self.check_headers(&reading)?;
-            }
-        }
-        Ok(None)
-    }
-
-    /// What is asked of a store for a run.
-    fn span_of(&self, reading: &Reading<'_, '_>) -> Result<Span> {
-        let first = &reading.wanted[0];
-        let (uri, _, etag) = self.stored(first.shard)?;
-        Ok(Span { uri, range: first.start..first.start + reading.bytes.len() as u64, etag })
-    }
-
-    fn wait(&self, file: &File, wanted: &[Wanted<'_>], bytes: &mut [u8]) -> Result<()> {
-        let first = &wanted[0];
-        disk::read(file, bytes, first.start).map_err(|error| {
-            if error.kind() != std::io::ErrorKind::UnexpectedEof {
-                let path = self.shard_path(first.shard);
-                return path.map_or_else(|error| error, |path| Error::io(path, error));
-            }
-            let last = wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
-            self.changed(last, "the file ends before its end")
-        })
-    }
-
-    /// The file of a shard, or of the copy that is kept of one in a store; none where there is no room
-    /// for a copy.
-    fn file_of<'l>(
-        &self,
-        one: &Wanted<'_>,
-        last: &'l mut Last,
-        job: &Job,
-    ) -> Result<Option<&'l File>> {
-        let file = match last.take() {
-            Some((shard, file)) if shard == one.shard => file,
-            _ if self.is_in_store(one.shard) => self.copy_of(one.shard, job)?,
-            _ => Some(self.open.get(one.shard, || self.shard_path(one.shard))?),
-        };
-        Ok(last.insert((one.shard, file)).1.as_deref())
-    }
-
-    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<File>>> {
-        let (uri, size, etag) = self.stored(shard)?;
-        let object = match etag {
-            Some(etag) => {
-                Object { uri: uri.to_string(), size, etag: etag.to_string(), modified_ms: 0 }
-            }
-            None => self.storage.seen(&uri, job)?,
-        };
-        Ok(self.storage.cached(&object, job)?.map(Arc::new))
-    }
-
-    fn check_headers(&self, reading: &Reading<'_, '_>) -> Result<()> {
-        let from = reading.wanted[0].start;
-        for one in reading.wanted {
-            let at = (one.start - from) as usize;
-            if !shard::header_matches(&reading.bytes[at..at + BLOCK], one.key, one.size) {
-                return Err(self.changed(one, "another member stands there"));
-            }
-        }
-        Ok(())
-    }
-
-    fn changed(&self, one: &Wanted<'_>, what: &str) -> Error {
-        let path = match self.shard_path(one.shard) {
-            Ok(path) => path,
-            Err(error) => return error,
-        };
-        Error::data(format!(
-            "{}: sample {} ({:?}) at byte {}: {what}; the shard was replaced or cut after the index {} \
-             was built, so build the index again",
-            path.display(),
-            one.ordinal,
-            one.key,
-            one.start + BLOCK as u64,
-            self.folder().display()
-        ))
-    }
+/// Runs in so many pieces, one after another, or fewer.
+fn pieces<T>(items: Vec<T>, number: usize) -> impl Iterator<Item = Vec<T>> {
+    let each = items.len().div_ceil(number);
+    let mut items = items.into_iter();
+    std::iter::from_fn(move || {
+        let piece: Vec<T> = items.by_ref().take(each).collect();
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// Adds the runs of some samples, the first of which is number `first` of all that are wanted.

@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use hashbrown::HashMap;
 
+use super::disk;
+use super::live::LiveMap;
 use crate::{Error, Result};
 
 /// Shards kept open at once.
@@ -18,7 +21,45 @@ pub(super) struct OpenFiles {
 }
 
 /// A clock that counts requests, and each file with the time of its last one.
-type Recent = (u64, HashMap<u32, (Arc<File>, u64)>);
+type Recent = (u64, HashMap<u32, (Arc<Opened>, u64)>);
+
+/// Runs read from a file before it is mapped: as much as a mapping costs.
+const MIN_RUNS: usize = 32;
+
+/// A file that is open, and mapped once much was read from it.
+#[derive(Debug)]
+pub(super) struct Opened {
+    file: File,
+    num_runs: AtomicUsize,
+    map: Mutex<Option<Arc<LiveMap>>>,
+}
+
+impl Opened {
+    pub(super) fn new(file: File) -> Self {
+        Self { file, num_runs: AtomicUsize::new(0), map: Mutex::default() }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file as a mapping, for so many runs; none before it pays, and where it cannot be had.
+    pub(super) fn map(&self, num_runs: usize) -> Option<Arc<LiveMap>> {
+        let known = self.num_runs.fetch_add(num_runs, Ordering::Relaxed);
+        if known + num_runs < MIN_RUNS {
+            return None;
+        }
+        // A lock that somebody holds is done without, as below.
+        let mut map = self.map.try_lock().ok()?;
+        if map.is_none() {
+            *map = LiveMap::of(&self.file).map(Arc::new);
+            if map.is_none() {
+                self.num_runs.store(0, Ordering::Relaxed);
+            }
+        }
+        map.clone()
+    }
+}
 
 impl OpenFiles {
     /// The file of a shard that lies at `path`, which is asked for where it is not open.
@@ -26,7 +67,7 @@ impl OpenFiles {
         &self,
         shard: u32,
         path: impl FnOnce() -> Result<PathBuf>,
-    ) -> Result<Arc<File>> {
+    ) -> Result<Arc<Opened>> {
         // A lock that somebody holds, or held when the process was forked, is done without.
         let mut guard = match self.open.try_lock() {
             Ok(guard) => Some(guard),
@@ -49,14 +90,16 @@ impl OpenFiles {
             open.clear();
             file = File::open(&path);
         }
-        let file = Arc::new(file.map_err(|error| match error.kind() {
+        let file = file.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::usage(format!(
                 "the shard {} is not there; put it back, or say where the shards lie now \
                  (shard_root)",
                 path.display()
             )),
             _ => Error::io(&path, error),
-        })?);
+        })?;
+        disk::read_at_random(&file);
+        let file = Arc::new(Opened::new(file));
         if let Some((clock, open)) = guard.as_deref_mut() {
             if open.len() >= MAX_OPEN {
                 let oldest =

@@ -1,4 +1,5 @@
-//! Files mapped into memory, and memory fetched ahead: the one place of the engine with `unsafe`.
+//! Files mapped into memory, and memory fetched ahead; with [`live`](super::live) the only places of the
+//! engine with `unsafe`.
 //!
 //! Safety contract. A mapped file must not be made shorter or altered while it is mapped. Everything
 //! wsl writes is published by rename and never altered after ([`crate::publish`]), so this holds

@@ -2,8 +2,8 @@
 //!
 //! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`]; records alone by [`group`], out of a
 //! [`spool`] where they were read once; on many machines by [`spread`]), [`read`] maps it and [`fetch`] reads
-//! images (with [`files`] and [`disk`]), [`takedown`] takes samples down, [`format`] says what its files are,
-//! [`map`] holds the maps.
+//! images (with [`reading`], [`files`] and [`disk`], and with [`warm`] and [`live`] out of mapped shards),
+//! [`takedown`] takes samples down, [`mod@format`] says what its files are, [`map`] holds the maps.
 
 pub mod alone;
 mod build;
@@ -19,11 +19,13 @@ mod join;
 mod journal;
 mod keys;
 mod lists;
+mod live;
 mod lookup;
 pub mod map;
 pub mod part;
 mod partitions;
 pub mod read;
+mod reading;
 mod records;
 mod rows;
 mod scan;
@@ -31,6 +33,7 @@ mod scanned;
 mod spool;
 pub mod spread;
 pub mod takedown;
+mod warm;
 
 pub use build::{BuildOptions, Builder, LIMITS, LabelSource, Prepared};
 pub use fetch::{Chunk, Fetch};

@@ -21,6 +21,7 @@ use super::format::{FileEntry, Manifest, NO_SHARD, checksum, shards_schema};
 use super::keys::KeyFile;
 use super::map::Map;
 use super::part::{self, Part, Row};
+use super::warm::Warmth;
 use crate::job::Job;
 use crate::shard;
 use crate::store::{Report, Storage, is_remote};
@@ -68,6 +69,7 @@ pub struct Index {
     dropped: Vec<Dropped>,
     pub(super) open: OpenFiles,
     pub(super) scratch: Scratch,
+    pub(super) warmth: Warmth,
     label_counts: OnceLock<Vec<u64>>,
 }
 
@@ -155,6 +157,7 @@ impl Index {
             dropped,
             open: OpenFiles::default(),
             scratch: Scratch::default(),
+            warmth: Warmth::default(),
             label_counts: OnceLock::new(),
         })
     }
@@ -202,7 +205,7 @@ impl Index {
     /// caches overlap.
     pub(super) fn prefetch_rows(&self, ordinals: &[u64]) {
         let places = || ordinals.iter().filter_map(|&ordinal| self.place(ordinal));
-        places().for_each(|(part, row)| part.prefetch_row(row));
+        std::hint::black_box(places().fold(0, |seen, (part, row)| seen ^ part.touch_row(row)));
         places().for_each(|(part, row)| part.prefetch_key(row));
     }
 

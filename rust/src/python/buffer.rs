@@ -2,6 +2,7 @@
 
 use arrow_buffer::ToByteSlice;
 use pyo3::buffer::{Element, PyBuffer};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes};
 
@@ -56,4 +57,27 @@ where
     [T]: ToByteSlice,
 {
     PyByteArray::new(py, values.to_byte_slice())
+}
+
+/// A bytes object, and its memory of `size` bytes to be written before anybody else sees the object.
+///
+/// The memory is not cleared, which would take as long as reading an image.
+#[allow(unsafe_code)]
+pub(super) fn room<'py>(
+    py: Python<'py>,
+    size: usize,
+) -> PyResult<(Bound<'py, PyBytes>, &'py mut [u8])> {
+    // Python shares the objects of no byte and of one.
+    let length = isize::try_from(size).ok().filter(|&length| length > 1);
+    let length =
+        length.ok_or_else(|| UsageError::new_err(format!("no room is made of {size} bytes")))?;
+    // SAFETY: without a source Python makes a new object of this size, which nobody else refers to, and
+    // its memory stays in place as long as the object is held, which is longer than the slice is used.
+    // Whatever bytes stand there are valid ones, and none are read before they are written.
+    unsafe {
+        let object = ffi::PyBytes_FromStringAndSize(std::ptr::null(), length);
+        let object = Bound::from_owned_ptr_or_err(py, object)?.cast_into::<PyBytes>()?;
+        let memory = ffi::PyBytes_AsString(object.as_ptr()).cast::<u8>();
+        Ok((object, std::slice::from_raw_parts_mut(memory, size)))
+    }
 }

@@ -401,10 +401,16 @@ impl Index {
         let is_quick =
             progress.is_none() && ordinals.len() <= 4096 && !self.inner.has_stored_shards();
         loop {
+            let mut rooms = Vec::new();
+            for (place, size) in fetch.large_images() {
+                let (image, room) = buffer::room(py, size)?;
+                images[place] = image;
+                rooms.push(room);
+            }
             let chunk = if is_quick {
-                py.detach(|| fetch.next_chunk(&Job::new()))?
+                py.detach(|| fetch.next_chunk_into(rooms, &Job::new()))?
             } else {
-                long_call(py, None, |job| fetch.next_chunk(job))?
+                long_call(py, None, |job| fetch.next_chunk_into(rooms, job))?
             };
             let Some(chunk) = chunk else { return Ok(images) };
             for (place, image) in chunk.images() {
