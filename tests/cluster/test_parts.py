@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsl import DataError, UsageError, _core
+from wsl.cluster import running
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import FAN_IN, file_groups, merge_tree, missing
 from wsl.cluster.seen import Tally, status
@@ -247,3 +248,13 @@ def test_without_ray_the_command_says_how_to_install_it(monkeypatch: pytest.Monk
         connect(ClusterConfig(address="127.0.0.1:1")),
     ):
         pass
+
+
+def test_a_command_is_told_without_the_secrets_of_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["stats", "--storage-option", "aws_secret_access_key=abc", "--records", "s3://b/a b.csv"]
+    given += ["--storage-option=aws_session_token=d=ef", "--json"]
+    monkeypatch.setattr("sys.argv", ["/bin/wsl", *given])
+    assert running.command() == (
+        "wsl stats --storage-option aws_secret_access_key=... --records 's3://b/a b.csv' "
+        "--storage-option=aws_session_token=... --json"
+    )

@@ -112,7 +112,9 @@ def test_a_killed_build_goes_on_and_comes_to_the_same(tmp_path: Path, memory: in
                 break
             time.sleep(0.001)
         child.wait()
-        assert not (tmp_path / "index" / "manifest.json").exists() or child.returncode == 0
+        if (tmp_path / "index" / "manifest.json").exists():
+            # The signal came too late, or the child was done before.
+            assert wsl.Index.open(tmp_path / "index").fingerprint == whole.fingerprint
         now = {path.name: path.stat().st_ino for path in (tmp_path / "index").glob("part-*.arrow")}
         assert all(now.get(name) == number for name, number in kept.items())
         # What was written but not noted yet is written again.

@@ -36,6 +36,7 @@ from wsl.errors import EXIT_DATA, EXIT_USAGE, exit_code, explain
 
 INSTALL = "pip install 'wsl[ray]'"
 LOOK_TIMEOUT_S = 120.0
+STORAGE_OPTION = "--storage-option"
 """Seconds that the nodes have to start a worker and say what they are."""
 MOST_LOOKED_FOR = 10_000
 """Inputs that each node is asked for; of more it is asked for some of each folder."""
@@ -494,8 +495,14 @@ class _Flight:
 
 
 def command() -> str:
-    """The command that this process runs, as it can be given again."""
-    return shlex.join(["wsl", *sys.argv[1:]])
+    """The command that this process runs, as it can be given again but for the values of options of stores,
+    which may be secrets: they are left out, for it is printed and written beside the parts."""
+    shown, is_secret = ["wsl"], False
+    for word in sys.argv[1:]:
+        option, mark, rest = word.partition("=") if word.startswith(STORAGE_OPTION) else ("", "", word)
+        shown.append(f"{option}{mark}{rest.partition('=')[0]}=..." if is_secret or mark else word)
+        is_secret = word == STORAGE_OPTION
+    return shlex.join(shown)
 
 
 def _size(path: str) -> int:
