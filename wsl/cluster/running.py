@@ -12,6 +12,7 @@ Ray's token; everywhere else it is needed on both sides.
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shlex
@@ -36,8 +37,9 @@ from wsl.errors import EXIT_DATA, EXIT_USAGE, exit_code, explain
 
 INSTALL = "pip install 'wsl[ray]'"
 LOOK_TIMEOUT_S = 120.0
-STORAGE_OPTION = "--storage-option"
 """Seconds that the nodes have to start a worker and say what they are."""
+STORAGE_OPTION = "--storage-option"
+"""What options of stores are given with on the command line, each as KEY=VALUE."""
 MOST_LOOKED_FOR = 10_000
 """Inputs that each node is asked for; of more it is asked for some of each folder."""
 TRIES = 5
@@ -497,11 +499,11 @@ class _Flight:
 def command() -> str:
     """The command that this process runs, as it can be given again but for the values of options of stores,
     which may be secrets: they are left out, for it is printed and written beside the parts."""
-    shown, is_secret = ["wsl"], False
-    for word in sys.argv[1:]:
-        option, mark, rest = word.partition("=") if word.startswith(STORAGE_OPTION) else ("", "", word)
-        shown.append(f"{option}{mark}{rest.partition('=')[0]}=..." if is_secret or mark else word)
-        is_secret = word == STORAGE_OPTION
+    shown = ["wsl"]
+    for before, word in itertools.pairwise(sys.argv):
+        prefix = f"{STORAGE_OPTION}=" if word.startswith(f"{STORAGE_OPTION}=") else ""
+        is_secret = prefix or before == STORAGE_OPTION
+        shown.append(f"{prefix}{word.removeprefix(prefix).partition('=')[0]}=..." if is_secret else word)
     return shlex.join(shown)
 
 

@@ -114,10 +114,8 @@ impl Vocabulary {
         }
         merged.sort_by(|a, b| a.rank().cmp(&b.rank()));
         let labels = if merged.is_empty() { alone } else { joined(&alone, &merged, limit)? };
-        for entry in labels.iter() {
-            coverage.covered.num_tags += entry.tags.len() as u64;
-            coverage.covered.num_hashtags += entry.tag_count;
-        }
+        coverage.covered.num_tags = labels.num_tags() as u64;
+        coverage.covered.num_hashtags = labels.iter().map(|entry| entry.tag_count).sum();
         Ok((Self::new(labels)?, coverage))
     }
 }
