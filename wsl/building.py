@@ -34,6 +34,8 @@ SHARD = "__shard"
 Counter = Callable[[], HashtagCounts]
 """Counts the records that are indexed."""
 LabelKind = Literal["hashtag", "class"]
+LABEL_SOURCES = {None: "none", "class": "members", "hashtag": "records"}
+"""What the engine calls where each kind of labels comes from."""
 KeyScope = Literal["global", "shard"]
 
 
@@ -173,7 +175,7 @@ def build_index(
         known = Index.open(folder) if append is not None else None
         if known is not None:
             vocabulary = known.vocabulary
-        source = {None: "none", "class": "members", "hashtag": "records"}[label_kind]
+        source = LABEL_SOURCES[label_kind]
         made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels, part_rows]
         made_of += [class_names, provenance, getattr(vocabulary, "fingerprint", None)]
         builder = _core.IndexBuilder(
@@ -247,6 +249,8 @@ def _check_options(
     label_kind: str | None,
     key_scope: str,
 ) -> None:
+    if label_kind not in LABEL_SOURCES:
+        raise UsageError(f'label_kind: expected "class", "hashtag" or None, got {label_kind!r}')
     if not shards and (records is None or label_kind != "hashtag"):
         raise UsageError(f"{folder}: an index needs shards, or records of hashtags (label_kind hashtag)")
     if label_kind != "hashtag" and records is not None:

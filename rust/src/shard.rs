@@ -29,7 +29,8 @@ pub const BLOCK: usize = 512;
 pub const MAX_NAME_BYTES: usize = 4096;
 
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
-const SMALL_WINDOW: usize = 8 << 10;
+/// The smallest window, and the largest after content that was skipped.
+const SMALL_WINDOWS: [usize; 2] = [1 << 10, 8 << 10];
 const LARGE_WINDOW: usize = 1 << 20;
 /// The first window of a shard in a store, and of what follows a gap.
 const SMALL_REQUEST: usize = 64 << 10;
@@ -69,13 +70,13 @@ enum Source<'a> {
 }
 
 impl Source<'_> {
-    /// The smallest and the largest window, and how much is read over rather than skipped.
-    fn windows(&self) -> (usize, usize, u64) {
+    /// The smallest windows, the largest one, and how much is read over rather than skipped.
+    fn windows(&self) -> ([usize; 2], usize, u64) {
         match self {
-            Self::File(_) => (SMALL_WINDOW, LARGE_WINDOW, 0),
+            Self::File(_) => (SMALL_WINDOWS, LARGE_WINDOW, 0),
             Self::Object { storage, .. } => {
                 let limits = storage.limits();
-                (SMALL_REQUEST, limits.request_bytes as usize, limits.gap_bytes)
+                ([SMALL_REQUEST; 2], limits.request_bytes as usize, limits.gap_bytes)
             }
         }
     }
@@ -391,7 +392,11 @@ impl<'a> Scanner<'a> {
             let (small, large, gap) = self.source.windows();
             let is_near = at >= self.window_start && at <= window_end.saturating_add(gap);
             let reads_on = is_near && !self.window.is_empty();
-            let next = if reads_on { (self.window.len() * 4).clamp(small, large) } else { small };
+            let known = self.window.len();
+            let next = match reads_on {
+                true => (known * 4).clamp(small[0], large),
+                false => (known / 2).clamp(small[0], small[1]),
+            };
             let left = self.size.saturating_sub(at);
             let wanted = (next.max(length) as u64).min(left) as usize;
             if wanted < length {
@@ -455,7 +460,7 @@ pub fn members(path: &Path, storage: &Storage, job: &Job) -> Result<(Vec<Member>
 /// Whether `header`, the block before the content of a member of sample `key`, states `size` and
 /// belongs to the sample. A name that does not fit the header stands outside it, in an extension,
 /// and only the size is compared then.
-pub fn header_matches(header: &[u8], key: &str, size: u32) -> bool {
+pub fn header_matches(header: &[u8], key: &[u8], size: u32) -> bool {
     let Some(header) = header.first_chunk::<BLOCK>() else { return false };
     if !checksum_holds(header) || !matches!(header[156], 0 | b'0' | b'7') {
         return false;
@@ -463,7 +468,7 @@ pub fn header_matches(header: &[u8], key: &str, size: u32) -> bool {
     if number(&header[124..136]) != Some(u64::from(size)) {
         return false;
     }
-    key.len() > 90 || !key.is_ascii() || name_continues(header, key.as_bytes())
+    key.len() > 90 || !key.is_ascii() || name_continues(header, key)
 }
 
 /// Whether the name in a header is `key` with a dot after it.
@@ -498,15 +503,38 @@ fn checksum_holds(header: &[u8; BLOCK]) -> bool {
     }
 }
 
-/// The bytes of a header added up, eight at a time in lanes of 16 bits, which hold 64 times two bytes.
+/// The bytes of a header added up, sixteen at a time.
 fn byte_sum(header: &[u8; BLOCK]) -> u32 {
-    const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
-    let (words, _) = header.as_chunks::<8>();
-    let lanes = words.iter().fold(0, |lanes, &word| {
-        let word = u64::from_le_bytes(word);
-        lanes + (word & EVEN) + (word >> 8 & EVEN)
-    });
-    (0..4).map(|lane| (lanes >> (16 * lane)) as u32 & 0xffff).sum()
+    let (words, _) = header.as_chunks::<16>();
+    words.iter().map(|word| word.iter().map(|&byte| u32::from(byte)).sum::<u32>()).sum()
+}
+
+/// Eight octal digits, the first in the lowest byte, eight at a time.
+#[inline]
+fn eight_digits(digits: u64) -> Option<u64> {
+    const ZEROS: u64 = 0x3030_3030_3030_3030;
+    const HIGH: u64 = 0xf8f8_f8f8_f8f8_f8f8;
+    if digits & HIGH != ZEROS {
+        return None;
+    }
+    let bits = digits ^ ZEROS;
+    let pairs = (bits << 3 | bits >> 8) & 0x003f_003f_003f_003f;
+    let fours = (pairs << 6 | pairs >> 16) & 0x0000_0fff_0000_0fff;
+    Some((fours << 12 | fours >> 32) & 0x00ff_ffff)
+}
+
+/// A number field as most are: eleven digits or six, and a zero byte.
+#[inline]
+fn usual_number(field: &[u8]) -> Option<u64> {
+    let word = |at| field[at..].first_chunk().map(|&bytes| u64::from_le_bytes(bytes));
+    match field {
+        [.., 0] if field.len() == 12 => {
+            let (high, low) = (eight_digits(word(0)?)?, eight_digits(word(3)?)?);
+            Some(high << 9 | low & 0x1ff)
+        }
+        [_, _, _, _, _, _, 0, _] => eight_digits(word(0)? << 16 | 0x3030),
+        _ => None,
+    }
 }
 
 /// A number field: octal text, or base 256 where the first bit is set.
@@ -519,7 +547,9 @@ fn number(field: &[u8]) -> Option<u64> {
             .all(|&byte| byte == 0)
             .then(|| low.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)));
     }
-    // Nearly all are digits with a zero byte after them.
+    if let Some(value) = usual_number(field) {
+        return Some(value);
+    }
     let digit = |&&byte: &&u8| matches!(byte, b'0'..=b'7');
     let digits = field.iter().take_while(digit).count();
     if (1..=20).contains(&digits) && field.get(digits).is_none_or(|&byte| byte == 0) {

@@ -3,9 +3,9 @@
 Run it with `python tests/bench/index.py PART...`. The parts:
 
 - `scan`: headers of six shards of 10,000 small PNGs with a `.cls` member (Fashion-MNIST's 60,000 images
-  where Debian's `dataset-fashion-mnist` is installed, else random bytes of such sizes): `wsl index build`
-  and a scan alone, beside Energon's preparation and `widsindex`. The bare scan of a mapped file is
-  `cargo bench --bench index -- SHARD...`.
+  where Debian's `dataset-fashion-mnist` is installed, else random bytes of such sizes), and of a shard of
+  32,768 members of 64 KB: `wsl index build` and a scan alone, beside Energon's preparation and `widsindex`.
+  The bare scan of a mapped file is `cargo bench --bench index -- SHARD...`.
 - `read`: random whole samples from the page cache, in calls of 256, beside `os.pread`, MDS (its
   `LocalDataset`, and its `StreamingDataset`, which loaders use) and wids. What a bare `pread` reaches is
   shown by `cargo bench --bench index -- FOLDER/small-index`.
@@ -44,6 +44,7 @@ import loading
 import numpy as np
 
 SHARDS, PER_SHARD = 6, 10_000
+LARGE_COUNT = 32_768
 BATCH = 256
 CALL = 65_536
 
@@ -100,6 +101,17 @@ def small_shards(folder: Path) -> list[Path]:
     return paths
 
 
+def large_shard(folder: Path) -> Path:
+    from wsl.shards import write_shard
+
+    path = folder / "large.tar"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(0)
+        write_shard(path, ((f"{n:06d}", {"png": rng.bytes(65_536)}) for n in range(LARGE_COUNT)))
+    return path
+
+
 def run_peer(options: argparse.Namespace, code: str, *arguments: object) -> dict[str, Any] | None:
     """Runs code of a peer in its environment; it prints a JSON object."""
     command = [options.peers or sys.executable, "-c", code, *map(str, arguments)]
@@ -146,11 +158,16 @@ print(json.dumps({"seconds": cpu() - before}))
 
 
 def bench_scan(options: argparse.Namespace) -> None:
+    print("\nsmall PNGs with a class")
+    scan_set(options, small_shards(options.folder), 2 * SHARDS * PER_SHARD, "class")
+    print("\nmembers of 64 KB")
+    scan_set(options, [large_shard(options.folder)], LARGE_COUNT, None)
+
+
+def scan_set(options: argparse.Namespace, shards: list[Path], members: int, label_kind: Any) -> None:
     import wsl
     from wsl import _core
 
-    shards = small_shards(options.folder)
-    members = 2 * SHARDS * PER_SHARD
     for shard in shards:
         shard.read_bytes()
     peers = {
@@ -161,7 +178,9 @@ def bench_scan(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as out:
 
         def build(threads: int) -> None:
-            wsl.build_index(Path(out) / "i", shards, label_kind="class", num_threads=threads, overwrite=True)
+            wsl.build_index(
+                Path(out) / "i", shards, label_kind=label_kind, num_threads=threads, overwrite=True
+            )
 
         build(1)
         for _ in range(options.rounds):
@@ -263,12 +282,8 @@ def bench_read(options: argparse.Namespace) -> None:
 
 def bench_read64k(options: argparse.Namespace) -> None:
     import wsl
-    from wsl.shards import write_shard
 
-    path, count, threads = options.folder / "large.tar", 32_768, 4
-    if not path.exists():
-        rng = np.random.default_rng(0)
-        write_shard(path, ((f"{n:06d}", {"png": rng.bytes(65_536)}) for n in range(count)))
+    path, count, threads = large_shard(options.folder), LARGE_COUNT, 4
     index = wsl.build_index(options.folder / "large-index", [path], overwrite=True)
     order = np.random.default_rng(1).permutation(count)[:16_384]
 

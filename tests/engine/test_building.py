@@ -359,6 +359,12 @@ def test_lists_say_which_keys_are_taken(tmp_path: Path) -> None:
     assert index.manifest["counts"]["samples_excluded"] == 1
 
 
+def test_a_kind_of_labels_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(wsl.UsageError, match='expected "class", "hashtag" or None, got \'tags\''):
+        wsl.build_index(tmp_path / "index", ["a.tar"], label_kind="tags")  # type: ignore[arg-type]
+    assert not (tmp_path / "index").exists()
+
+
 def test_shares_above_their_limits_are_refused_and_say_which_key(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "data", [10])
     other = pl.DataFrame({"key": [f"folder/s{n:06}" for n in range(10)], "hashtags": [["a"]] * 10})

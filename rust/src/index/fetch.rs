@@ -3,7 +3,7 @@
 //! The samples asked for are sorted by place; those that lie close together come with one read. They
 //! come in chunks of a few mebibytes, each read into the same memory, for the caller to copy from.
 //!
-//! What the page cache holds is copied at once. Of the rest the kernel is first told everything that a
+//! What the page cache holds is read at once. Of the rest the kernel is first told everything that a
 //! chunk lacks, so that the disk works on all of it, and only then is it waited for; after a chunk that had
 //! to be waited for, the disk is told of what comes later as well, in this call and in the next ones.
 //!
@@ -11,18 +11,16 @@
 //! mebibyte, so more is read together. Where whole shards are kept in a local folder
 //! ([`Storage::cached`](crate::store::Storage::cached)), they are fetched into it and read as files.
 //!
-//! Files are read with `pread`, or copied out of mappings where all that was read before was in the page
-//! cache ([`warm`](super::warm)); a shard that is cut short meanwhile is an error either way and not the end
-//! of the process. Nothing here keeps a thread, and no lock is waited for, so an index works in a process
+//! Files are read with `pread`, so that a shard that is cut short meanwhile is an error and not the end of
+//! the process; small images that the page cache holds come otherwise ([`warm`](super::warm)). Nothing here keeps a thread, and no lock is waited for, so an index works in a process
 //! that was forked at any moment.
 
 use std::ops::Range;
 
 use super::disk;
 use super::format::NO_SHARD;
-use super::read::Index;
+use super::read::{Index, LOOKED_UP};
 use super::reading::{Reading, Task, Wanted};
-use super::warm;
 use crate::job::Job;
 use crate::shard::BLOCK;
 use crate::store::Span;
@@ -36,16 +34,14 @@ const MAX_RUN: u64 = 1 << 20;
 const MAX_CHUNKS: usize = 4;
 /// Bytes of a chunk for each thread, unless one sample is longer: all of them are kept.
 const CHUNK: usize = disk::MAX_KEPT / MAX_CHUNKS;
-/// Bytes of a chunk that one thread copies out of mapped shards: they stay in its caches.
-const COPIED_CHUNK: usize = 512 << 10;
 /// Bytes of a chunk from stores, unless one request is longer.
 const STORED_CHUNK: usize = 64 << 20;
 /// Bytes of a chunk for each thread where runs have to be waited for: while they are used, the disk goes on.
 const COLD_CHUNK: usize = 1 << 20;
 /// Bytes that the disk is told of beyond such a chunk.
 const AHEAD: usize = 16 << 20;
-/// Samples whose rows are fetched from memory ahead.
-const LOOKED_UP: usize = 32;
+/// Shorter images are read with others and copied to where the caller wants them.
+const LARGE: usize = 32 << 10;
 
 /// Samples that are read together, by number among those wanted.
 #[derive(Debug)]
@@ -57,7 +53,7 @@ struct Run {
 impl Run {
     /// Whether it is one image that is worth being read to where the caller wants it.
     fn is_large(&self) -> bool {
-        self.wanted.len() == 1 && self.length > warm::MAX_RUN
+        self.wanted.len() == 1 && self.length > LARGE
     }
 }
 
@@ -69,8 +65,6 @@ pub struct Fetch<'a> {
     runs: Vec<Run>,
     /// The first run from a store; those from files come before.
     first_stored: usize,
-    /// Whether runs may be copied out of mapped shards.
-    may_copy: bool,
     num_threads: usize,
     /// Runs that are done.
     done: usize,
@@ -84,8 +78,6 @@ pub struct Fetch<'a> {
 /// How a chunk is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Out of mapped shards, where the page cache holds them.
-    Copy,
     /// What the page cache holds at once, the rest after the disk was told of all of it.
     Try,
     /// After the disk was told of it and of more that follows.
@@ -125,9 +117,7 @@ impl Index {
     /// Reads the encoded images of some samples by `num_threads` threads; see [`Fetch::next_chunk`].
     /// Those that were taken down are passed over.
     pub fn fetch(&self, ordinals: &[u64], num_threads: usize) -> Result<Fetch<'_>> {
-        if num_threads == 0 {
-            return Err(Error::usage("num_threads must be at least 1"));
-        }
+        check_threads(num_threads)?;
         let mut wanted = Vec::with_capacity(ordinals.len());
         for (number, some) in ordinals.chunks(LOOKED_UP).enumerate() {
             self.prefetch_rows(some);
@@ -158,7 +148,6 @@ impl Index {
             wanted,
             runs,
             first_stored,
-            may_copy: !self.has_stored_shards() && first_stored >= warm::MIN_RUNS,
             num_threads,
             done: 0,
             announced: 0,
@@ -250,12 +239,9 @@ impl Fetch<'_> {
         if let Some(next) = self.next {
             return next;
         }
-        let warmth = &self.index.warmth;
-        let is_small = || self.runs[self.done].length <= warm::MAX_RUN;
         let way = match self.done < self.first_stored {
             false => Way::Request,
-            true if self.may_copy && is_small() && warmth.is_warm() => Way::Copy,
-            true if warmth.is_cold() => Way::Wait,
+            true if self.index.warmth.is_cold() => Way::Wait,
             true => Way::Try,
         };
         *self.next.insert((way, self.chunk_from(self.done, self.limit(way))))
@@ -265,8 +251,7 @@ impl Fetch<'_> {
     fn limit(&self, way: Way) -> usize {
         let num_threads = self.num_threads.min(MAX_CHUNKS);
         match way {
-            Way::Copy if num_threads == 1 => COPIED_CHUNK,
-            Way::Copy | Way::Try => CHUNK * num_threads,
+            Way::Try => CHUNK * num_threads,
             Way::Wait => COLD_CHUNK * num_threads,
             Way::Request => STORED_CHUNK,
         }
@@ -310,7 +295,6 @@ impl Fetch<'_> {
         }
         let announce = |run: &Run| Task::Announce(&self.wanted[run.wanted.clone()], run.length);
         let tasks: Vec<Task<'_, '_>> = match way {
-            Way::Copy => pieces(readings, self.num_threads).map(Task::Copy).collect(),
             Way::Wait => {
                 let later = self.runs.get(known..self.announced).unwrap_or_default();
                 later.iter().map(announce).chain(readings.into_iter().map(Task::Read)).collect()
@@ -350,14 +334,11 @@ impl Drop for Fetch<'_> {
     }
 }
 
-/// Runs in so many pieces, one after another, or fewer.
-fn pieces<T>(items: Vec<T>, number: usize) -> impl Iterator<Item = Vec<T>> {
-    let each = items.len().div_ceil(number);
-    let mut items = items.into_iter();
-    std::iter::from_fn(move || {
-        let piece: Vec<T> = items.by_ref().take(each).collect();
-        (!piece.is_empty()).then_some(piece)
-    })
+pub(super) fn check_threads(num_threads: usize) -> Result<()> {
+    match num_threads {
+        0 => Err(Error::usage("num_threads must be at least 1")),
+        _ => Ok(()),
+    }
 }
 
 /// Adds the runs of some samples, the first of which is number `first` of all that are wanted.

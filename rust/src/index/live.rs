@@ -25,6 +25,9 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 pub(super) use signal::{major_faults, stands};
 
+/// Bytes of a page of most systems.
+const PAGE: usize = 4096;
+
 /// A shard, mapped for copies.
 #[derive(Debug)]
 pub(super) struct LiveMap {
@@ -86,8 +89,11 @@ impl Span<'_> {
     /// Makes the processor look up the pages it begins and ends in, without waiting for it.
     #[inline]
     pub(super) fn touch(self) {
+        let end = self.start.wrapping_add(self.length);
         prefetch(self.start);
-        prefetch(self.start.wrapping_add(self.length));
+        if (self.start as usize ^ end as usize) >= PAGE {
+            prefetch(end);
+        }
     }
 
     /// Makes the processor fetch its first bytes, without waiting for them.
@@ -98,16 +104,19 @@ impl Span<'_> {
             .for_each(|line| prefetch(self.start.wrapping_add(line)));
     }
 
-    /// Copies the bytes into `into`, which is as long. They count only if the mapping
-    /// [is whole](LiveMap::is_whole) afterwards.
+    /// Copies the bytes into `first` and `rest`, which together are as long. They count only if the
+    /// mapping [is whole](LiveMap::is_whole) afterwards.
     #[inline]
-    pub(super) fn copy_to(self, into: &mut [u8]) {
-        assert_eq!(into.len(), self.length);
+    pub(super) fn copy_to<const N: usize>(self, first: &mut [u8; N], rest: &mut [u8]) {
+        assert_eq!(N + rest.len(), self.length);
         // SAFETY: the span was checked to lie inside the mapping, which it keeps alive, and memory given
         // out by Rust never overlaps a mapping. A page that is missing is replaced by zeros while the
         // copy waits. That somebody else may write to the file meanwhile leaves the copy with some
         // bytes or others, and nothing is concluded from the mapping itself.
-        unsafe { std::ptr::copy_nonoverlapping(self.start, into.as_mut_ptr(), self.length) }
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.start, first.as_mut_ptr(), N);
+            std::ptr::copy_nonoverlapping(self.start.add(N), rest.as_mut_ptr(), rest.len());
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`]; records alone by [`group`], out of a
 //! [`spool`] where they were read once; on many machines by [`spread`]), [`read`] maps it and [`fetch`] reads
-//! images (with [`reading`], [`files`] and [`disk`], and with [`warm`] and [`live`] out of mapped shards),
+//! images (with [`reading`], [`files`] and [`disk`]), [`warm`] copies small ones out of mapped shards ([`live`]),
 //! [`takedown`] takes samples down, [`mod@format`] says what its files are, [`map`] holds the maps.
 
 pub mod alone;
@@ -41,3 +41,4 @@ pub use read::Index;
 pub use records::{Columns, KeyFormat};
 pub use scanned::save_scans;
 pub use spool::Spool;
+pub use warm::Copies;

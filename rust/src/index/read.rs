@@ -20,13 +20,15 @@ use super::files::OpenFiles;
 use super::format::{FileEntry, Manifest, NO_SHARD, checksum, shards_schema};
 use super::keys::KeyFile;
 use super::map::Map;
-use super::part::{self, Part, Row};
+use super::part::{self, Part, RawRow, Row};
 use super::warm::Warmth;
 use crate::job::Job;
 use crate::shard;
 use crate::store::{Report, Storage, is_remote};
 use crate::{Error, Result};
 
+/// Samples whose rows are fetched from memory together.
+pub(super) const LOOKED_UP: usize = 32;
 /// How often an index is opened again that is replaced meanwhile.
 const MAX_TRIES: usize = 5;
 /// Shards in stores that are verified at once.
@@ -204,15 +206,28 @@ impl Index {
     /// Makes the processor fetch what [`row`](Self::row) reads of some samples, so that the misses of its
     /// caches overlap.
     pub(super) fn prefetch_rows(&self, ordinals: &[u64]) {
-        let places = || ordinals.iter().filter_map(|&ordinal| self.place(ordinal));
-        std::hint::black_box(places().fold(0, |seen, (part, row)| seen ^ part.touch_row(row)));
-        places().for_each(|(part, row)| part.prefetch_key(row));
+        self.touch_rows(ordinals);
+        let places = ordinals.iter().filter_map(|&ordinal| self.place(ordinal));
+        places.for_each(|(part, row)| part.prefetch_key(row));
+    }
+
+    /// The same, but for the keys.
+    pub(super) fn touch_rows(&self, ordinals: &[u64]) {
+        let places = ordinals.iter().filter_map(|&ordinal| self.place(ordinal));
+        std::hint::black_box(places.fold(0, |seen, (part, row)| seen ^ part.touch_row(row)));
     }
 
     /// Key and place of a sample.
     pub fn row(&self, ordinal: u64) -> Result<Row<'_>> {
         let (part, row) = self.locate(ordinal)?;
         part.row(row)
+    }
+
+    /// The same of a sample that was not taken down; none where it cannot be had.
+    #[inline]
+    pub(super) fn raw_row(&self, ordinal: u64) -> Option<RawRow<'_>> {
+        let (part, row) = self.place(ordinal).filter(|_| !self.is_dropped(ordinal))?;
+        part.raw_row(row).ok()
     }
 
     /// The labels of a sample, ascending; none for one that was taken down.

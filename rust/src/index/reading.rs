@@ -1,4 +1,4 @@
-//! Runs of samples, and what threads do about them: read, announced, copied, waited for, and held against
+//! Runs of samples, and what threads do about them: read, announced, waited for, and held against
 //! what the index says.
 
 use std::fs::File;
@@ -59,14 +59,12 @@ impl Reading<'_, '_> {
     /// Whether the header of a sample of the run, which was read, is the one of the index.
     pub(super) fn holds(&self, one: &Wanted<'_>) -> bool {
         let at = (one.start - self.wanted[0].start) as usize;
-        shard::header_matches(&self.bytes[at..at + BLOCK], one.key, one.size)
+        shard::header_matches(&self.bytes[at..at + BLOCK], one.key.as_bytes(), one.size)
     }
 }
 
 /// Something for a thread to do.
 pub(super) enum Task<'a, 'b> {
-    /// Copies out of mapped shards what can be had so; the rest is tried.
-    Copy(Vec<Reading<'a, 'b>>),
     /// Reads what is there already; asks for the rest.
     Try(Reading<'a, 'b>),
     /// Asks for a run that is to be read later.
@@ -97,9 +95,6 @@ impl<'a, 'b> Worker<'a, 'b, '_> {
     fn work(&mut self, task: Task<'a, 'b>) -> Result<()> {
         self.job.check()?;
         match task {
-            Task::Copy(readings) => {
-                self.index.copy(readings)?.into_iter().try_for_each(|one| self.attempt(one))
-            }
             Task::Try(reading) => self.attempt(reading),
             Task::Announce(wanted, length) => {
                 if let Some(file) = self.file_of(&wanted[0])? {

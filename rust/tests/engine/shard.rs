@@ -122,8 +122,8 @@ fn names_are_cut_at_the_first_dot_of_their_last_part() {
 #[test]
 fn a_header_of_another_sample_or_size_does_not_match() {
     let bytes = header(b"a/1.jpg", b'0', 20);
-    assert!(header_matches(&bytes, "a/1", 20));
-    assert!(!header_matches(&bytes, "a/1", 21));
-    assert!(!header_matches(&bytes, "a/2", 20));
-    assert!(!header_matches(&bytes[1..], "a/1", 20));
+    assert!(header_matches(&bytes, b"a/1", 20));
+    assert!(!header_matches(&bytes, b"a/1", 21));
+    assert!(!header_matches(&bytes, b"a/2", 20));
+    assert!(!header_matches(&bytes[1..], b"a/1", 20));
 }
