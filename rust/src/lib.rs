@@ -17,6 +17,7 @@ pub mod count;
 pub mod epoch;
 mod error;
 pub mod hashtag;
+mod huge_pages;
 pub mod index;
 pub mod job;
 pub mod members;

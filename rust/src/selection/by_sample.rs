@@ -1,19 +1,22 @@
 //! The K best of every class by sample, in memory.
 //!
-//! Samples are split into ranges, and each thread puts what it finds into lists of its own, one for each
-//! range, so that a list fits a core's cache when it is sorted. Which ranges make lists of about one length,
-//! and how long these become, is estimated before by a look at some of the entries.
+//! Samples are split into ranges, so that the pairs of one fit a core's cache when they are sorted. All lie
+//! in one piece of memory, range after range; in a range each thread has a room of its own, as large as what
+//! it may put there, which is counted before. Which ranges are about equal is estimated by a look at some of
+//! the entries.
 
 use std::ops::Range;
+use std::slice::IterMut;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::chosen::Chosen;
+use super::chosen::{Packed, packed};
 use super::entry::Entry;
 use super::radix;
 use super::top_k::TopK;
 use crate::Result;
+use crate::huge_pages;
 
 /// Ranges of samples, a power of two.
 const MOST_RANGES: usize = 256;
@@ -46,77 +49,190 @@ impl Ranges {
     }
 }
 
-/// What one thread puts into its lists.
-#[derive(Debug)]
-pub(super) struct Collector {
-    ranges: Ranges,
-    lists: Vec<Vec<Chosen>>,
+/// What some entries are.
+#[derive(Debug, Clone)]
+struct Seen {
+    low: u64,
+    high: u64,
+    num_entries: usize,
+    /// How many lie in each range, where these are known.
+    counts: Vec<usize>,
 }
 
-impl Collector {
-    /// One for each of `num_threads` threads, of which each takes every so-many-th part of the classes.
-    pub(super) fn for_threads(
+impl Seen {
+    /// The entries that each thread takes: every so-many-th part of the classes, one chunk in `step`.
+    fn by_thread(
         classes: &TopK,
         more: &[(u32, Entry)],
         num_threads: usize,
+        step: usize,
+        ranges: Option<Ranges>,
     ) -> Vec<Self> {
-        let step = if classes.num_listed() < MANY { 1 } else { RARE };
-        let looked_at = (0..num_threads).into_par_iter().map(|thread| {
-            let mut samples = Vec::new();
+        let look = |thread: usize| {
+            let mut seen =
+                Self { low: u64::MAX, high: 0, num_entries: 0, counts: vec![0; MOST_RANGES] };
+            let mut add = |entry: Entry| {
+                let sample = entry.sample();
+                (seen.low, seen.high) = (seen.low.min(sample), seen.high.max(sample));
+                seen.num_entries += 1;
+                if let Some(ranges) = ranges {
+                    seen.counts[ranges.of(sample)] += 1;
+                }
+            };
             for part in (thread..classes.parts.len()).step_by(num_threads) {
-                let push = &mut |entry: Entry| samples.push(entry.sample());
-                classes.visit_listed(part, more, step, push);
+                classes.visit_listed(part, more, step, &mut add);
             }
-            samples
-        });
-        let looked_at: Vec<Vec<u64>> = looked_at.collect();
-        let samples = || looked_at.iter().flatten().copied();
-        let (low, high) = (samples().min().unwrap_or(0), samples().max().unwrap_or(0));
-        let ranges = Ranges::new(low, high, step * samples().count());
-        let collector = |samples: Vec<u64>| {
-            let mut counts = vec![0; MOST_RANGES];
-            samples.into_iter().for_each(|sample| counts[ranges.of(sample)] += step);
-            // A little more where it is an estimate.
-            let room = |count: usize| if step == 1 { count } else { count + count / 16 + 64 };
-            let lists = counts.into_iter().map(|count| Vec::with_capacity(room(count)));
-            Self { ranges, lists: lists.collect() }
+            seen
         };
-        looked_at.into_iter().map(collector).collect()
+        (0..num_threads).into_par_iter().map(look).collect()
     }
 
-    #[inline]
-    pub(super) fn push(&mut self, chosen: Chosen) {
-        self.lists[self.ranges.of(chosen.sample())].push(chosen);
+    fn bounds(all: &[Self]) -> (u64, u64) {
+        let low = all.iter().map(|seen| seen.low).min().unwrap_or(0);
+        (low, all.iter().map(|seen| seen.high).max().unwrap_or(0))
     }
 }
 
-/// A sorted list for each of some ascending ranges.
+/// Where pairs are put by sample.
+#[derive(Debug)]
+pub(super) struct Shelves {
+    ranges: Ranges,
+    /// The smallest sample.
+    low: u64,
+    memory: Vec<Packed>,
+    /// The room of each thread in each range.
+    rooms: Vec<Vec<usize>>,
+}
+
+impl Shelves {
+    /// For what `num_threads` threads take, each every so-many-th part of the classes; none where the samples
+    /// are too far apart.
+    pub(super) fn new(classes: &TopK, more: &[(u32, Entry)], num_threads: usize) -> Option<Self> {
+        let step = if classes.num_listed() < MANY { 1 } else { RARE };
+        let some = Seen::by_thread(classes, more, num_threads, step, None);
+        let (low, high) = Seen::bounds(&some);
+        let number: usize = some.iter().map(|seen| seen.num_entries).sum();
+        let ranges = Ranges::new(low, high, step * number);
+        let all = Seen::by_thread(classes, more, num_threads, 1, Some(ranges));
+        let (low, high) = Seen::bounds(&all);
+        if high.saturating_sub(low) > u64::from(u32::MAX) {
+            return None;
+        }
+        let rooms: Vec<Vec<usize>> = (0..MOST_RANGES)
+            .map(|range| all.iter().map(|seen| seen.counts[range]).collect())
+            .collect();
+        let mut memory = vec![0; rooms.iter().flatten().sum()];
+        huge_pages::prefer(&mut memory);
+        Some(Self { ranges, low, memory, rooms })
+    }
+
+    /// What the threads put pairs through.
+    pub(super) fn collectors(&mut self) -> Vec<Collector<'_>> {
+        let num_threads = self.rooms.first().map_or(0, Vec::len);
+        let (ranges, low) = (self.ranges, self.low);
+        let collector = |_| Collector { ranges, low, rooms: Vec::with_capacity(MOST_RANGES) };
+        let mut collectors: Vec<Collector<'_>> = (0..num_threads).map(collector).collect();
+        let mut rest = self.memory.as_mut_slice();
+        for rooms in &self.rooms {
+            for (collector, &room) in collectors.iter_mut().zip(rooms) {
+                let (own, others) = rest.split_at_mut(room);
+                collector.rooms.push(own.iter_mut());
+                rest = others;
+            }
+        }
+        collectors
+    }
+}
+
+/// What one thread puts pairs through.
+#[derive(Debug)]
+pub(super) struct Collector<'a> {
+    ranges: Ranges,
+    low: u64,
+    /// What is left of its room in each range.
+    rooms: Vec<IterMut<'a, Packed>>,
+}
+
+impl Collector<'_> {
+    /// Takes what `class` took as its `rank`-th, from 1.
+    #[inline]
+    pub(super) fn push(&mut self, entry: Entry, class: u32, rank: u32) {
+        let sample = entry.sample();
+        // Every entry was counted.
+        if let Some(place) = self.rooms[self.ranges.of(sample)].next() {
+            *place = packed::of((sample - self.low) as u32, entry.key(), class, rank);
+        }
+    }
+
+    /// How much of its rooms is left.
+    pub(super) fn left(self) -> Vec<usize> {
+        self.rooms.into_iter().map(|room| room.len()).collect()
+    }
+}
+
+/// A range to be sorted: its memory, and how much is filled in the room of each thread.
+struct Unsorted<'a> {
+    start: usize,
+    memory: &'a mut [Packed],
+    filled: Vec<Range<usize>>,
+}
+
+impl Unsorted<'_> {
+    /// Brings what is there together and sorts it; where it stands in all memory.
+    fn sort(&mut self, scratch: &mut Vec<Packed>) -> (Range<usize>, &[Packed]) {
+        let mut number = 0;
+        for filled in &self.filled {
+            if filled.start > number {
+                self.memory.copy_within(filled.clone(), number);
+            }
+            number += filled.len();
+        }
+        let all = &mut self.memory[..number];
+        radix::sort_slice(all, scratch, |&pair| u64::from(packed::distance(pair)));
+        (self.start..self.start + number, all)
+    }
+}
+
+/// Pairs by sample.
 #[derive(Debug, Clone)]
 pub(super) struct BySample {
-    ranges: Arc<Vec<Vec<Chosen>>>,
+    low: u64,
+    memory: Arc<Vec<Packed>>,
+    /// Where the pairs of the ranges stand, ascending.
+    ranges: Arc<Vec<Range<usize>>>,
 }
 
 impl BySample {
-    /// What the threads collected, sorted; each range is shown to `look` while it is close, and what that
-    /// made of several ranges is returned in their order.
+    /// What the threads put on the shelves, who left so much of their rooms; each range is shown to `look`
+    /// with its first sample while it is close, and what that made of several ranges is returned in their
+    /// order.
     pub(super) fn new<T: Default + Send>(
-        collectors: Vec<Collector>,
-        look: impl Fn(&mut T, &[Chosen]) -> Result<()> + Sync,
+        mut shelves: Shelves,
+        left: &[Vec<usize>],
+        look: impl Fn(&mut T, u64, &[Packed]) -> Result<()> + Sync,
     ) -> Result<(Self, Vec<T>)> {
-        let mut collected: Vec<Vec<Vec<Chosen>>> = vec![Vec::new(); MOST_RANGES];
-        for collector in collectors {
-            collected.iter_mut().zip(collector.lists).for_each(|(lists, own)| lists.push(own));
+        let low = shelves.low;
+        let mut unsorted = Vec::with_capacity(MOST_RANGES);
+        let (mut rest, mut start) = (shelves.memory.as_mut_slice(), 0);
+        for (range, rooms) in shelves.rooms.iter().enumerate() {
+            let mut length = 0;
+            let filled = rooms.iter().zip(left).map(|(room, left)| {
+                length += room;
+                length - room..length - left[range]
+            });
+            let filled = filled.collect();
+            let (memory, others) = rest.split_at_mut(length);
+            unsorted.push(Unsorted { start, memory, filled });
+            (rest, start) = (others, start + length);
         }
-        collected.retain(|lists| lists.iter().any(|list| !list.is_empty()));
-        let share = collected.len().div_ceil(rayon::current_num_threads()).max(1);
-        let sorted = collected.par_chunks_mut(share).map(|ranges| {
+        unsorted.retain(|range| !range.memory.is_empty());
+        let share = unsorted.len().div_ceil(rayon::current_num_threads()).max(1);
+        let sorted = unsorted.par_chunks_mut(share).map(|ranges| {
             let (mut sorted, mut scratch, mut found) = (Vec::new(), Vec::new(), T::default());
-            for lists in ranges.iter_mut().map(std::mem::take) {
-                let mut joined = Vec::with_capacity(lists.iter().map(Vec::len).sum());
-                lists.into_iter().for_each(|list| joined.extend(list));
-                radix::sort(&mut joined, &mut scratch, |chosen: &Chosen| chosen.sample());
-                look(&mut found, &joined)?;
-                sorted.push(joined);
+            for range in ranges {
+                let (place, pairs) = range.sort(&mut scratch);
+                look(&mut found, low, pairs)?;
+                sorted.push(place);
             }
             Ok((sorted, found))
         });
@@ -124,7 +240,8 @@ impl BySample {
         let sorted = sorted.collect::<Vec<Result<(Vec<_>, T)>>>();
         let (ranges, found): (Vec<_>, Vec<_>) =
             sorted.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        Ok((Self { ranges: Arc::new(ranges.into_iter().flatten().collect()) }, found))
+        let ranges = Arc::new(ranges.concat());
+        Ok((Self { low, memory: Arc::new(shelves.memory), ranges }, found))
     }
 
     /// The images of all ranges.
@@ -138,7 +255,7 @@ impl BySample {
 pub(super) struct ListedImages {
     of: BySample,
     range: usize,
-    /// Where the pairs of the image stand in its range.
+    /// Where the pairs of the image stand.
     image: Range<usize>,
 }
 
@@ -147,22 +264,28 @@ impl ListedImages {
     #[inline]
     pub(super) fn next(&mut self) -> bool {
         while let Some(range) = self.of.ranges.get(self.range) {
-            let rest = &range[self.image.end..];
-            if let Some(first) = rest.first() {
-                let same = |pair: &&Chosen| pair.sample() == first.sample();
-                let number = rest.iter().take_while(same).count();
-                self.image = self.image.end..self.image.end + number;
+            let start = self.image.end.max(range.start);
+            let rest = &self.of.memory[start..range.end];
+            if let Some(&first) = rest.first() {
+                let same = |&&pair: &&Packed| packed::distance(pair) == packed::distance(first);
+                self.image = start..start + rest.iter().take_while(same).count();
                 return true;
             }
             self.range += 1;
-            self.image = 0..0;
+            self.image = range.end..range.end;
         }
+        self.image = 0..0;
         false
     }
 
-    /// The pairs of the image, the best first.
-    pub(super) fn pairs(&self) -> &[Chosen] {
-        // Before the first and after the last image there are none.
-        self.of.ranges.get(self.range).map_or(&[], |range| &range[self.image.clone()])
+    /// The pairs of the image, the best first; none before the first and after the last.
+    pub(super) fn pairs(&self) -> &[Packed] {
+        &self.of.memory[self.image.clone()]
+    }
+
+    /// The sample of the image.
+    pub(super) fn sample(&self) -> u64 {
+        let distance = self.pairs().first().map_or(0, |&pair| packed::distance(pair));
+        self.of.low + u64::from(distance)
     }
 }

@@ -12,9 +12,9 @@ pub(super) struct Chosen {
     sample_high: u32,
     sample_low: u32,
     key: u32,
-    pub(super) class: u32,
+    class: u32,
     /// From 1.
-    pub(super) rank: u32,
+    rank: u32,
 }
 
 impl Chosen {
@@ -30,22 +30,14 @@ impl Chosen {
         u64::from(self.sample_high) << 32 | u64::from(self.sample_low)
     }
 
+    /// The same without its sample.
+    pub(super) fn packed(self) -> Packed {
+        packed::of(0, self.key, self.class, self.rank)
+    }
+
     #[inline]
     fn number(self) -> u128 {
         u128::from(self.sample()) << 64 | u128::from(self.key) << 32 | u128::from(self.class)
-    }
-
-    pub(super) fn score(self) -> f32 {
-        score_of(self.key)
-    }
-
-    pub(super) fn pair(self) -> SelectedPair {
-        SelectedPair {
-            sample: self.sample(),
-            class: self.class,
-            rank: self.rank,
-            score: self.score(),
-        }
     }
 }
 
@@ -85,5 +77,45 @@ impl Record for Chosen {
             class: small(12),
             rank: small(16),
         }
+    }
+}
+
+/// The same in one number, of samples that are near one another: how far the sample is from the first of
+/// them, the key of the score, class and rank. Numbers order as what they stand for, and a million zeros
+/// cost nothing until they are written.
+pub(super) type Packed = u128;
+
+/// What a [`Packed`] is made of.
+pub(super) mod packed {
+    use super::{Packed, SelectedPair, score_of};
+
+    #[inline]
+    pub(in super::super) fn of(distance: u32, key: u32, class: u32, rank: u32) -> Packed {
+        let small = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        Packed::from(small(distance, key)) << 64 | Packed::from(small(class, rank))
+    }
+
+    #[inline]
+    pub(in super::super) fn distance(packed: Packed) -> u32 {
+        (packed >> 96) as u32
+    }
+
+    #[inline]
+    pub(in super::super) fn score(packed: Packed) -> f32 {
+        score_of((packed >> 64) as u32)
+    }
+
+    #[inline]
+    pub(in super::super) fn class(packed: Packed) -> u32 {
+        (packed >> 32) as u32
+    }
+
+    #[inline]
+    pub(in super::super) fn rank(packed: Packed) -> u32 {
+        packed as u32
+    }
+
+    pub(in super::super) fn pair(sample: u64, packed: Packed) -> SelectedPair {
+        SelectedPair { sample, class: class(packed), rank: rank(packed), score: score(packed) }
     }
 }

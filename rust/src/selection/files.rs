@@ -244,29 +244,28 @@ impl Selection {
         if step < 2 || self.classes.spill.limit().is_some() || self.num_pairs > 0 {
             return Ok(guesses);
         }
-        let mut seen: Vec<(u32, f32)> = Vec::with_capacity(LOOKED_AT * PAIRS_LOOKED_AT);
-        let mut done = None;
+        let mut scores: Vec<Vec<f32>> = vec![Vec::new(); guesses.len()];
+        let (mut num_seen, mut done) = (0, None);
         for group in (step / 2..pairs.num_groups()).step_by(step) {
             let mut reader = pairs.read(group, done.take())?;
-            let most = seen.len() + PAIRS_LOOKED_AT;
-            while seen.len() < most
+            let most = num_seen + PAIRS_LOOKED_AT;
+            while num_seen < most
                 && let Some(pairs) = reader.next_pairs(PAIRS_PER_PIECE)?
             {
                 job.check()?;
-                seen.extend(pairs.classes().zip(pairs.scores.iter().copied()));
+                num_seen += pairs.scores.len();
+                for (class, &score) in pairs.classes().zip(pairs.scores) {
+                    if let Some(scores) = scores.get_mut(class as usize) {
+                        scores.push(score);
+                    }
+                }
             }
             done = Some(reader);
         }
-        let share = seen.len() as f64 / pairs.num_pairs() as f64;
+        let share = num_seen as f64 / pairs.num_pairs() as f64;
         // Five standard deviations, and a few more where there are few.
         let expected = f64::from(self.k) * share;
         let rank = (expected + 5.0 * expected.sqrt() + 10.0) as usize;
-        let mut scores: Vec<Vec<f32>> = vec![Vec::new(); guesses.len()];
-        for (class, score) in seen {
-            if let Some(scores) = scores.get_mut(class as usize) {
-                scores.push(score);
-            }
-        }
         for (guess, scores) in guesses.iter_mut().zip(&mut scores) {
             if rank < scores.len() && scores.iter().all(|score| score.is_finite()) {
                 let by_score = |one: &f32, other: &f32| other.total_cmp(one);

@@ -11,8 +11,8 @@ use arrow_array::{ArrayRef, Float32Array, RecordBatch, UInt32Array, UInt64Array}
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use rayon::prelude::*;
 
-use super::by_sample::{BySample, Collector, ListedImages};
-use super::chosen::Chosen;
+use super::by_sample::{BySample, ListedImages, Shelves};
+use super::chosen::{Chosen, Packed, packed};
 use super::entry::Entry;
 use super::top_p::{SelectedPair, doubled};
 use super::{Order, Selection};
@@ -116,8 +116,9 @@ impl Selected {
                 Ordering::Less => a = own.next()?,
                 Ordering::Greater => b = others.next()?,
                 Ordering::Equal => {
+                    let class = |&pair: &Packed| packed::class(pair);
                     let is_common =
-                        |pair: &&Chosen| others.kept().iter().any(|o| o.class == pair.class);
+                        |&pair: &&Packed| others.kept().iter().any(|o| class(o) == class(pair));
                     number += own.kept().iter().filter(is_common).count() as u64;
                     (a, b) = (own.next()?, others.next()?);
                     if number.is_multiple_of(ENTRIES_PER_CHECK) {
@@ -148,11 +149,11 @@ struct Counts {
 impl Counts {
     /// Counts the `p` best pairs of an image, of all that classes took; refuses doubled ones.
     #[inline]
-    fn add(&mut self, pairs: &[Chosen], p: usize, num_classes: usize) -> Result<()> {
-        check_distinct(pairs)?;
+    fn add(&mut self, sample: u64, pairs: &[Packed], p: usize, num_classes: usize) -> Result<()> {
+        check_distinct(sample, pairs)?;
         let kept = kept(pairs, p);
         self.num_after.resize(num_classes, 0);
-        kept.iter().for_each(|pair| self.num_after[pair.class as usize] += 1);
+        kept.iter().for_each(|&pair| self.num_after[packed::class(pair) as usize] += 1);
         if self.by_classes.len() <= kept.len() {
             self.by_classes.resize(kept.len() + 1, 0);
         }
@@ -163,24 +164,25 @@ impl Counts {
 
 /// The P best of the pairs of an image.
 #[inline]
-fn kept(pairs: &[Chosen], p: usize) -> &[Chosen] {
+fn kept(pairs: &[Packed], p: usize) -> &[Packed] {
     &pairs[..pairs.len().min(p)]
 }
 
 /// A class that took an image twice was given two scores for it.
 #[inline]
-fn check_distinct(pairs: &[Chosen]) -> Result<()> {
+fn check_distinct(sample: u64, pairs: &[Packed]) -> Result<()> {
+    let class = |&pair: &Packed| packed::class(pair);
     // Of a few it is looked up in place.
-    let is_new = |(place, pair): (usize, &Chosen)| {
-        pairs[..place].iter().all(|other| other.class != pair.class)
+    let is_new = |(place, pair): (usize, &Packed)| {
+        pairs[..place].iter().all(|other| class(other) != class(pair))
     };
     if pairs.len() <= FEW_CLASSES && pairs.iter().enumerate().all(is_new) {
         return Ok(());
     }
-    let mut classes: Vec<_> = pairs.iter().map(|pair| pair.class).collect();
+    let mut classes: Vec<u32> = pairs.iter().map(class).collect();
     classes.sort_unstable();
     match classes.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(doubled(pairs[0].sample(), pair[0])),
+        Some(pair) => Err(doubled(sample, pair[0])),
         None => Ok(()),
     }
 }
@@ -195,46 +197,66 @@ struct Images {
 #[derive(Debug)]
 enum ImageSource {
     Listed(ListedImages),
-    Sorted { chosen: SortedReader<Chosen>, ahead: Option<Chosen>, pairs: Vec<Chosen> },
+    Sorted(SortedImages),
+}
+
+/// Goes through pairs that are read in order.
+#[derive(Debug)]
+struct SortedImages {
+    chosen: SortedReader<Chosen>,
+    ahead: Option<Chosen>,
+    sample: u64,
+    pairs: Vec<Packed>,
+}
+
+impl SortedImages {
+    fn next(&mut self) -> Result<bool> {
+        self.pairs.clear();
+        let Some(first) = self.ahead else { return Ok(false) };
+        self.sample = first.sample();
+        while let Some(pair) = self.ahead.filter(|pair| pair.sample() == self.sample) {
+            self.pairs.push(pair.packed());
+            self.ahead = self.chosen.next_record()?;
+        }
+        Ok(true)
+    }
 }
 
 impl Images {
     fn sorted(mut chosen: SortedReader<Chosen>, p: usize) -> Result<Self> {
         let ahead = chosen.next_record()?;
-        Ok(Self { source: ImageSource::Sorted { chosen, ahead, pairs: Vec::new() }, p })
+        let images = SortedImages { chosen, ahead, sample: 0, pairs: Vec::new() };
+        Ok(Self { source: ImageSource::Sorted(images), p })
     }
 
     /// Goes to the next image, and says whether there is one.
     #[inline]
     fn next(&mut self) -> Result<bool> {
-        let (chosen, ahead, pairs) = match &mut self.source {
-            ImageSource::Listed(images) => return Ok(images.next()),
-            ImageSource::Sorted { chosen, ahead, pairs } => (chosen, ahead, pairs),
-        };
-        pairs.clear();
-        let Some(first) = *ahead else { return Ok(false) };
-        while let Some(pair) = ahead.filter(|pair| pair.sample() == first.sample()) {
-            pairs.push(pair);
-            *ahead = chosen.next_record()?;
+        match &mut self.source {
+            ImageSource::Listed(images) => Ok(images.next()),
+            ImageSource::Sorted(images) => images.next(),
         }
-        Ok(true)
     }
 
     #[inline]
-    fn pairs(&self) -> &[Chosen] {
+    fn pairs(&self) -> &[Packed] {
         match &self.source {
             ImageSource::Listed(images) => images.pairs(),
-            ImageSource::Sorted { pairs, .. } => pairs,
+            ImageSource::Sorted(images) => &images.pairs,
         }
     }
 
+    #[inline]
     fn sample(&self) -> u64 {
-        self.pairs().first().map_or(0, |pair| pair.sample())
+        match &self.source {
+            ImageSource::Listed(images) => images.sample(),
+            ImageSource::Sorted(images) => images.sample,
+        }
     }
 
     /// The P best of the image's pairs.
     #[inline]
-    fn kept(&self) -> &[Chosen] {
+    fn kept(&self) -> &[Packed] {
         kept(self.pairs(), self.p)
     }
 }
@@ -261,27 +283,24 @@ impl Pairs {
 
     /// The next pairs, as many as a batch holds; none where there are no more.
     fn batch(&mut self) -> Result<Option<RecordBatch>> {
-        let mut samples = Vec::with_capacity(ROWS_PER_BATCH);
-        let mut classes = Vec::with_capacity(ROWS_PER_BATCH);
-        let mut scores = Vec::with_capacity(ROWS_PER_BATCH);
-        let mut ranks = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut samples: Vec<u64> = Vec::with_capacity(ROWS_PER_BATCH);
+        let mut pairs: Vec<Packed> = Vec::with_capacity(ROWS_PER_BATCH);
         while samples.len() < ROWS_PER_BATCH && self.advance()? {
             let rest = &self.images.kept()[self.place..];
             let some = &rest[..rest.len().min(ROWS_PER_BATCH - samples.len())];
-            samples.extend(some.iter().map(|pair| pair.sample()));
-            classes.extend(some.iter().map(|pair| pair.class));
-            scores.extend(some.iter().map(|pair| pair.score()));
-            ranks.extend(some.iter().map(|pair| pair.rank));
+            pairs.extend_from_slice(some);
+            samples.resize(pairs.len(), self.images.sample());
             self.place += some.len();
         }
         if samples.is_empty() {
             return Ok(None);
         }
+        let pairs = || pairs.iter().copied();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(UInt64Array::from(samples)),
-            Arc::new(UInt32Array::from(classes)),
-            Arc::new(Float32Array::from(scores)),
-            Arc::new(UInt32Array::from(ranks)),
+            Arc::new(UInt32Array::from_iter_values(pairs().map(packed::class))),
+            Arc::new(Float32Array::from_iter_values(pairs().map(packed::score))),
+            Arc::new(UInt32Array::from_iter_values(pairs().map(packed::rank))),
         ];
         Ok(Some(RecordBatch::try_new(Selected::schema(), columns)?))
     }
@@ -297,7 +316,7 @@ impl Iterator for Pairs {
             Err(error) => return Some(Err(error)),
         }
         self.place += 1;
-        Some(Ok(self.images.kept()[self.place - 1].pair()))
+        Some(Ok(packed::pair(self.images.sample(), self.images.kept()[self.place - 1])))
     }
 }
 
@@ -320,10 +339,11 @@ impl Selection {
         self.make_room()?;
         let in_memory = self.classes.spill.limit().is_none() && self.classes.runs.is_empty();
         let cuts = (k as usize, p as usize);
-        let (chosen, taken, counts) = if in_memory {
-            self.choose_listed(cuts, &open, job)?
-        } else {
-            self.choose_sorted(cuts, &open, job)?
+        let shelves =
+            in_memory.then(|| Shelves::new(&self.classes, &open, self.num_choosing())).flatten();
+        let (chosen, taken, counts) = match shelves {
+            Some(shelves) => self.choose_listed(cuts, &open, shelves, job)?,
+            None => self.choose_sorted(cuts, &open, job)?,
         };
         let none = vec![0; self.num_classes as usize];
         let mut selected = Selected {
@@ -350,24 +370,27 @@ impl Selection {
         &self,
         (k, p): (usize, usize),
         open: &[(u32, Entry)],
+        mut shelves: Shelves,
         job: &Job,
     ) -> Result<(Ordered, Vec<Taken>, Vec<Counts>)> {
-        let collectors = Collector::for_threads(&self.classes, open, self.num_choosing());
-        let found = collectors.into_par_iter().enumerate().map(|(thread, mut collector)| {
-            let push = |chosen| {
-                collector.push(chosen);
+        let collectors = shelves.collectors().into_par_iter().enumerate();
+        let found = collectors.map(|(thread, mut collector)| {
+            let push = |entry, class, rank| {
+                collector.push(entry, class, rank);
                 Ok(())
             };
             let taken = self.choose(thread, k, open, push, job)?;
-            Ok((collector, taken))
+            Ok((collector.left(), taken))
         });
-        let (collectors, taken): (Vec<_>, Vec<_>) =
+        let (left, taken): (Vec<_>, Vec<_>) =
             found.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let num_classes = self.num_classes as usize;
-        let (listed, counts) = BySample::new(collectors, |counts: &mut Counts, range| {
+        let (listed, counts) = BySample::new(shelves, &left, |counts: &mut Counts, low, range| {
             job.check()?;
-            let mut images = range.chunk_by(|one, other| one.sample() == other.sample());
-            images.try_for_each(|pairs| counts.add(pairs, p, num_classes))
+            let distance = |&pair: &Packed| packed::distance(pair);
+            let images = range.chunk_by(|one, other| distance(one) == distance(other));
+            let mut images = images.map(|pairs| (low + u64::from(distance(&pairs[0])), pairs));
+            images.try_for_each(|(sample, pairs)| counts.add(sample, pairs, p, num_classes))
         })?;
         Ok((Ordered::Listed(listed), taken.concat(), counts))
     }
@@ -382,7 +405,8 @@ impl Selection {
         let memory = self.classes.spill.limit().map(|limit| limit / 2 / num_threads);
         let found = (0..num_threads).into_par_iter().map(|thread| {
             let mut sorter = Sorter::new(self.classes.spill.clone(), memory);
-            let taken = self.choose(thread, k, open, |chosen| sorter.push(chosen), job)?;
+            let push = |entry, class, rank| sorter.push(Chosen::new(entry, class, rank));
+            let taken = self.choose(thread, k, open, push, job)?;
             Ok((sorter.finish()?, taken))
         });
         let (sorted, taken): (Vec<_>, Vec<_>) =
@@ -391,7 +415,7 @@ impl Selection {
         let (mut images, mut counts) = (chosen.images(p)?, Counts::default());
         let mut seen = 0_u64;
         while images.next()? {
-            counts.add(images.pairs(), p, self.num_classes as usize)?;
+            counts.add(images.sample(), images.pairs(), p, self.num_classes as usize)?;
             seen += 1;
             if seen.is_multiple_of(ENTRIES_PER_CHECK) {
                 job.check()?;
@@ -400,14 +424,14 @@ impl Selection {
         Ok((chosen, taken.concat(), vec![counts]))
     }
 
-    /// Gives `push` what the classes of a thread took. Every thread takes each so-many-th part, since
+    /// Gives `push` what the classes of a thread took: entry, class and rank. Every thread takes each so-many-th part, since
     /// frequent classes stand together.
     fn choose(
         &self,
         thread: usize,
         k: usize,
         open: &[(u32, Entry)],
-        mut push: impl FnMut(Chosen) -> Result<()>,
+        mut push: impl FnMut(Entry, u32, u32) -> Result<()>,
         job: &Job,
     ) -> Result<Vec<Taken>> {
         let mut taken: Vec<Taken> = Vec::new();
@@ -417,7 +441,7 @@ impl Selection {
                 let lowest = entries.last().map_or(f32::NAN, |entry| entry.score());
                 taken.push((class, entries.len() as u64, lowest));
                 let mut ranked = (1..).zip(entries);
-                ranked.try_for_each(|(rank, &entry)| push(Chosen::new(entry, class as u32, rank)))
+                ranked.try_for_each(|(rank, &entry)| push(entry, class as u32, rank))
             })?;
         }
         Ok(taken)

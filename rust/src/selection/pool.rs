@@ -5,6 +5,7 @@
 //! list gives back serve the next, and the pool itself grows by slabs that are never moved.
 
 use super::entry::Entry;
+use crate::index::map::prefetch;
 
 /// Entries of a chunk at most.
 pub(super) const CHUNK: usize = 32;
@@ -86,6 +87,16 @@ impl Pool {
         let (slab, place) = self.place(list.last);
         self.slabs[slab].entries[(place << self.shift) + filled] = entry;
         list.len += 1;
+    }
+
+    /// Makes the processor fetch where `list` grows.
+    #[inline]
+    pub(super) fn prefetch_end(&self, list: List) {
+        if list.last != NONE {
+            let (slab, place) = self.place(list.last);
+            let entry = (place << self.shift) + (list.len & (self.chunk - 1));
+            prefetch(&self.slabs[slab].entries, entry);
+        }
     }
 
     /// Adds entries to an empty list.

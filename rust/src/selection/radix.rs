@@ -14,8 +14,39 @@ pub(super) fn sort<R: Copy + Ord>(
     scratch: &mut Vec<R>,
     number: impl Fn(&R) -> u64,
 ) {
+    if place(records, scratch, &number) {
+        std::mem::swap(records, scratch);
+    }
+    sort_equal(records, number);
+}
+
+/// The same where they lie.
+pub(super) fn sort_slice<R: Copy + Ord>(
+    records: &mut [R],
+    scratch: &mut Vec<R>,
+    number: impl Fn(&R) -> u64,
+) {
+    if place(records, scratch, &number) {
+        records.copy_from_slice(scratch);
+    }
+    sort_equal(records, number);
+}
+
+/// Sorts those of one number, which stand together.
+fn sort_equal<R: Copy + Ord>(records: &mut [R], number: impl Fn(&R) -> u64) {
+    let same = |a: &R, b: &R| number(a) == number(b);
+    records.chunk_by_mut(same).filter(|some| some.len() > 1).for_each(<[R]>::sort_unstable);
+}
+
+/// Places records by their number; says whether they are in `scratch` then, which is made as long.
+fn place<R: Copy + Ord>(
+    records: &mut [R],
+    scratch: &mut Vec<R>,
+    number: &impl Fn(&R) -> u64,
+) -> bool {
     if records.len() < FEW {
-        return records.sort_unstable();
+        records.sort_unstable();
+        return false;
     }
     let (low, high) = records.iter().fold((u64::MAX, 0), |(low, high), record| {
         let number = number(record);
@@ -24,7 +55,8 @@ pub(super) fn sort<R: Copy + Ord>(
     let bits = u64::BITS - (high - low).leading_zeros();
     let passes = bits.div_ceil(DIGIT);
     if passes > MOST_PASSES || passes == 0 {
-        return records.sort_unstable();
+        records.sort_unstable();
+        return false;
     }
     let digit = bits.div_ceil(passes);
     let mask = (1_usize << digit) - 1;
@@ -39,20 +71,20 @@ pub(super) fn sort<R: Copy + Ord>(
     }
     // What stands there is written over.
     scratch.resize(records.len(), records[0]);
+    let (mut from, mut to) = (records, scratch.as_mut_slice());
     for (pass, places) in (0..).zip(places) {
         let mut next = 0;
         for place in &mut places[..=mask] {
             (*place, next) = (next, next + *place);
         }
-        for record in records.iter() {
+        for record in from.iter() {
             let place = &mut places[((number(record) - low) >> (pass * digit)) as usize & mask];
-            scratch[*place as usize] = *record;
+            to[*place as usize] = *record;
             *place += 1;
         }
-        std::mem::swap(records, scratch);
+        (from, to) = (to, from);
     }
-    let same = |a: &R, b: &R| number(a) == number(b);
-    records.chunk_by_mut(same).filter(|some| some.len() > 1).for_each(<[R]>::sort_unstable);
+    passes % 2 == 1
 }
 
 #[cfg(test)]
@@ -72,8 +104,11 @@ mod tests {
                 .collect();
             let mut sorted = records.clone();
             sorted.sort_unstable();
+            let mut others = records.clone();
             sort(&mut records, &mut scratch, |record| record.0);
             assert!(records == sorted, "{num} records of {values} values");
+            sort_slice(&mut others, &mut scratch, |record| record.0);
+            assert!(others == sorted, "{num} records of {values} values in place");
         }
     }
 }

@@ -150,8 +150,12 @@ impl TopK {
             entries.clear();
             part.pool.read(part.classes[class].list, &mut entries);
             entries.extend(own_entries(more, global));
-            keep_best(&mut entries, k);
+            // A few more are sooner sorted than left out.
+            if entries.len() / 2 > k {
+                keep_best(&mut entries, k);
+            }
             radix::sort(&mut entries, &mut scratch, |entry| u64::from(entry.key()));
+            entries.truncate(k);
             if readers.is_empty() {
                 // Most selections fit in memory, and there is nothing to merge.
                 if !entries.is_empty() {

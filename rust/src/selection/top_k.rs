@@ -54,6 +54,11 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// Makes the processor fetch where the lists grow, all at once.
+    fn prefetch(&self) {
+        self.classes.iter().for_each(|best| self.pool.prefetch_end(best.list));
+    }
+
     /// Takes `entry` where it may be among the `k` best; true where the cut rose.
     #[inline]
     fn offer(&mut self, class: usize, entry: Entry, k: usize, scratch: &mut Vec<Entry>) -> bool {
@@ -241,6 +246,7 @@ impl TopK {
         let (k, waits) = (self.k, &*waiting);
         let parts = self.parts.par_iter_mut().zip(self.floors.par_chunks_mut(1 << self.shift));
         parts.enumerate().for_each_init(Vec::new, |scratch, (number, (part, floors))| {
+            part.prefetch();
             for offer in waits.iter().flat_map(|waiting| &waiting.parts[number]) {
                 let class = offer.class as usize;
                 if part.offer(class, offer.entry, k, scratch) {
