@@ -73,6 +73,34 @@ def test_what_is_copied_is_what_is_read(mapped: wsl.Index, num_threads: int) -> 
     assert mapped.read(neighbours, num_threads=num_threads) == [content(n) for n in neighbours]
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_what_cannot_be_copied_comes_with_what_can(tmp_path: Path, num_threads: int) -> None:
+    """Images too large and too small, samples taken down, many shards, and a call so long
+    that it is copied in pieces."""
+    sizes, num_shards = [700, 1, 2, 33_000, 32 << 10, 500, 70_000], 300
+    images = [np.random.default_rng(n).bytes(sizes[n % len(sizes)]) for n in range(5 * num_shards)]
+    for shard in range(num_shards):
+        own = range(5 * shard, 5 * shard + 5)
+        write_shard(tmp_path / f"{shard:03}.tar", ((f"s{n:04}", {"png": images[n]}) for n in own))
+    wsl.build_index(tmp_path / "index", sorted(tmp_path.glob("*.tar")))
+    wsl.drop_samples(tmp_path / "index", ["s0005", "s0703"])
+    images[5] = images[703] = b""
+    index = wsl.Index.open(tmp_path / "index")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        index.read(rng.permutation(100))
+    assert is_mapped(index.shard_paths()[3])
+    wanted = np.concatenate([rng.integers(0, len(images), 9_000), [5, 5, 703]])
+    seen: list[int] = []
+    assert index.read(wanted, num_threads=num_threads, progress=seen.append) == [images[n] for n in wanted]
+    assert seen == sorted(seen)
+    assert seen[-1] == sum(n not in (5, 703) for n in wanted)
+    with pytest.raises(wsl.UsageError, match="there is no sample 1500"):
+        index.read([*range(50), 1500], num_threads=num_threads)
+    with pytest.raises(wsl.UsageError, match="num_threads"):
+        index.read(range(50), num_threads=0)
+
+
 def test_pages_that_are_evicted_are_read_again(mapped: wsl.Index) -> None:
     for path in mapped.shard_paths():
         with path.open("rb") as file:

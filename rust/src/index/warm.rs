@@ -209,7 +209,10 @@ impl<'a> Copies<'a> {
             }
             if let Some(span) = spans[number] {
                 span.copy_to(&mut header, room);
-                is_copied[number] = shard::header_matches(&header, image.key, image.size);
+                // A key that is no text is told of where it is fetched.
+                let is_text = image.key.is_ascii() || std::str::from_utf8(image.key).is_ok();
+                is_copied[number] =
+                    is_text && shard::header_matches(&header, image.key, image.size);
             }
         }
         if major_faults() != faults {
