@@ -12,8 +12,8 @@
 //! ([`Storage::cached`](crate::store::Storage::cached)), they are fetched into it and read as files.
 //!
 //! Files are read with `pread`, so that a shard that is cut short meanwhile is an error and not the end of
-//! the process; small images that the page cache holds come otherwise ([`warm`](super::warm)). Nothing here keeps a thread, and no lock is waited for, so an index works in a process
-//! that was forked at any moment.
+//! the process; small images that the page cache holds come otherwise ([`warm`](super::warm)). Nothing here
+//! keeps a thread, and no lock is waited for, so an index works in a process that was forked at any moment.
 
 use std::ops::Range;
 

@@ -204,8 +204,8 @@ pub(super) struct BySample {
 
 impl BySample {
     /// What the threads put on the shelves, who left so much of their rooms; each range is shown to `look`
-    /// with its first sample while it is close, and what that made of several ranges is returned in their
-    /// order.
+    /// while it is close, with the sample that distances count from, and what that made of several ranges is
+    /// returned in their order.
     pub(super) fn new<T: Default + Send>(
         mut shelves: Shelves,
         left: &[Vec<usize>],
