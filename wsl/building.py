@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,57 +175,73 @@ def build_index(
         known = Index.open(folder) if append is not None else None
         if known is not None:
             vocabulary = known.vocabulary
-        source = LABEL_SOURCES[label_kind]
         made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels, part_rows]
         made_of += [class_names, provenance, getattr(vocabulary, "fingerprint", None)]
-        builder = _core.IndexBuilder(
-            folder,
-            source,
-            key_scope=key_scope,
-            num_threads=num_threads,
-            include=None if include is None else list(include),
-            exclude=list(exclude),
-            limits=dict(lists.limits),
-            memory_bytes=memory_bytes,
-            spill_dir=spill_dir,
-            part_rows=part_rows,
-            resume_key=None if elsewhere else _resume_key(made_of, shards, records, lists),
-            append=append is not None,
-            storage=storage.core(),
-        )
         root = _shard_root(folder, shards, known)
         places: list[tuple[str | os.PathLike[str], str]] = [_place(shard, root) for shard in shards]
-        builder.check_names([name for _, name in places])
-
-        again = append != "new records"
+        shard_root = os.path.relpath(root, folder.resolve())
+        wanted = Wanted(
+            os.path.abspath(folder),
+            [os.fspath(place) for place, _ in places],
+            [name for _, name in places],
+            LABEL_SOURCES[label_kind],
+            records,
+            columns,
+            key_scope,
+            vocabulary if isinstance(vocabulary, Vocabulary) else None,
+            lists,
+            part_rows,
+            known,
+            append != "new records",
+            Ending(label_kind, class_names, shard_root, provenance or {}, known is not None),
+            memory_bytes,
+            spill_dir,
+        )
+        resume_key = None if elsewhere else _resume_key(made_of, shards, records, lists)
+        builder = _builder(folder, wanted, resume_key, num_threads)
         # What is counted here is written at once, so that a killed build need not count again.
-        is_written = label_kind == "hashtag" and not isinstance(vocabulary, Vocabulary)
+        is_written = label_kind == "hashtag" and wanted.vocabulary is None
         if label_kind == "hashtag":
-            limits_of_counting = _Limits(memory_bytes, spill_dir, num_threads)
-            counting = _Counting(records, columns, limits_of_counting, folder, bool(shards))
+            counting = _Counting(wanted, num_threads)
             made = vocabulary or functools.partial(
                 _build_vocabulary, min_count=min_count, max_labels=max_labels
             )
-            vocabulary = _vocabulary(folder, builder.is_resumed, made, counting.count, min_count)
-            if elsewhere is None and counting.spool is not None:
-                builder.index_spooled(counting.spool, vocabulary=vocabulary.core, progress=progress)
-            elif elsewhere is None:
-                joined = bool(shards)
-                _add_records(builder, records, columns, key_scope, vocabulary, again, joined, progress)
+            counted = _vocabulary(folder, builder.is_resumed, made, counting.count, min_count)
+            wanted = replace(wanted, vocabulary=counted)
+            if elsewhere is None:
+                _add_records(builder, wanted, counted, counting.spool, progress)
             del counting
-        named = vocabulary if isinstance(vocabulary, Vocabulary) else None
-        shard_root = os.path.relpath(root, folder.resolve())
-        ending = Ending(label_kind, class_names, shard_root, provenance or {}, known is not None)
         if elsewhere is not None:
             del builder
-            where, names = [os.fspath(place) for place, _ in places], [name for _, name in places]
-            about = (source, records, columns, key_scope, named, lists, part_rows, known, again, ending)
-            elsewhere(Wanted(os.path.abspath(folder), where, names, *about, memory_bytes, spill_dir))
+            elsewhere(wanted)
             return Index.open(folder)
         builder.add_shards(places, progress=progress)
-        prepare(builder, folder, ending, named, is_written=is_written)
+        prepare(builder, folder, wanted.ending, wanted.vocabulary, is_written=is_written)
         builder.publish()
         return Index.open(folder)
+
+
+def _builder(
+    folder: Path, wanted: Wanted, resume_key: str | None, num_threads: int | None
+) -> _core.IndexBuilder:
+    include = wanted.lists.include
+    builder = _core.IndexBuilder(
+        folder,
+        wanted.labels,
+        key_scope=wanted.key_scope,
+        num_threads=num_threads,
+        include=None if include is None else list(include),
+        exclude=list(wanted.lists.exclude),
+        limits=dict(wanted.lists.limits),
+        memory_bytes=wanted.memory_bytes,
+        spill_dir=wanted.spill_dir,
+        part_rows=wanted.part_rows,
+        resume_key=resume_key,
+        append=wanted.known is not None,
+        storage=storage.core(),
+    )
+    builder.check_names(list(wanted.names))
+    return builder
 
 
 def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int, int, list[str]]:
@@ -290,48 +306,44 @@ def _place(shard: str | os.PathLike[str], root: Path) -> tuple[str, str]:
     return os.fspath(local), named if "://" in named else os.path.relpath(local, root)
 
 
-@dataclass(frozen=True)
-class _Limits:
-    memory_bytes: int | None
-    spill_dir: str | os.PathLike[str] | None
-    num_threads: int | None
-
-
 class _Counting:
     """Counts the records, and where they are a whole index by themselves, keeps what it read."""
 
-    def __init__(
-        self, records: object, columns: RecordOptions, limits: _Limits, folder: Path, joined: bool
-    ) -> None:
-        self._records, self._columns, self._limits, self._folder = records, columns, limits, folder
-        self._files = _files_read_by_the_engine(records, columns, joined)
+    def __init__(self, wanted: Wanted, num_threads: int | None) -> None:
+        self._wanted, self._num_threads = wanted, num_threads
         self.spool: _core.Spool | None = None
 
     def count(self) -> HashtagCounts:
         """The counts; `spool` holds the records from then on, if it can."""
-        columns, limits = self._columns, vars(self._limits)
-        if self._files:
-            # Beside the index, which takes more than the spool does.
-            spill_dir = self._limits.spill_dir or self._folder
+        wanted, columns = self._wanted, self._wanted.columns
+        files = _files_read_by_the_engine(wanted)
+        limits: dict[str, Any] = {"memory_bytes": wanted.memory_bytes, "num_threads": self._num_threads}
+        if files:
             read = _core.Spool.read(
-                self._files,
+                files,
                 key_column=columns.key_column,
                 hashtags_column=columns.hashtags_column,
-                **limits | {"spill_dir": spill_dir},
+                # Beside the index, which takes more than the spool does.
+                spill_dir=wanted.spill_dir or wanted.folder,
+                **limits,
             )
             if read is not None:
                 counts, self.spool = read
                 return HashtagCounts(counts)
-        names: dict[str, Any] = {"hashtags_column": columns.hashtags_column, "separator": columns.separator}
-        return count_hashtags(self._records, **names, **limits)
+        return count_hashtags(
+            wanted.records,
+            hashtags_column=columns.hashtags_column,
+            separator=columns.separator,
+            spill_dir=wanted.spill_dir,
+            **limits,
+        )
 
 
-def _files_read_by_the_engine(
-    records: object, columns: RecordOptions, joined: bool
-) -> list[str | os.PathLike[str]]:
+def _files_read_by_the_engine(wanted: Wanted) -> list[str | os.PathLike[str]]:
     """The files of records that are a whole index by themselves, where the engine may read them itself."""
-    others = joined or columns.separator is not None or columns.key_format is not None
-    return [] if others else plain_parquet(records)
+    columns = wanted.columns
+    others = wanted.shards or columns.separator is not None or columns.key_format is not None
+    return [] if others else plain_parquet(wanted.records)
 
 
 def _build_vocabulary(count: Counter, *, min_count: int, max_labels: int | None) -> Vocabulary:
@@ -391,15 +403,15 @@ def _vocabulary(
 
 def _add_records(
     builder: _core.IndexBuilder,
-    records: object,
-    columns: RecordOptions,
-    key_scope: KeyScope,
+    wanted: Wanted,
     vocabulary: Vocabulary,
-    again: bool,
-    joined: bool,
+    spool: _core.Spool | None,
     progress: Callable[[int], object] | None,
 ) -> None:
-    files = _files_read_by_the_engine(records, columns, joined)
+    if spool is not None:
+        builder.index_spooled(spool, vocabulary=vocabulary.core, progress=progress)
+        return
+    columns, files = wanted.columns, _files_read_by_the_engine(wanted)
     if files and builder.index_parquet(
         files,
         key_column=columns.key_column,
@@ -409,10 +421,10 @@ def _add_records(
     ):
         return
     shard_column = None
-    if key_scope == "shard":
+    if wanted.key_scope == "shard":
         shard_column = columns.shard_column or SHARD
     found = open_records(
-        records,
+        wanted.records,
         key_column=columns.key_column,
         hashtags_column=columns.hashtags_column,
         separator=columns.separator,
@@ -420,7 +432,7 @@ def _add_records(
         path_column=SHARD if shard_column == SHARD else None,
     )
     with found.reading():
-        if joined:
+        if wanted.shards:
             builder.add_records(
                 found.stream,
                 key_column=columns.key_column,
@@ -429,7 +441,7 @@ def _add_records(
                 separator=found.separator,
                 shard_column=shard_column,
                 key_format=columns.key_format,
-                again=again,
+                again=wanted.again,
             )
         else:
             builder.index_records(

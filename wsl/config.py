@@ -378,8 +378,7 @@ class StageConfig(Config):
 
     def _contradictions(self) -> list[tuple[bool, str]]:
         """Pairs of settings that exclude one another, with what to do."""
-        data, mixed = self.data, self.regularization.mixup > 0 or self.regularization.cutmix > 0
-        channels = self.model.num_channels
+        data, channels = self.data, self.model.num_channels
         return [
             (
                 len(data.mean) < channels or len(data.std) < channels,
@@ -393,6 +392,30 @@ class StageConfig(Config):
                 self.optimizer.warmup_steps > self.num_steps,
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} exceeds num_steps {self.num_steps}",
             ),
+            (
+                data.augment_level != type(data).model_fields["augment_level"].default
+                and data.augment_layers == 0,
+                "data.augment_level is the strength of data.augment_layers, which is 0: set it too",
+            ),
+            (
+                data.threshold is not None and data.sampling == "natural",
+                "data.threshold belongs to another data.sampling than natural",
+            ),
+            (
+                self.keep_best > 0 and self.evaluate_every is None,
+                "keep_best needs evaluate_every, the steps between evaluations",
+            ),
+            (
+                self.execution.activation_checkpointing and self.train == "last-layer",
+                "execution.activation_checkpointing saves nothing where only the last layer is trained",
+            ),
+            *self._contradictions_with_stage(),
+        ]
+
+    def _contradictions_with_stage(self) -> list[tuple[bool, str]]:
+        """Settings that belong to other stages, with what to do."""
+        data, mixed = self.data, self.regularization.mixup > 0 or self.regularization.cutmix > 0
+        return [
             (
                 self.train == "last-layer" and self.stage != "finetune",
                 f"train: last-layer belongs to the stage finetune, and stage is {self.stage}",
@@ -421,23 +444,6 @@ class StageConfig(Config):
             (
                 data.window is not None and self.stage == "student",
                 "data.window shuffles shards of an index, and the student trains on rows of pseudo-labels",
-            ),
-            (
-                data.augment_level != type(data).model_fields["augment_level"].default
-                and data.augment_layers == 0,
-                "data.augment_level is the strength of data.augment_layers, which is 0: set it too",
-            ),
-            (
-                data.threshold is not None and data.sampling == "natural",
-                "data.threshold belongs to another data.sampling than natural",
-            ),
-            (
-                self.keep_best > 0 and self.evaluate_every is None,
-                "keep_best needs evaluate_every, the steps between evaluations",
-            ),
-            (
-                self.execution.activation_checkpointing and self.train == "last-layer",
-                "execution.activation_checkpointing saves nothing where only the last layer is trained",
             ),
         ]
 

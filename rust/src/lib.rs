@@ -17,7 +17,7 @@ pub mod count;
 pub mod epoch;
 mod error;
 pub mod hashtag;
-mod huge_pages;
+mod hints;
 pub mod index;
 pub mod job;
 pub mod members;

@@ -124,8 +124,11 @@ def test_ctrl_c_stops_the_tasks_and_says_how_to_go_on(tmp_path: Path, cluster: s
     assert "parts are done and stay" in said
     assert "run the same command again: wsl " in said
     assert not (tmp_path / "two").exists()
+    time.sleep(1)
     kept = {mark: mark.stat().st_mtime_ns for mark in parts.iterdir()}
     assert 5 <= len(kept) < 60
+    time.sleep(1)
+    assert set(parts.iterdir()) == kept.keys()
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
     assert {mark: mark.stat().st_mtime_ns for mark in kept} == kept

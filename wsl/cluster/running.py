@@ -144,6 +144,7 @@ def import_ray() -> Any:
 def connect(settings: ClusterConfig) -> Iterator[Cluster]:
     """A connection to the cluster that is running at `settings.address`; none is ever started here.
 
+    Leaving it ends the tasks and actors of this process that are under way, on all nodes.
     UsageError where Ray is not installed, no cluster answers, or the token that is needed is not there.
     """
     address = resolve(settings.address)
@@ -385,27 +386,26 @@ class _Flight:
         return self._parts.folder, part, os.environ.get(storage.ENVIRONMENT)
 
     def by_tasks(self, level: list[Part]) -> None:
-        """Makes parts by plain tasks, which Ray itself begins again where a worker or node is lost."""
+        """Makes parts by plain tasks, which Ray itself begins again where a worker or node is lost.
+
+        Where this ends early, leaving the cluster ends what is under way (`connect`). Tasks are not
+        cancelled: where one finishes meanwhile, Ray 2.60 may abort this whole process ("not pending").
+        """
         task = self._ray.remote(**self._cluster.options_of_tasks(self._stage.folder))(make_part)
         waiting, flying = deque(level), dict[Any, Part]()
-        try:
-            while waiting or flying:
-                slots = self._cluster.num_slots()
-                while waiting and len(flying) < 2 * slots:
-                    part = waiting.popleft()
-                    flying[task.remote(*self._given(part))] = part
-                ready, _ = self._ray.wait(list(flying), num_returns=1, timeout=1.0)
-                for ref in ready:
-                    part = flying.pop(ref)
-                    try:
-                        self._take(part, self._ray.get(ref))
-                    except self._ray.exceptions.RayError as error:
-                        self._lost(part, error)
-                self._show(len(flying), len(waiting), slots)
-        except BaseException:
-            for ref in flying:
-                self._ray.cancel(ref, force=True)
-            raise
+        while waiting or flying:
+            slots = self._cluster.num_slots()
+            while waiting and len(flying) < 2 * slots:
+                part = waiting.popleft()
+                flying[task.remote(*self._given(part))] = part
+            ready, _ = self._ray.wait(list(flying), num_returns=1, timeout=1.0)
+            for ref in ready:
+                part = flying.pop(ref)
+                try:
+                    self._take(part, self._ray.get(ref))
+                except self._ray.exceptions.RayError as error:
+                    self._lost(part, error)
+            self._show(len(flying), len(waiting), slots)
 
     def by_actors(self, level: list[Part]) -> None:
         """Makes parts by actors; the parts of one that is lost go to others, and another takes its place."""

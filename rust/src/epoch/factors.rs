@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{BLOCK, MAX_FACTOR};
-use crate::index::map::{Map, prefetch};
+use crate::hints::prefetch;
+use crate::index::map::Map;
 use crate::job::Job;
 use crate::publish::Unpublished;
 use crate::{Error, Result};

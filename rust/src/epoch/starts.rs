@@ -10,7 +10,7 @@
 
 use super::factors::{Buffer, Factors};
 use super::{Error, Result, block_length};
-use crate::index::map::prefetch;
+use crate::hints::prefetch;
 
 /// Groups between two marks, on average.
 const NEIGHBOURS: f64 = 16.0;

@@ -158,46 +158,10 @@ pub(super) fn write(
     writer.put(KEYS_MAGIC)?;
     writer.put(&num_samples.to_le_bytes())?;
     let in_memory = num_samples.saturating_mul(32) <= (memory.bytes() / 2) as u64;
-    if in_memory && num_samples <= MOST_PACKED {
-        let mut entries = Vec::with_capacity(num_samples as usize);
-        let bits = writer.bits;
-        each_key(parts, job, |hash, ordinal| {
-            entries.push(packed(hash, ordinal, bits));
-            Ok(())
-        })?;
-        let entries = sorted(entries);
-        if distinct {
-            writer.find_doubled(
-                &entries,
-                |entry| entry >> bits,
-                |entry| entry & ((1 << bits) - 1),
-            )?;
-        }
-        writer.put_entries(&entries)?;
-    } else if in_memory {
-        let mut entries = Vec::with_capacity(num_samples as usize);
-        each_key(parts, job, |hash, ordinal| {
-            entries.push((hash, ordinal));
-            Ok(())
-        })?;
-        writer.take(entries)?;
-    } else {
-        let mut partitions = Partitions::new(memory)?;
-        each_key(parts, job, |hash, ordinal| {
-            partitions.push(partition_of(hash), |out| {
-                put(out, hash);
-                put(out, ordinal);
-            })
-        })?;
-        partitions.finish()?;
-        for partition in 0..PARTITIONS {
-            let mut entries = Vec::new();
-            partitions.read(partition, 0..partitions.num_blocks(partition), |mut input| {
-                entries.push((input.number()?, input.number()?));
-                Ok(input)
-            })?;
-            writer.take(entries)?;
-        }
+    match in_memory {
+        true if num_samples <= MOST_PACKED => writer.take_packed(job)?,
+        true => writer.take_all(job)?,
+        false => writer.take_by_partition(memory, job)?,
     }
     let Writer { file, hasher, num_doubled, doubled, .. } = writer;
     file.publish()?;
@@ -315,6 +279,52 @@ impl Writer<'_> {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.hasher.update(bytes);
         self.file.put(bytes)
+    }
+
+    /// Writes all keys of so few samples that entries are sorted as they are written.
+    fn take_packed(&mut self, job: &Job) -> Result<()> {
+        let bits = self.bits;
+        let mut entries = Vec::with_capacity(self.parts.num_samples() as usize);
+        each_key(self.parts, job, |hash, ordinal| {
+            entries.push(packed(hash, ordinal, bits));
+            Ok(())
+        })?;
+        let entries = sorted(entries);
+        if self.distinct {
+            self.find_doubled(&entries, |entry| entry >> bits, |entry| entry & ((1 << bits) - 1))?;
+        }
+        self.put_entries(&entries)
+    }
+
+    /// Writes all keys, sorted by whole hashes in memory.
+    fn take_all(&mut self, job: &Job) -> Result<()> {
+        let mut entries = Vec::with_capacity(self.parts.num_samples() as usize);
+        each_key(self.parts, job, |hash, ordinal| {
+            entries.push((hash, ordinal));
+            Ok(())
+        })?;
+        self.take(entries)
+    }
+
+    /// Writes all keys, a range of hashes after another, which wait on disk.
+    fn take_by_partition(&mut self, memory: &Memory, job: &Job) -> Result<()> {
+        let mut partitions = Partitions::new(memory)?;
+        each_key(self.parts, job, |hash, ordinal| {
+            partitions.push(partition_of(hash), |out| {
+                put(out, hash);
+                put(out, ordinal);
+            })
+        })?;
+        partitions.finish()?;
+        for partition in 0..PARTITIONS {
+            let mut entries = Vec::new();
+            partitions.read(partition, 0..partitions.num_blocks(partition), |mut input| {
+                entries.push((input.number()?, input.number()?));
+                Ok(input)
+            })?;
+            self.take(entries)?;
+        }
+        Ok(())
     }
 
     /// Writes entries (hash, ordinal) whose hashes are above all that were written.

@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
+use crate::hints::prefetch_address;
+
 pub(super) use signal::{major_faults, stands};
 
 /// Bytes of a page of most systems.
@@ -90,9 +92,9 @@ impl Span<'_> {
     #[inline]
     pub(super) fn touch(self) {
         let end = self.start.wrapping_add(self.length);
-        prefetch(self.start);
+        prefetch_address(self.start);
         if (self.start as usize ^ end as usize) >= PAGE {
-            prefetch(end);
+            prefetch_address(end);
         }
     }
 
@@ -101,7 +103,7 @@ impl Span<'_> {
     pub(super) fn prefetch(self) {
         (0..self.length.min(1024))
             .step_by(64)
-            .for_each(|line| prefetch(self.start.wrapping_add(line)));
+            .for_each(|line| prefetch_address(self.start.wrapping_add(line)));
     }
 
     /// Copies the bytes into `first` and `rest`, which together are as long. They count only if the
@@ -118,19 +120,6 @@ impl Span<'_> {
             std::ptr::copy_nonoverlapping(self.start.add(N), rest.as_mut_ptr(), rest.len());
         }
     }
-}
-
-#[inline]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 processor has the instruction; it changes nothing but caches and raises
-        // no signal, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::hint::black_box(address);
 }
 
 /// The handler of SIGBUS, and which ranges of addresses it knows.

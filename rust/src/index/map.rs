@@ -1,5 +1,5 @@
-//! Files mapped into memory, and memory fetched ahead; with [`live`](super::live) the only places of the
-//! engine with `unsafe`.
+//! Files mapped into memory; with [`live`](super::live) and the crate's `hints` the only places of the engine
+//! with `unsafe`.
 //!
 //! Safety contract. A mapped file must not be made shorter or altered while it is mapped. Everything
 //! wsl writes is published by rename and never altered after ([`crate::publish`]), so this holds
@@ -72,20 +72,4 @@ impl Deref for Map {
     fn deref(&self) -> &[u8] {
         self.bytes.as_deref().unwrap_or_default()
     }
-}
-
-/// Makes the processor fetch the cache line of an item, without waiting for it; none where there is no
-/// such item.
-#[inline(always)]
-pub fn prefetch<T>(items: &[T], at: usize) {
-    let Some(item) = items.get(at) else { return };
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 processor has the instruction; it changes nothing but caches, and the
-        // address is that of an item.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::hint::black_box(std::ptr::from_ref(item));
 }

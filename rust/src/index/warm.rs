@@ -14,9 +14,9 @@ use super::fetch::check_threads;
 use super::files::Opened;
 use super::format::NO_SHARD;
 use super::live::{LiveMap, Span, major_faults, stands};
-use super::map::prefetch;
 use super::read::{Index, LOOKED_UP};
 use crate::Result;
+use crate::hints::prefetch;
 use crate::shard::{self, BLOCK};
 
 /// Chunks in a row that are in the page cache before the next is copied.

@@ -16,7 +16,7 @@ use super::entry::Entry;
 use super::radix;
 use super::top_k::TopK;
 use crate::Result;
-use crate::huge_pages;
+use crate::hints::prefer_large_pages;
 
 /// Ranges of samples, a power of two.
 const MOST_RANGES: usize = 256;
@@ -122,7 +122,7 @@ impl Shelves {
             .map(|range| all.iter().map(|seen| seen.counts[range]).collect())
             .collect();
         let mut memory = vec![0; rooms.iter().flatten().sum()];
-        huge_pages::prefer(&mut memory);
+        prefer_large_pages(&mut memory);
         Some(Self { ranges, low, memory, rooms })
     }
 

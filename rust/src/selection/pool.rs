@@ -5,7 +5,7 @@
 //! list gives back serve the next, and the pool itself grows by slabs that are never moved.
 
 use super::entry::Entry;
-use crate::index::map::prefetch;
+use crate::hints::prefetch;
 
 /// Entries of a chunk at most.
 pub(super) const CHUNK: usize = 32;

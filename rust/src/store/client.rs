@@ -5,6 +5,7 @@
 //! another store is passed over and one that no store knows is refused.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -54,74 +55,45 @@ pub(super) fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
 fn make(storage: &Storage, uri: &Uri) -> Result<Client> {
     provide_tls();
     let timeout = format!("{}ms", (storage.limits().timeout_s * 1e3).ceil());
-    let options = &storage.inner.options;
+    let set = Settings {
+        defaults: [
+            (ClientConfigKey::Timeout, timeout),
+            (ClientConfigKey::PoolMaxIdlePerHost, MAX_IDLE.to_string()),
+        ],
+        options: &storage.inner.options,
+    };
     // Every request is tried again by us, signed anew; one policy is enough.
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    let defaults = [
-        (ClientConfigKey::Timeout, timeout),
-        (ClientConfigKey::PoolMaxIdlePerHost, MAX_IDLE.to_string()),
-    ];
     let made = match uri.scheme.as_str() {
         "s3" | "s3a" => {
-            let mut builder = AmazonS3Builder::from_env().with_url(uri.root()).with_retry(retry);
-            for (key, value) in defaults {
-                builder = builder.with_config(AmazonS3ConfigKey::Client(key), value);
-            }
-            for (name, value) in options {
-                if let Ok(key) = name.parse() {
-                    builder = builder.with_config(key, value);
-                }
-            }
+            let builder = AmazonS3Builder::from_env().with_url(uri.root()).with_retry(retry);
+            let with = |builder: AmazonS3Builder, key, value| builder.with_config(key, value);
+            let builder = set.on(builder, AmazonS3ConfigKey::Client, with);
             let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
-            // An endpoint without TLS was named on purpose.
-            if endpoint.is_some_and(|url| url.starts_with("http://")) {
-                builder = builder.with_allow_http(true);
-            }
+            let builder = if is_plain(endpoint) { builder.with_allow_http(true) } else { builder };
             builder.build().map(Client::of)
         }
         "gs" => {
-            let mut builder =
+            let builder =
                 GoogleCloudStorageBuilder::from_env().with_url(uri.root()).with_retry(retry);
-            for (key, value) in defaults {
-                builder = builder.with_config(GoogleConfigKey::Client(key), value);
-            }
-            for (name, value) in options {
-                if let Ok(key) = name.parse() {
-                    builder = builder.with_config(key, value);
-                }
-            }
-            builder.build().map(Client::of)
+            let with =
+                |builder: GoogleCloudStorageBuilder, key, value| builder.with_config(key, value);
+            set.on(builder, GoogleConfigKey::Client, with).build().map(Client::of)
         }
         "az" | "azure" | "adl" | "abfs" | "abfss" => {
-            let mut builder =
-                MicrosoftAzureBuilder::from_env().with_url(uri.root()).with_retry(retry);
-            for (key, value) in defaults {
-                builder = builder.with_config(AzureConfigKey::Client(key), value);
-            }
-            for (name, value) in options {
-                if let Ok(key) = name.parse() {
-                    builder = builder.with_config(key, value);
-                }
-            }
+            let builder = MicrosoftAzureBuilder::from_env().with_url(uri.root()).with_retry(retry);
+            let with = |builder: MicrosoftAzureBuilder, key, value| builder.with_config(key, value);
+            let builder = set.on(builder, AzureConfigKey::Client, with);
             let endpoint = builder.get_config_value(&AzureConfigKey::Endpoint);
-            if endpoint.is_some_and(|url| url.starts_with("http://")) {
-                builder = builder.with_allow_http(true);
-            }
+            let builder = if is_plain(endpoint) { builder.with_allow_http(true) } else { builder };
             builder.build().map(Client::of)
         }
         "http" | "https" => {
-            let mut client = ClientOptions::new().with_allow_http(uri.scheme == "http");
-            for (key, value) in defaults {
-                client = client.with_config(key, value);
-            }
-            for (name, value) in options {
-                if let Ok(key) = name.parse() {
-                    client = client.with_config(key, value);
-                }
-            }
+            let client = ClientOptions::new().with_allow_http(uri.scheme == "http");
+            let with = |client: ClientOptions, key, value| client.with_config(key, value);
             let builder = HttpBuilder::new()
                 .with_url(uri.root())
-                .with_client_options(client)
+                .with_client_options(set.on(client, |key| key, with))
                 .with_retry(retry);
             builder.build().map(|store| Client { store: Arc::new(store), parts: None })
         }
@@ -129,6 +101,34 @@ fn make(storage: &Storage, uri: &Uri) -> Result<Client> {
         _ => return Err(Error::usage(format!("{uri}: a store of an unknown kind"))),
     };
     made.map_err(|error| super::fault::unusable(uri, &error))
+}
+
+/// What a client is told beside what the environment says.
+struct Settings<'a> {
+    defaults: [(ClientConfigKey, String); 2],
+    options: &'a BTreeMap<String, String>,
+}
+
+impl Settings<'_> {
+    /// Sets the defaults, then the options that are known as keys `K`, one after another by `with`.
+    fn on<B, K: FromStr>(
+        &self,
+        builder: B,
+        of_client: impl Fn(ClientConfigKey) -> K,
+        with: impl Fn(B, K, String) -> B,
+    ) -> B {
+        let defaults = self.defaults.iter().map(|(key, value)| (of_client(*key), value));
+        let options =
+            self.options.iter().filter_map(|(name, value)| Some((name.parse().ok()?, value)));
+        defaults
+            .chain(options)
+            .fold(builder, |builder, (key, value)| with(builder, key, value.clone()))
+    }
+}
+
+/// Whether requests go without TLS: such an endpoint was named on purpose.
+fn is_plain(endpoint: Option<String>) -> bool {
+    endpoint.is_some_and(|url| url.starts_with("http://"))
 }
 
 /// Names the TLS implementation that clients take. Without it the first of them would panic, whatever
