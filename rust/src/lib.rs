@@ -24,6 +24,7 @@ pub mod members;
 pub mod noise;
 pub mod parquet;
 pub mod publish;
+mod radix;
 pub mod resample;
 pub mod selection;
 pub mod shard;

@@ -13,10 +13,10 @@ use rayon::prelude::*;
 
 use super::chosen::{Packed, packed};
 use super::entry::Entry;
-use super::radix;
 use super::top_k::TopK;
 use crate::Result;
 use crate::hints::prefer_large_pages;
+use crate::radix;
 
 /// Ranges of samples, a power of two.
 const MOST_RANGES: usize = 256;

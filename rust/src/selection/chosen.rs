@@ -36,7 +36,7 @@ impl Chosen {
     }
 
     #[inline]
-    fn number(self) -> u128 {
+    fn whole(self) -> u128 {
         u128::from(self.sample()) << 64 | u128::from(self.key) << 32 | u128::from(self.class)
     }
 }
@@ -44,7 +44,7 @@ impl Chosen {
 impl Ord for Chosen {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
-        self.number().cmp(&other.number()).then(self.rank.cmp(&other.rank))
+        self.whole().cmp(&other.whole()).then(self.rank.cmp(&other.rank))
     }
 }
 
@@ -57,6 +57,11 @@ impl PartialOrd for Chosen {
 
 impl Record for Chosen {
     const BYTES: usize = 20;
+
+    #[inline]
+    fn leading(&self) -> u64 {
+        self.sample()
+    }
 
     #[inline]
     fn put(self, out: &mut [u8]) {

@@ -57,7 +57,7 @@ impl Entry {
 
     /// One number that orders as the entry does: compared without a branch.
     #[inline]
-    fn number(self) -> u128 {
+    fn whole(self) -> u128 {
         u128::from(self.key) << 64 | u128::from(self.sample())
     }
 }
@@ -65,7 +65,7 @@ impl Entry {
 impl Ord for Entry {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
-        self.number().cmp(&other.number())
+        self.whole().cmp(&other.whole())
     }
 
     // The other comparisons through it would not be without branches.
@@ -79,17 +79,22 @@ impl PartialOrd for Entry {
 
     #[inline]
     fn lt(&self, other: &Self) -> bool {
-        self.number() < other.number()
+        self.whole() < other.whole()
     }
 
     #[inline]
     fn ge(&self, other: &Self) -> bool {
-        self.number() >= other.number()
+        self.whole() >= other.whole()
     }
 }
 
 impl Record for Entry {
     const BYTES: usize = 12;
+
+    #[inline]
+    fn leading(&self) -> u64 {
+        u64::from(self.key)
+    }
 
     #[inline]
     fn put(self, out: &mut [u8]) {

@@ -41,7 +41,6 @@ mod finish;
 mod log_odds;
 mod pairs;
 mod pool;
-mod radix;
 mod runs;
 mod scattered;
 mod seen;

@@ -17,9 +17,9 @@ use rayon::prelude::*;
 use super::class_run::{ClassCount, ClassRun, Mark};
 use super::entry::{Entry, keep_best};
 use super::pool::List;
-use super::radix;
 use super::top_k::{Best, TopK};
 use crate::Result;
+use crate::radix;
 use crate::spill::{FAN_IN, Merge, RunReader, RunWriter, Segment, SegmentWriter, Source};
 
 impl Best {
@@ -66,20 +66,19 @@ impl TopK {
         let writer = RunWriter::create::<Entry>(&self.spill.folder()?, self.spill.block_bytes())?;
         let (k, size) = (self.k, self.part_size());
         let parts = self.parts.par_iter_mut().zip(self.floors.par_chunks_mut(size)).enumerate();
-        let written = parts.map_init(Vec::new, |scratch, (number, (part, floors))| {
+        let memory = || (Vec::new(), Vec::new());
+        let written = parts.map_init(memory, |(entries, scratch), (number, (part, floors))| {
             let mut segment = writer.segment::<Entry>(number);
             let mut counts = Vec::new();
             for (class, best) in part.classes.iter_mut().enumerate() {
-                scratch.clear();
-                part.pool.read(best.list, scratch);
-                scratch.retain(|entry| *entry <= best.cut);
-                keep_best(scratch, k);
-                scratch.sort_unstable();
-                for &entry in scratch.iter() {
-                    segment.push(entry)?;
-                }
-                note_count(&mut counts, class, scratch.len() as u64);
-                best.mark(scratch, k);
+                entries.clear();
+                part.pool.read(best.list, entries);
+                entries.retain(|entry| *entry <= best.cut);
+                keep_best(entries, k);
+                radix::sort(entries, scratch, |entry| u64::from(entry.key()));
+                segment.push_all(entries)?;
+                note_count(&mut counts, class, entries.len() as u64);
+                best.mark(entries, k);
                 floors[class] = best.floor();
                 best.list = List::EMPTY;
             }
@@ -104,7 +103,7 @@ impl TopK {
             let mut counts = Vec::new();
             self.visit_part(number, self.k, &[], &mut |class, entries| {
                 note_count(&mut counts, class, entries.len() as u64);
-                entries.iter().try_for_each(|&entry| segment.push(entry))
+                segment.push_all(entries)
             })?;
             let first = number * self.part_size();
             counts.iter_mut().for_each(|count: &mut ClassCount| count.class -= first as u32);

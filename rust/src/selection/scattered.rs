@@ -28,16 +28,20 @@ struct Scattered {
 
 impl Scattered {
     #[inline]
-    fn number(self) -> u128 {
-        let [high, low] = [self.sample_high, self.sample_low].map(u128::from);
-        high << 96 | low << 64 | u128::from(self.class) << 32 | u128::from(self.key)
+    fn sample(self) -> u64 {
+        u64::from(self.sample_high) << 32 | u64::from(self.sample_low)
+    }
+
+    #[inline]
+    fn whole(self) -> u128 {
+        u128::from(self.sample()) << 64 | u128::from(self.class) << 32 | u128::from(self.key)
     }
 }
 
 impl Ord for Scattered {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
-        self.number().cmp(&other.number())
+        self.whole().cmp(&other.whole())
     }
 }
 
@@ -50,6 +54,11 @@ impl PartialOrd for Scattered {
 
 impl Record for Scattered {
     const BYTES: usize = 16;
+
+    #[inline]
+    fn leading(&self) -> u64 {
+        self.sample()
+    }
 
     #[inline]
     fn put(self, out: &mut [u8]) {
@@ -120,8 +129,7 @@ impl Selection {
         let mut sorted = sorter.finish()?.read()?;
         let mut number = 0_usize;
         while let Some(pair) = sorted.next_record()? {
-            let sample = u64::from(pair.sample_high) << 32 | u64::from(pair.sample_low);
-            self.take_pair_of_row(sample, Candidate { key: pair.key, class: pair.class })?;
+            self.take_pair_of_row(pair.sample(), Candidate { key: pair.key, class: pair.class })?;
             number += 1;
             if number.is_multiple_of(ROWS_PER_CHECK) {
                 job.check()?;

@@ -16,18 +16,24 @@ impl<R: super::Record> Source<R> for super::RunReader<R> {
 }
 
 /// A merge of sources of one order; equal records come one after another.
+///
+/// The sources' next records meet in a tree of losers (Knuth, The Art of Computer Programming 3, 5.4.1): a
+/// new one plays against those that lost on its own way up, one comparison on each level.
 #[derive(Debug)]
 pub struct Merge<R, S> {
     sources: Vec<S>,
-    /// A binary heap of the sources' next records, the smallest at its root.
-    heap: Vec<(R, u32)>,
+    /// The sources that are not read to their end; players are numbered by their places here.
+    players: Vec<u32>,
+    /// The winner, then the loser of each match; the match above matches 2n and 2n + 1 is n, and players
+    /// stand below all of them.
+    tree: Vec<(R, u32)>,
     started: bool,
 }
 
 impl<R: Copy + Ord, S: Source<R>> Merge<R, S> {
     /// A merge that has read nothing yet.
     pub fn new(sources: Vec<S>) -> Self {
-        Self { heap: Vec::with_capacity(sources.len()), sources, started: false }
+        Self { sources, players: Vec::new(), tree: Vec::new(), started: false }
     }
 
     /// The next record of all.
@@ -36,14 +42,11 @@ impl<R: Copy + Ord, S: Source<R>> Merge<R, S> {
         if !self.started {
             self.start()?;
         }
-        let Some(&(record, source)) = self.heap.first() else { return Ok(None) };
-        match self.sources[source as usize].next_record()? {
-            Some(next) => self.heap[0] = (next, source),
-            None => {
-                self.heap.swap_remove(0);
-            }
+        let Some(&(record, player)) = self.tree.first() else { return Ok(None) };
+        match self.sources[self.players[player as usize] as usize].next_record()? {
+            Some(next) => self.play((next, player)),
+            None => self.leave(player),
         }
-        self.sift_down(0);
         Ok(Some(record))
     }
 
@@ -54,31 +57,93 @@ impl<R: Copy + Ord, S: Source<R>> Merge<R, S> {
 
     fn start(&mut self) -> Result<()> {
         self.started = true;
+        let mut records = Vec::with_capacity(self.sources.len());
         for (number, source) in (0..).zip(&mut self.sources) {
             if let Some(record) = source.next_record()? {
-                self.heap.push((record, number));
+                self.players.push(number);
+                records.push(record);
             }
         }
-        (0..self.heap.len() / 2).rev().for_each(|root| self.sift_down(root));
+        self.play_all(&records);
         Ok(())
     }
 
+    /// Plays the matches of the last winner's way up, with its next record.
     #[inline]
-    fn sift_down(&mut self, mut root: usize) {
-        let heap = &mut self.heap;
-        loop {
-            let mut child = 2 * root + 1;
-            if child >= heap.len() {
-                return;
+    fn play(&mut self, mut best: (R, u32)) {
+        let mut place = (best.1 as usize + self.players.len()) / 2;
+        while place > 0 {
+            let other = &mut self.tree[place];
+            if other.0 < best.0 {
+                std::mem::swap(other, &mut best);
             }
-            if child + 1 < heap.len() && heap[child + 1].0 < heap[child].0 {
-                child += 1;
+            place /= 2;
+        }
+        self.tree[0] = best;
+    }
+
+    /// Goes on without a player, the last winner.
+    #[cold]
+    fn leave(&mut self, player: u32) {
+        let mut left: Vec<(R, u32)> = self.tree[1..].to_vec();
+        left.sort_unstable_by_key(|one| one.1);
+        self.players.remove(player as usize);
+        self.play_all(&left.into_iter().map(|(record, _)| record).collect::<Vec<R>>());
+    }
+
+    /// Plays all matches of players with these records.
+    fn play_all(&mut self, records: &[R]) {
+        let num = records.len();
+        self.tree.clear();
+        let Some(&first) = records.first() else { return };
+        self.tree.resize(num, (first, 0));
+        let mut winners = vec![(first, 0); num];
+        winners.extend(records.iter().copied().zip(0..));
+        for place in (1..num).rev() {
+            let (one, other) = (winners[2 * place], winners[2 * place + 1]);
+            (winners[place], self.tree[place]) =
+                if other.0 < one.0 { (other, one) } else { (one, other) };
+        }
+        // A single player has no match.
+        self.tree[0] = winners[1];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Source<(u8, u8)> for std::vec::IntoIter<(u8, u8)> {
+        fn next_record(&mut self) -> Result<Option<(u8, u8)>> {
+            Ok(self.next())
+        }
+    }
+
+    #[test]
+    fn any_number_of_sources_of_any_length_is_merged() {
+        let mut state = 5_u64;
+        for num_sources in 0..40 {
+            let sources: Vec<Vec<(u8, u8)>> = (0..num_sources)
+                .map(|number| {
+                    let mut records: Vec<(u8, u8)> = (0..state >> 59)
+                        .map(|_| {
+                            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                            ((state >> 60) as u8, number)
+                        })
+                        .collect();
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    records.sort_unstable();
+                    records
+                })
+                .collect();
+            let mut expected = sources.concat();
+            expected.sort_unstable();
+            let mut merge = Merge::new(sources.into_iter().map(Vec::into_iter).collect());
+            for record in expected {
+                assert_eq!(merge.next_record().unwrap(), Some(record));
             }
-            if heap[root].0 <= heap[child].0 {
-                return;
-            }
-            heap.swap(root, child);
-            root = child;
+            assert_eq!(merge.next_record().unwrap(), None);
+            assert_eq!(merge.next_record().unwrap(), None);
         }
     }
 }

@@ -31,6 +31,8 @@ const MAX_RECORD: usize = 32;
 pub trait Record: Copy + Ord + Send + Sync + 'static {
     /// Its size in a file, at most 32.
     const BYTES: usize;
+    /// A number that orders first: of two records the one with the smaller number is the smaller.
+    fn leading(&self) -> u64;
     /// Writes it to `out`, which is as long as [`BYTES`](Self::BYTES).
     fn put(self, out: &mut [u8]);
     /// Reads what [`put`](Self::put) wrote.
@@ -222,6 +224,24 @@ impl SegmentWriter<'_> {
         }
     }
 
+    /// Adds records in their order, none smaller than the one before.
+    pub fn push_all<R: Record>(&mut self, mut records: &[R]) -> Result<()> {
+        let size = self.writer.run.records_per_block * R::BYTES;
+        while !records.is_empty() {
+            let place = self.buffer.len();
+            let (some, rest) = records.split_at(records.len().min((size - place) / R::BYTES));
+            self.buffer.resize(place + some.len() * R::BYTES, 0);
+            let bytes = self.buffer[place..].chunks_exact_mut(R::BYTES);
+            bytes.zip(some).for_each(|(out, record)| record.put(out));
+            self.segment.num_records += some.len() as u64;
+            if self.buffer.len() == size {
+                self.flush()?;
+            }
+            records = rest;
+        }
+        Ok(())
+    }
+
     /// Records so far.
     pub fn num_records(&self) -> u64 {
         self.segment.num_records
@@ -340,6 +360,9 @@ mod tests {
 
     impl Record for u64 {
         const BYTES: usize = 8;
+        fn leading(&self) -> u64 {
+            *self
+        }
         fn put(self, out: &mut [u8]) {
             out.copy_from_slice(&self.to_le_bytes());
         }
@@ -352,7 +375,10 @@ mod tests {
         let writer = RunWriter::create::<u64>(folder, 64).unwrap();
         let segments = parts.iter().enumerate().map(|(number, part)| {
             let mut segment = writer.segment::<u64>(number);
-            part.clone().for_each(|record| segment.push(record).unwrap());
+            let records: Vec<u64> = part.clone().collect();
+            let (some, others) = records.split_at(records.len() / 4);
+            some.iter().for_each(|&record| segment.push(record).unwrap());
+            others.chunks(11).for_each(|records| segment.push_all(records).unwrap());
             segment.finish().unwrap()
         });
         let segments = segments.collect();

@@ -10,6 +10,7 @@ use super::merge::{Merge, Source};
 use super::run::{Record, Run, RunReader, RunWriter};
 use super::{Memory, SpillFolder};
 use crate::Result;
+use crate::radix;
 
 /// Runs that are read together at most.
 pub const FAN_IN: usize = 64;
@@ -57,6 +58,7 @@ pub struct Sorter<R> {
     spill: Spill,
     capacity: usize,
     buffer: Vec<R>,
+    scratch: Vec<R>,
     runs: Vec<Arc<Run>>,
 }
 
@@ -64,7 +66,7 @@ impl<R: Record> Sorter<R> {
     /// A sorter that keeps `memory_bytes` in memory at most, without a limit where absent.
     pub fn new(spill: Spill, memory_bytes: Option<usize>) -> Self {
         let capacity = memory_bytes.map_or(usize::MAX, |bytes| (bytes / size_of::<R>()).max(16));
-        Self { spill, capacity, buffer: Vec::new(), runs: Vec::new() }
+        Self { spill, capacity, buffer: Vec::new(), scratch: Vec::new(), runs: Vec::new() }
     }
 
     /// Takes one record.
@@ -82,14 +84,16 @@ impl<R: Record> Sorter<R> {
         Ok(())
     }
 
+    fn sort(&mut self) {
+        radix::sort_where_they_lie(&mut self.buffer, &mut self.scratch, &R::leading);
+    }
+
     fn write(&mut self) -> Result<()> {
-        self.buffer.sort_unstable();
+        self.sort();
         let folder = self.spill.folder()?;
         let writer = RunWriter::create::<R>(&folder, self.spill.block_bytes())?;
         let mut segment = writer.segment::<R>(0);
-        for &record in &self.buffer {
-            segment.push(record)?;
-        }
+        segment.push_all(&self.buffer)?;
         let segment = segment.finish()?;
         self.runs.push(Arc::new(writer.finish(vec![segment])?));
         self.buffer.clear();
@@ -101,7 +105,7 @@ impl<R: Record> Sorter<R> {
 
     /// What was taken, sorted.
     pub fn finish(mut self) -> Result<Sorted<R>> {
-        self.buffer.sort_unstable();
+        self.sort();
         Ok(Sorted { runs: self.runs, buffers: vec![Arc::new(self.buffer)] })
     }
 }

@@ -1,15 +1,20 @@
 //! Sorting by a number first: a radix sort from the lowest digit, which touches every record a few times
-//! however many there are, and then the few that share a number.
+//! however many there are, and then the few that share a number. More records than a cache holds are brought
+//! near their places by their highest digit first, where they lie.
 
 /// Bits of a digit at most.
 const DIGIT: u32 = 11;
 /// Fewer records are sorted by comparing them.
 const FEW: usize = 256;
+/// So many records of some 20 bytes fit the cache of a core, twice.
+const MANY: usize = 1 << 13;
+/// Bits of the highest digit: more places than that have pages that the processor cannot keep in mind.
+const HIGHEST: u32 = 10;
 /// More passes are not faster than comparing.
 const MOST_PASSES: u32 = 4;
 
 /// Sorts `records`, whose order is that of `number` first; `scratch` is for use again.
-pub(super) fn sort<R: Copy + Ord>(
+pub(crate) fn sort<R: Copy + Ord>(
     records: &mut Vec<R>,
     scratch: &mut Vec<R>,
     number: impl Fn(&R) -> u64,
@@ -21,7 +26,7 @@ pub(super) fn sort<R: Copy + Ord>(
 }
 
 /// The same where they lie.
-pub(super) fn sort_slice<R: Copy + Ord>(
+pub(crate) fn sort_slice<R: Copy + Ord>(
     records: &mut [R],
     scratch: &mut Vec<R>,
     number: impl Fn(&R) -> u64,
@@ -30,6 +35,70 @@ pub(super) fn sort_slice<R: Copy + Ord>(
         records.copy_from_slice(scratch);
     }
     sort_equal(records, number);
+}
+
+/// The same with `scratch` for no more than [`MANY`] of them.
+pub(crate) fn sort_where_they_lie<R: Copy + Ord>(
+    records: &mut [R],
+    scratch: &mut Vec<R>,
+    number: &impl Fn(&R) -> u64,
+) {
+    if records.len() <= MANY {
+        return sort_slice(records, scratch, number);
+    }
+    let (low, high) = bounds(records, number);
+    let bits = u64::BITS - (high - low).leading_zeros();
+    if bits == 0 {
+        return records.sort_unstable();
+    }
+    let shift = bits.saturating_sub(HIGHEST);
+    let digit = |record: &R| ((number(record) - low) >> shift) as usize;
+    let mut ends = [0; 1 << HIGHEST];
+    records.iter().for_each(|record| ends[digit(record)] += 1);
+    let (mut places, mut next) = ([0; 1 << HIGHEST], 0);
+    for (place, end) in places.iter_mut().zip(&mut ends) {
+        (*place, next) = (next, next + *end);
+        *end = next;
+    }
+    bring_near(records, &mut places, &ends, digit);
+    let mut rest = records;
+    let mut start = 0;
+    for end in ends {
+        let (own, others) = rest.split_at_mut(end - start);
+        sort_where_they_lie(own, scratch, number);
+        (rest, start) = (others, end);
+    }
+}
+
+/// Brings every record between the place and the end of its digit, by exchanging them (McIlroy, Bostic,
+/// McIlroy 1993, "Engineering radix sort").
+fn bring_near<R: Copy>(
+    records: &mut [R],
+    places: &mut [usize],
+    ends: &[usize],
+    digit: impl Fn(&R) -> usize,
+) {
+    for (own, &end) in ends.iter().enumerate() {
+        while places[own] < end {
+            let mut held = records[places[own]];
+            let mut to = digit(&held);
+            while to != own {
+                std::mem::swap(&mut held, &mut records[places[to]]);
+                places[to] += 1;
+                to = digit(&held);
+            }
+            records[places[own]] = held;
+            places[own] += 1;
+        }
+    }
+}
+
+/// The smallest and the largest number.
+fn bounds<R>(records: &[R], number: &impl Fn(&R) -> u64) -> (u64, u64) {
+    records.iter().fold((u64::MAX, 0), |(low, high), record| {
+        let number = number(record);
+        (low.min(number), high.max(number))
+    })
 }
 
 /// Sorts those of one number, which stand together.
@@ -48,10 +117,7 @@ fn place<R: Copy + Ord>(
         records.sort_unstable();
         return false;
     }
-    let (low, high) = records.iter().fold((u64::MAX, 0), |(low, high), record| {
-        let number = number(record);
-        (low.min(number), high.max(number))
-    });
+    let (low, high) = bounds(records, number);
     let bits = u64::BITS - (high - low).leading_zeros();
     let passes = bits.div_ceil(DIGIT);
     if passes > MOST_PASSES || passes == 0 {
@@ -95,7 +161,19 @@ mod tests {
     fn sorts_as_comparing_does() {
         let mut state = 3_u64;
         let mut scratch = Vec::new();
-        for (num, values) in [(10, 9), (5000, 1), (5000, 300), (9000, 1 << 30), (4000, u64::MAX)] {
+        let cases = [
+            (10, 9),
+            (5000, 1),
+            (5000, 300),
+            (9000, 1),
+            (9000, 1 << 30),
+            (4000, u64::MAX - 1000),
+            (50_000, 3),
+            (50_000, 4000),
+            (100_000, 1 << 40),
+            (30_000, u64::MAX - 1000),
+        ];
+        for (num, values) in cases {
             let mut records: Vec<(u64, u64)> = (0..num)
                 .map(|_| {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -104,11 +182,13 @@ mod tests {
                 .collect();
             let mut sorted = records.clone();
             sorted.sort_unstable();
-            let mut others = records.clone();
+            let (mut others, mut again) = (records.clone(), records.clone());
             sort(&mut records, &mut scratch, |record| record.0);
             assert!(records == sorted, "{num} records of {values} values");
             sort_slice(&mut others, &mut scratch, |record| record.0);
             assert!(others == sorted, "{num} records of {values} values in place");
+            sort_where_they_lie(&mut again, &mut scratch, &|record: &(u64, u64)| record.0);
+            assert!(again == sorted, "{num} records of {values} values where they lie");
         }
     }
 }
