@@ -75,7 +75,8 @@ impl TopK {
                 part.pool.read(best.list, entries);
                 entries.retain(|entry| *entry <= best.cut);
                 keep_best(entries, k);
-                radix::sort(entries, scratch, |entry| u64::from(entry.key()));
+                // A long list leaves no memory for another one.
+                radix::sort_where_they_lie(entries, scratch, &|entry| u64::from(entry.key()));
                 segment.push_all(entries)?;
                 note_count(&mut counts, class, entries.len() as u64);
                 best.mark(entries, k);
