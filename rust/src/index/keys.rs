@@ -158,10 +158,12 @@ pub(super) fn write(
     writer.put(KEYS_MAGIC)?;
     writer.put(&num_samples.to_le_bytes())?;
     let in_memory = num_samples.saturating_mul(32) <= (memory.bytes() / 2) as u64;
-    match in_memory {
-        true if num_samples <= MOST_PACKED => writer.take_packed(job)?,
-        true => writer.take_all(job)?,
-        false => writer.take_by_partition(memory, job)?,
+    if in_memory && num_samples <= MOST_PACKED {
+        writer.take_packed(job)?;
+    } else if in_memory {
+        writer.take_all(job)?;
+    } else {
+        writer.take_by_partition(memory, job)?;
     }
     let Writer { file, hasher, num_doubled, doubled, .. } = writer;
     file.publish()?;

@@ -213,15 +213,7 @@ impl SegmentWriter<'_> {
     /// Adds a record, which is not smaller than the one before.
     #[inline]
     pub fn push<R: Record>(&mut self, record: R) -> Result<()> {
-        let place = self.buffer.len();
-        self.buffer.resize(place + R::BYTES, 0);
-        record.put(&mut self.buffer[place..]);
-        self.segment.num_records += 1;
-        if self.buffer.len() == self.writer.run.records_per_block * R::BYTES {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        self.push_all(std::slice::from_ref(&record))
     }
 
     /// Adds records in their order, none smaller than the one before.
@@ -240,11 +232,6 @@ impl SegmentWriter<'_> {
             records = rest;
         }
         Ok(())
-    }
-
-    /// Records so far.
-    pub fn num_records(&self) -> u64 {
-        self.segment.num_records
     }
 
     fn flush(&mut self) -> Result<()> {
