@@ -1,8 +1,70 @@
-"""For every test: a process that was started in the background ignores Ctrl-C, and so would its children."""
+"""For every test: one thread a process, groups of pytest-xdist, how thorough a run is, what is missing."""
 
 from __future__ import annotations
 
+import os
 import signal
 
+import pytest
+from hypothesis import settings
+
+from tests.help import missing
+from tests.help.thoroughness import kill_offset, runs_long
+
+# Before torch and NumPy are imported, and for every process that a test starts: threads of two processes that
+# wait for one another at full speed take three times the time.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+# A process that was started in the background ignores Ctrl-C, and so would its children.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+pytest_plugins = ["tests.help.stores", "tests.help.workspaces", "tests.help.clusters"]
+
+NUM_WORKERS = 2
+LONGEST_FIRST = ("project", "ranks", "kill", "ray")
+"""Groups of tests that run one after another in one process; every other file is a group of its own."""
+
+settings.register_profile("default", max_examples=20, deadline=None)
+settings.register_profile("long", max_examples=100, deadline=None, print_blob=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A run of everything is spread over processes where pytest-xdist is there; `-n 0` says otherwise."""
+    options = config.option
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    if options.numprocesses is None and whole and not (options.usepdb or options.collectonly):
+        options.numprocesses = min(NUM_WORKERS, os.cpu_count() or 1)
+    if options.numprocesses and options.dist in ("no", "load"):
+        options.dist = "loadgroup"
+    options.loadscopereorder = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The profile of Hypothesis, where the command line names none, is that of the markers."""
+    if not config.getoption("--hypothesis-profile", None):
+        settings.load_profile("long" if runs_long(config) else "default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts every test into a group of pytest-xdist, and the groups that take longest first."""
+    places: dict[pytest.Item, int] = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        if mark is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem + "-" + item.path.parent.name))
+        name = mark.args[0] if mark is not None else ""
+        places[item] = LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+    items.sort(key=places.__getitem__)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """How thorough the run is, and what is not here and therefore skipped."""
+    how = "everything" if runs_long(config) else "without what takes long (-m '' runs all)"
+    said = [f"thoroughness: {how}; writes are killed from place {kill_offset()} on (WSL_KILL_OFFSET)"]
+    return said + [f"missing: {line}" for line in missing.lines()]

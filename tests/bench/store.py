@@ -18,10 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "stores"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from proxy import Fault, proxy
-from servers import Server, find_server, serving
+from tests.help.proxy import Fault, proxy
+from tests.help.servers import Server, find_server, serving
 
 IN_FLIGHT = (1, 16, 64)
 SIZE, NUM_SHARDS = 20_000, 128

@@ -13,27 +13,15 @@ import polars as pl
 import pytest
 import yaml
 from PIL import Image
-from running import refused, wsl_json
 
 import wsl
+from tests.help.commands import refused, wsl_json
+from tests.help.workspaces import NUM_TEST
 from wsl.cli import run
 from wsl.errors import exit_code, explain
 from wsl.shards import write_shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny workspace with a teacher, made once."""
-    root = tmp_path_factory.mktemp("workspace")
-    assert run(["init", str(root), "--num-labelled", "50"]) == 0
-    data = root / "data"
-    for path in sorted(data.glob("unlabelled-*.tar"))[1:]:
-        path.unlink()
-    assert run(["index", "build", "-w", str(root)]) == 0
-    assert run(["train", "-w", str(root), "--stage", "teacher", "--set", "num_steps=8"]) == 0
-    return root
 
 
 def test_the_help_of_every_command_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,12 +100,12 @@ def test_statistics_are_one_json_document(tmp_path: Path, capsys: pytest.Capture
 def test_selection_scores_first_agrees_with_polars_and_is_then_up_to_date(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = wsl_json(capsys, "pseudolabel", "-w", workspace, "--k", 300, "--p", 2, "--keep", "all", "--json")
+    report = wsl_json(capsys, "pseudolabel", "-w", workspace, "--k", 40, "--p", 2, "--keep", "all", "--json")
     assert report["state"] == "selected"
-    assert wsl_json(capsys, "pseudolabel", "-w", workspace, "--k", 300, "--p", 2, "--json")["state"] == (
+    assert wsl_json(capsys, "pseudolabel", "-w", workspace, "--k", 40, "--p", 2, "--json")["state"] == (
         "up to date"
     )
-    code, text = refused(capsys, "pseudolabel", "-w", workspace, "--k", 200, "--p", 2)
+    code, text = refused(capsys, "pseudolabel", "-w", workspace, "--k", 30, "--p", 2)
     assert (code, "k differ" in text) == (2, True)
     table = pl.read_parquet(workspace / "pseudolabels.parquet")
     files = list((workspace / "predictions" / "unlabelled").rglob("*.parquet"))
@@ -127,7 +115,7 @@ def test_selection_scores_first_agrees_with_polars_and_is_then_up_to_date(
         .explode("scores", "class")
         .sort(["class", "scores", "sample"], descending=[False, True, False])
     )
-    best = scores.group_by("class", maintain_order=True).head(300)
+    best = scores.group_by("class", maintain_order=True).head(40)
     kept = (
         best.sort(["sample", "scores", "class"], descending=[False, True, False])
         .group_by("sample", maintain_order=True)
@@ -146,7 +134,7 @@ def test_selection_scores_first_agrees_with_polars_and_is_then_up_to_date(
     ]
     state = tmp_path / "part.state"
     wsl_json(
-        capsys, "pseudolabel", *arguments, "--k", 300, "--p", 2, "--out", direct, "--state", state, "--json"
+        capsys, "pseudolabel", *arguments, "--k", 40, "--p", 2, "--out", direct, "--state", state, "--json"
     )
     assert pl.read_parquet(direct).equals(table)
     merged = tmp_path / "merged.parquet"
@@ -157,7 +145,7 @@ def test_selection_scores_first_agrees_with_polars_and_is_then_up_to_date(
     cut = tmp_path / "cut"
     wsl_json(capsys, "score", *arguments, "--out", cut, "--keep", 3, "--json")
     code, text = refused(
-        capsys, "pseudolabel", "--predictions", cut, "--k", 4000, "--p", 2, "--out", tmp_path / "c.parquet"
+        capsys, "pseudolabel", "--predictions", cut, "--k", 480, "--p", 2, "--out", tmp_path / "c.parquet"
     )
     assert (code, "best classes of an image" in text) == (2, True)
 
@@ -169,7 +157,7 @@ def test_a_run_is_evaluated_exported_and_predicts(
     found = wsl_json(capsys, "evaluate", teacher, "--index", test, "--json")
     recorded = json.loads((teacher / "run.json").read_text())["evaluation"]
     assert found["top1"] == pytest.approx(recorded["top1"])
-    assert sum(map(sum, found["confusion"])) == found["num_samples"] == 5000
+    assert sum(map(sum, found["confusion"])) == found["num_samples"] == NUM_TEST
     assert run(["export", str(teacher), str(tmp_path / "model")]) == 0
     assert run(["export", str(teacher), str(tmp_path / "model")]) == 2
     assert run(["index", "get", str(test), "0", "--out", str(tmp_path / "a.png")]) == 0
@@ -213,7 +201,7 @@ def test_an_image_folder_is_packed_and_indexed(tmp_path: Path, capsys: pytest.Ca
         (["index", "build", "-w", "{none}"], 2, "is no workspace"),
         (["index", "build", "nothing", "-w", "{root}"], 2, "names no index 'nothing'"),
         (["index", "info", "{none}"], 2, "is not an index"),
-        (["index", "get", "{root}/index/test", "99999"], 2, "ordinals run from 0 to 4999"),
+        (["index", "get", "{root}/index/test", "99999"], 2, "ordinals run from 0 to 299"),
         (["index", "get", "{root}/index/test", "nokey"], 2, "no sample with the key"),
         (["index", "build", "--shards", "{none}/*.tar", "--out", "{none}/i"], 2, "no file matches"),
         (["index", "build", "--bogus"], 2, "No such option"),

@@ -23,14 +23,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import clustered
 import numpy as np
 import polars as pl
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "stores"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pair import PORT, Pair, Store, ip
-from servers import find_server
+from tests.help import clustered
+from tests.help.pair import PORT, Pair, Store, ip
+from tests.help.servers import find_server
 
 WSL = [
     sys.executable,

@@ -7,11 +7,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
-from made_here import Here, World, both_ways, quick_folder
 
 import wsl
+from tests.help.parts import Here, World, both_ways, quick_folder
+from tests.help.thoroughness import examples
 from wsl import DataError, UsageError, WslError, _core
 from wsl.cluster.plan import cut
 from wsl.shards import write_shard
@@ -34,7 +35,7 @@ def test_pieces_hold_everything_once_in_its_order(sizes: list[int], step: int) -
     lists=st.sampled_from(["none", "exclude", "include"]),
     append=st.booleans(),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(25, suppress_health_check=list(HealthCheck))
 def test_records_alone_are_indexed_as_one_machine_indexes_them(
     seed: int, group_bytes: int, part_rows: int, lists: str, append: bool
 ) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
-from made_here import Here, World, both_ways, quick_folder
 
 import wsl
+from tests.help.parts import Here, World, both_ways, quick_folder
+from tests.help.thoroughness import examples
 from wsl import DataError, UsageError, WslError
 from wsl.cluster.parts import Parts
 from wsl.shards import write_shard
@@ -24,7 +25,7 @@ from wsl.shards import write_shard
     group_bytes=st.sampled_from([1, 1500, 1 << 30]),
     part_rows=st.sampled_from([2, 5, 1 << 20]),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(25, suppress_health_check=list(HealthCheck))
 def test_shards_are_appended_as_one_machine_appends_them(
     seed: int, scope: str, added: Any, group_bytes: int, part_rows: int
 ) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_here import Here, World, both_ways, content_of
 
 import wsl
+from tests.help.parts import Here, World, both_ways, content_of
 from wsl import DataError, UsageError
 from wsl.cluster import index_tasks, tasks
 from wsl.cluster.parts import Part, Parts

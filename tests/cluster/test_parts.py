@@ -9,11 +9,11 @@ import multiprocessing
 import os
 from pathlib import Path
 
-import clustered
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.help import clustered
 from wsl import DataError, UsageError, _core
 from wsl.cluster import running
 from wsl.cluster.parts import Part, Parts

@@ -6,22 +6,21 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import clustered
 import polars as pl
 import pytest
-from made_here import Here, World, both_ways
-from proxy import Fault, proxy
-from servers import SECRET, Server, found_server
-from test_faults import FAULTS
-from worlds_of_shards import padded
 
 import wsl
 import wsl.cli
-from wsl import DataError, _core, storage
+from tests.files.test_store_faults import FAULTS
+from tests.help import clustered
+from tests.help.parts import Here, World, both_ways
+from tests.help.proxy import Fault, proxy
+from tests.help.servers import SECRET, Server
+from tests.help.shards import padded
+from wsl import DataError, storage
 from wsl.cluster.counting import count_levels
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import merge_tree
@@ -29,26 +28,6 @@ from wsl.config import ClusterConfig
 from wsl.counting import UNLIMITED, Columns
 from wsl.hashtags import HashtagCounts
 from wsl.selection import TopK
-
-_number = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of S3."""
-    with found_server(tmp_path_factory.mktemp("s3") / "root") as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(server: Server) -> Iterator[str]:
-    """The URI of an empty bucket of the server, which is what storage reaches."""
-    if not _core.HAS_STORES:
-        pytest.skip("this wsl was built without object stores (Cargo feature cloud)")
-    storage.use()
-    storage.use(server.options())
-    yield server.bucket(f"parts-{next(_number)}")
-    storage.use()
 
 
 @pytest.fixture
@@ -263,7 +242,6 @@ def test_parts_come_through_every_fault_of_a_store(
     assert len(seen.requests) > 100
 
 
-@pytest.mark.timeout(180)
 def test_commands_on_a_cluster_keep_their_parts_in_a_store(
     tmp_path: Path, cluster: str, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,10 +11,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import wsl
+from tests.help.thoroughness import examples
 from wsl import _core
 from wsl.shards import write_shard
 
@@ -66,7 +67,7 @@ def by_wsl(content: bytes, folder: Path) -> list[tuple[bytes, int, int, int]]:
 
 
 @given(MEMBERS, LAYOUTS, st.booleans())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_archives_of_every_layout_have_the_members_that_tarfile_sees(
     tmp_path_factory: pytest.TempPathFactory,
     members: list[tuple[str, bytes, int]],

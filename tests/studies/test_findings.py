@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from frames import frame, row, rows_of, sweep, sweep_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.help.frames import frame, row, rows_of, sweep, sweep_rows
 from wsl._core import DataError, UsageError
 from wsl.studies.findings import FindingResult, judge, judge_all, judge_peak, verdict_of
 from wsl.studies.rows import Rows

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.help.thoroughness import examples
 from wsl.studies.statistics import Estimate, differences, interval, t_quantile, t_share
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12)
@@ -52,7 +53,7 @@ def test_an_interval_is_scipy_s(values: list[float]) -> None:
     assert high == pytest.approx(mean + half, abs=1e-6)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(VALUES, st.floats(-10, 10))
 def test_an_interval_moves_with_its_values(values: list[float], shift: float) -> None:
     mean, low, high = interval(values)

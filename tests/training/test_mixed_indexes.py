@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FileIndex, Order, StageMaker, write_index
 from safetensors.torch import load_file
 
 import wsl
+from tests.help.stages import CLASSES, StageMaker, write_index
 from wsl.config import WorkspaceConfig, check
 from wsl.training.stages import RunSummary, run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
-
-
-@pytest.fixture(autouse=True)
-def joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The indexes in memory count their labels, as the engine's do."""
-
-    def label_counts(self: FileIndex) -> Any:
-        return np.bincount(self._labels, minlength=4).astype(np.uint64)
-
-    monkeypatch.setattr(FileIndex, "label_counts", label_counts, raising=False)
 
 
 def run(stages: StageMaker, out: str, weights: list[float], *, stop_at: int | None = None) -> Any:
@@ -53,7 +42,7 @@ def test_a_stage_mixes_indexes_by_weight_and_goes_on_to_the_same_bits(stages: St
     write_index(stages.root / "other", 30, seed=7)
     whole, seen = run(stages, "whole", [3, 1])
     shown = np.array([sample for number in range(12) for sample in seen[number]])
-    orders: Any = [Order(96, seed=0), Order(30, seed=1)]
+    orders = [wsl.EpochOrder(96, seed=0), wsl.EpochOrder(30, seed=1)]
     assert shown.tolist() == wsl.MixedOrder(orders, [3, 1], seed=0)[0:192].tolist()
     # A quarter of 192, less or more by chance.
     assert 34 <= (shown >= 96).sum() <= 62
@@ -67,18 +56,8 @@ def test_a_stage_mixes_indexes_by_weight_and_goes_on_to_the_same_bits(stages: St
         run(stages, "cut", [1, 1])
 
 
-def test_indexes_of_different_vocabularies_are_not_mixed(
-    stages: StageMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_index(stages.root / "other", 30, seed=7)
-    plain = FileIndex.__init__
-
-    def renamed(self: FileIndex, path: Path) -> None:
-        plain(self, path)
-        if path.name == "other":
-            self.vocabulary_fingerprint = "another"
-
-    monkeypatch.setattr(FileIndex, "__init__", renamed)
+def test_indexes_of_different_vocabularies_are_not_mixed(stages: StageMaker) -> None:
+    write_index(stages.root / "other", 30, seed=7, classes=[*CLASSES[:3], "fox"])
     with pytest.raises(wsl.UsageError, match=r"other and .*index have different vocabularies"):
         run(stages, "refused", [1, 1])
     assert not (stages.root / "refused").exists()

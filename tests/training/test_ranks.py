@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ranks
-from fakes import install
 from safetensors.torch import load_file
 
+from tests.help import ranks
 from wsl.training import checkpoint, task
 
-PROGRAM = Path(__file__).with_name("ranks.py")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(folder: Path, *parts: str) -> tuple[int, str]:
@@ -31,9 +30,10 @@ def launch(folder: Path, *parts: str) -> tuple[int, str]:
         "import sys; from wsl.training import launch; launch.FAILURE_GRACE_S = 5.0; "
         "sys.exit(launch.launch_ranks([sys.executable, *sys.argv[1:]], 2))"
     )
-    command = [sys.executable, "-c", code, str(PROGRAM), str(folder), *parts]
+    command = [sys.executable, "-c", code, "-m", "tests.help.ranks", str(folder), *parts]
     own = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"}
     environment = {key: value for key, value in os.environ.items() if key not in own}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     # Neither a compiler nor ninja nor anything compiled before is there, and none is missed.
     environment |= {"PATH": str(folder), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
     with log.open("wb") as out:
@@ -47,7 +47,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task, "build_model", task.build_model)
-        install(patch.setitem)
         ranks.Part(path).shrink()
     parts = ("equal", "options", "not_finite", "full", "world", "grown", "chain", "whole", "killed")
     code, log = launch(path, *parts)
@@ -136,7 +135,6 @@ def ordinals(folder: Path, name: str, num_ranks: int) -> dict[int, list[int]]:
 @pytest.mark.parametrize("name", ranks.CHANGED)
 def test_one_rank_goes_on_where_two_stopped(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "build_model", lambda config, labels: ranks.Net(labels, plain=True))
-    install(monkeypatch.setitem)
     part = ranks.Part(folder)
     cut = f"world cut {name}"
     assert "stopped after step 6 of 12 (SIGTERM)" in read(folder, f"{cut}-0")

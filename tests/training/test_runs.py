@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from fakes import FileIndex, StageMaker, write_index
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import wsl
+from tests.help.stages import CLASSES, StageMaker, key_of, write_index
 from wsl.cli import run as wsl_command
 from wsl.config import StageConfig
 from wsl.training import checkpoint, watch
@@ -219,7 +219,7 @@ def student(stages: StageMaker) -> StageMaker:
     table = table.with_columns(
         pl.col("sample").cast(pl.UInt64), pl.col("class").cast(pl.UInt32), probability=pl.lit(0.5)
     )
-    provenance = {"index_fingerprint": FileIndex(stages.index).fingerprint, "num_classes": 4}
+    provenance = {"index_fingerprint": wsl.Index.open(stages.index).fingerprint, "num_classes": 4}
     provenance["teacher_fingerprint"] = "the teacher"
     table.write_parquet(stages.root / "d-hat.parquet", metadata={"wsl": json.dumps(provenance)})
     folder = stages.root / "predictions"
@@ -303,11 +303,11 @@ def test_what_cannot_be_shown_is_replaced_and_a_run_goes_on_to_the_same_bits(
 
 
 def test_samples_that_were_taken_down_are_replaced_and_are_not_corrupt(
-    tmp_path: Path, stages: StageMaker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     taken = (3, 40, 41)
     damaged = StageMaker(tmp_path / "damaged", corrupt=taken)
-    monkeypatch.setattr(FileIndex, "dropped", np.array(taken))
+    wsl.drop_samples(damaged.index, [key_of(sample) for sample in taken])
     options: dict[str, Any] = {"data": {"max_corrupt_share": 0.0}}
     summary = run_stage(damaged.config(**options), damaged.inputs(evaluate=damaged.index))
     assert summary.num_corrupt == 0
@@ -333,35 +333,22 @@ def test_randaugment_is_an_option_and_depends_on_no_worker(stages: StageMaker) -
 def test_data_that_do_not_belong_together_are_refused_before_the_first_step(
     stages: StageMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(FileIndex, "label_counts", lambda self: np.array([5, 0, 91, 0]), raising=False)
-    monkeypatch.setattr(FileIndex, "class_names", ["ant", "bee", "cat", "dog"], raising=False)
+    monkeypatch.setattr(wsl.Index, "label_counts", lambda self: np.array([5, 0, 91, 0]))
     run_stage(stages.config(num_steps=1), stages.inputs("empty"))
     said = " ".join(capsys.readouterr().err.split())
     assert "warning: 2 of 4 classes have no image in" in said
     assert "cannot be learned: bee, dog" in said
     steps: list[int] = []
     monkeypatch.setattr(Stepper, "step", lambda *_, **__: steps.append(1))
-    plain = FileIndex.__init__
-
-    def fewer(self: FileIndex, path: Path) -> None:
-        plain(self, path)
-        if path == stages.index:
-            self.num_labels = 3
-
     with monkeypatch.context() as patch:
-        patch.setattr(FileIndex, "__init__", fewer)
+        known = {stages.index: 3, stages.held_out: 4}
+        patch.setattr(wsl.Index, "num_labels", property(lambda self: known[self.path]))
         with pytest.raises(wsl.UsageError, match="has 4 classes, and the stage knows 3"):
             run_stage(stages.config(), stages.inputs("x"))
-
-    def renamed(self: FileIndex, path: Path) -> None:
-        plain(self, path)
-        if path == stages.held_out:
-            self.vocabulary_fingerprint = "another"
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FileIndex, "__init__", renamed)
-        with pytest.raises(wsl.UsageError, match="has vocabulary another, training has ten classes"):
-            run_stage(stages.config(), stages.inputs("x"))
+    renamed = write_index(stages.root / "renamed", 50, seed=1, classes=[*CLASSES[:3], "fox"])
+    made, other = (wsl.Index.open(path).vocabulary_fingerprint for path in (stages.index, renamed))
+    with pytest.raises(wsl.UsageError, match=f"has vocabulary {other}, training has {made}"):
+        run_stage(stages.config(), stages.inputs("x", evaluate=renamed))
     with pytest.raises(wsl.UsageError, match="does not divide"):
         run_stage(stages.config(batch_size=16, micro_batch_size=3), stages.inputs("x"))
     with pytest.raises(wsl.UsageError, match="it is even"):
@@ -372,10 +359,10 @@ def test_data_that_do_not_belong_together_are_refused_before_the_first_step(
 def test_a_file_that_cannot_be_read_ends_the_run_with_its_name(
     stages: StageMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(self: FileIndex, ordinals: Any) -> list[bytes]:
+    def read(self: wsl.Index, *_: Any, **__: Any) -> list[bytes]:
         raise OSError(5, "Input/output error", "shards/000.tar")
 
-    monkeypatch.setattr(FileIndex, "read", read)
+    monkeypatch.setattr(wsl.Index, "read", read)
     for workers in (0, 2):
         with pytest.raises(OSError, match=r"shards/000\.tar"):
             run_stage(stages.config(data={"num_workers": workers}), stages.inputs())
@@ -431,7 +418,7 @@ def test_what_is_exported_loads_predicts_and_is_described(stages: StageMaker, tm
     with pytest.raises(wsl.UsageError, match="kept no best weights"):
         export_run(other, tmp_path / "none", best=True)
     picture = tmp_path / "picture.png"
-    picture.write_bytes(FileIndex(stages.held_out).read([0])[0])
+    picture.write_bytes(wsl.Index.open(stages.held_out).read([0])[0])
     ((first, *_),) = predict(tmp_path / "model", [picture])
     assert first == predict(run, [picture])[0][0]
     result = evaluate_run(run, stages.held_out)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fakes import StageMaker
 from safetensors.torch import load_file
 
 import wsl
+from tests.help.stages import StageMaker
 from wsl.training import checkpoint
 from wsl.training.loop import Batch
 from wsl.training.stages import run_stage

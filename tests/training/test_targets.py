@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import nn
 
+from tests.help.thoroughness import examples
 from wsl.config import ExecutionConfig, RegularizationConfig
 from wsl.training.ema import Ema
 from wsl.training.execution import prepare_model
@@ -68,7 +69,7 @@ def pictures(num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return labels[:, :, None, None].float().expand(num, 1, 12, 10).clone(), labels, torch.ones(num, 1)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.integers(0, 2**62), st.integers(0, 2**40), st.floats(0.05, 5), st.booleans())
 def test_targets_are_mixed_as_the_pixels_are(seed: int, start: int, alpha: float, pastes: bool) -> None:
     options = RegularizationConfig(cutmix=alpha) if pastes else RegularizationConfig(mixup=alpha)

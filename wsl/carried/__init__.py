@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from wsl._core import UsageError
@@ -54,18 +55,24 @@ def make_workspace(
     *,
     source: Path | None = None,
     num_labelled: int = 500,
+    num_unlabelled: int | None = None,
+    num_test: int | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Lays a workspace out in `folder` and returns the files that are new.
 
-    `dataset` is "fashion-mnist" (with `num_labelled` labelled images), "openclipart" or "none". The
-    data are the carried ones, or the full set in its original files under `source`. Configs that are
-    there stay as they are; `wsl.yaml` comes last. UsageError where the folder is a workspace of another
-    set and `overwrite` is not given, or files of `source` are missing; DataError where they are damaged.
+    `dataset` is "fashion-mnist" (with `num_labelled` labelled images, and the first `num_unlabelled` and
+    `num_test` of the others; None is all), "openclipart" or "none". The data are the carried ones, or the
+    full set in its original files under `source`. Configs that are there stay as they are; `wsl.yaml` comes
+    last. UsageError where the folder is a workspace of another set and `overwrite` is not given, a number of
+    images is not to be had, or files of `source` are missing; DataError where they are damaged.
     """
     made_of = {"dataset": dataset, "source": str(source.resolve()) if source else None}
+    sizes = fashion_mnist.Sizes(num_labelled, num_unlabelled, num_test)
     if dataset == "fashion-mnist":
-        made_of["num_labelled"] = str(num_labelled)
+        made_of |= {f"num_{name}": str(size) for name, size in asdict(sizes).items() if size is not None}
+    elif num_unlabelled is not None or num_test is not None:
+        raise UsageError(f"--num-unlabelled and --num-test are for fashion-mnist, and the data are {dataset}")
     file = folder / "wsl.yaml"
     known = _read_marker(folder)
     new = known != made_of or not file.is_file()
@@ -80,7 +87,7 @@ def make_workspace(
         return written
     text = EMPTY
     if dataset != "none":
-        files, text = _write_data(folder / "data", dataset, source, num_labelled)
+        files, text = _write_data(folder / "data", dataset, source, sizes)
         written += files
     (folder / "data").mkdir(exist_ok=True)
     publish_text(folder / MARKER, json.dumps(made_of) + "\n")
@@ -88,21 +95,23 @@ def make_workspace(
     return [*written, file]
 
 
-def _write_data(data: Path, dataset: str, source: Path | None, num_labelled: int) -> tuple[list[Path], str]:
+def _write_data(
+    data: Path, dataset: str, source: Path | None, sizes: fashion_mnist.Sizes
+) -> tuple[list[Path], str]:
     """Writes the data beside their place and moves them there, so that none is there by half."""
     data.mkdir(exist_ok=True)
-    (data.parent / MARKER).unlink(missing_ok=True)
-    for old in [*data.glob("labelled-*.tar"), *data.glob("unlabelled-*.tar"), *data.glob("test-*.tar")]:
-        old.unlink()
-    for old in data.glob("tagged-*.tar"):
-        old.unlink()
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=data) as name:
         made = Path(name)
         if dataset == "fashion-mnist":
-            files = fashion_mnist.write_data(made, HERE / fashion_mnist.FILE, source, num_labelled)
+            files = fashion_mnist.write_data(made, HERE / fashion_mnist.FILE, source, sizes)
             text = fashion_mnist.WORKSPACE
         else:
             files, text = openclipart.write_data(made, HERE / openclipart.FILE, source)
+        # What was there goes only now: numbers that cannot be had cost no data.
+        (data.parent / MARKER).unlink(missing_ok=True)
+        for part in ("labelled", "unlabelled", "test", "tagged"):
+            for old in data.glob(f"{part}-*.tar"):
+                old.unlink()
         return [path.replace(data / path.name) for path in files], text
 
 

@@ -50,12 +50,29 @@ stages:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How many images a workspace has; None is all there are."""
+
+    labelled: int = 500
+    unlabelled: int | None = None
+    test: int | None = None
+
+
+@dataclass(frozen=True)
 class Part:
     """Images uint8 N x 28 x 28, labels uint8 N, and their numbers in the original set."""
 
     images: Bytes
     labels: Bytes
     numbers: npt.NDArray[np.int64]
+
+    def first(self, number: int | None, option: str) -> Part:
+        """The first `number` images; UsageError, which names the option, where there are fewer."""
+        if number is None:
+            return self
+        if not 1 <= number <= len(self.labels):
+            raise UsageError(f"{option} {number}: expected a number from 1 to {len(self.labels):,}")
+        return Part(self.images[:number], self.labels[:number], self.numbers[:number])
 
 
 def read_original(folder: Path, part: str) -> tuple[Bytes, Bytes]:
@@ -97,38 +114,38 @@ def balanced(labels: Bytes, number: int) -> npt.NDArray[np.int64]:
     return np.sort(np.concatenate(places))
 
 
-def read_parts(file: Path, source: Path | None, num_labelled: int) -> dict[str, Part]:
-    """labelled, unlabelled and test: the carried ones, or all images of the original files in `source`."""
+def read_parts(file: Path, source: Path | None, sizes: Sizes) -> dict[str, Part]:
+    """labelled, unlabelled and test: of the carried images, or of the original files in `source`."""
     if source is not None:
         images, labels = read_original(source, "train")
         test_images, test_labels = read_original(source, "t10k")
-        chosen = balanced(labels, num_labelled)
+        chosen = balanced(labels, sizes.labelled)
         rest = np.setdiff1d(np.arange(len(labels)), chosen)
-        return {
-            "labelled": Part(images[chosen], labels[chosen], chosen),
-            "unlabelled": Part(images[rest], labels[rest], rest),
-            "test": Part(test_images, test_labels, np.arange(len(test_labels))),
-        }
-    about, arrays = read_arrays(file)
-    numbers = np.array(about["labelled"])
-    chosen = balanced(arrays["labelled_labels"], num_labelled)
-    return {
-        "labelled": Part(
-            arrays["labelled_images"][chosen], arrays["labelled_labels"][chosen], numbers[chosen]
-        ),
-        "unlabelled": Part(
+        labelled = Part(images[chosen], labels[chosen], chosen)
+        unlabelled = Part(images[rest], labels[rest], rest)
+        test = Part(test_images, test_labels, np.arange(len(test_labels)))
+    else:
+        about, arrays = read_arrays(file)
+        numbers = np.array(about["labelled"])
+        chosen = balanced(arrays["labelled_labels"], sizes.labelled)
+        labelled = Part(arrays["labelled_images"][chosen], arrays["labelled_labels"][chosen], numbers[chosen])
+        unlabelled = Part(
             arrays["unlabelled_images"], arrays["unlabelled_labels"], np.array(about["unlabelled"])
-        ),
-        "test": Part(arrays["test_images"], arrays["test_labels"], np.arange(len(arrays["test_labels"]))),
+        )
+        test = Part(arrays["test_images"], arrays["test_labels"], np.arange(len(arrays["test_labels"])))
+    return {
+        "labelled": labelled,
+        "unlabelled": unlabelled.first(sizes.unlabelled, "--num-unlabelled"),
+        "test": test.first(sizes.test, "--num-test"),
     }
 
 
-def write_data(folder: Path, file: Path, source: Path | None, num_labelled: int) -> list[Path]:
+def write_data(folder: Path, file: Path, source: Path | None, sizes: Sizes) -> list[Path]:
     """Writes the shards, the class names and the truth about U to `folder`.
 
     The truth is for measuring, and for studies of hashtags that are right: it has a column of them too.
     """
-    parts = read_parts(file, source, num_labelled)
+    parts = read_parts(file, source, sizes)
     written = []
     for name, part in parts.items():
         samples = _samples(part, "test" if name == "test" else "train", with_class=name != "unlabelled")

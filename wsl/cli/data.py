@@ -30,6 +30,12 @@ def init(
     num_labelled: Annotated[
         int, typer.Option(min=1, help="fashion-mnist: labelled images, the same number of each class.")
     ] = 500,
+    num_unlabelled: Annotated[
+        int | None, typer.Option(min=1, help="fashion-mnist: so many unlabelled images; default: all.")
+    ] = None,
+    num_test: Annotated[
+        int | None, typer.Option(min=1, help="fashion-mnist: so many test images; default: all.")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Make a workspace: tar shards, records, configs and wsl.yaml."""
@@ -39,7 +45,13 @@ def init(
     if dataset not in DATASETS:
         raise UsageError(f"--dataset {dataset}: expected one of {', '.join(DATASETS)}")
     written = carried.make_workspace(
-        folder, dataset, source=source, num_labelled=num_labelled, overwrite=overwrite
+        folder,
+        dataset,
+        source=source,
+        num_labelled=num_labelled,
+        num_unlabelled=num_unlabelled,
+        num_test=num_test,
+        overwrite=overwrite,
     )
     if not written:
         note(f"{folder}: up to date")

@@ -48,15 +48,23 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, *, note: Note, overrides: list[str] | None = None, num_labelled: int = 500
+    out: Path,
+    *,
+    note: Note,
+    overrides: list[str] | None = None,
+    num_labelled: int = 500,
+    num_unlabelled: int | None = None,
+    num_test: int | None = None,
 ) -> DemoResult:
     """Runs both parts in the folder `out` and writes `out/report.html`.
 
-    `overrides` change settings of every stage (KEY=VALUE); any step that fails raises what it raises.
+    `overrides` change settings of every stage (KEY=VALUE), the numbers are those of
+    `wsl.carried.make_workspace`; any step that fails raises what it raises.
     """
     start = time.monotonic()
     demo = _Demo(out, note, overrides or [])
-    outcomes = demo.fashion_mnist(num_labelled) + demo.openclipart()
+    sizes = {"num_labelled": num_labelled, "num_unlabelled": num_unlabelled, "num_test": num_test}
+    outcomes = demo.fashion_mnist(sizes) + demo.openclipart()
     report = out / "report.html"
     note("report")
     write(report, demo_page(outcomes, out / "fashion-mnist", out / "openclipart", time.monotonic() - start))
@@ -68,9 +76,9 @@ class _Demo:
         self.out, self.note, self.overrides = out, note, overrides
         self.console = Console(stderr=True)
 
-    def fashion_mnist(self, num_labelled: int) -> list[Outcome]:
+    def fashion_mnist(self, sizes: dict[str, int | None]) -> list[Outcome]:
         """Teacher, selection, student, finetune, and the baseline."""
-        folder = self._workspace("fashion-mnist", num_labelled)
+        folder = self._workspace("fashion-mnist", **sizes)
         workspace = Workspace.find(folder)
         teacher = self._train(workspace, "teacher")
         built = Index.open(workspace.built_index("unlabelled"))
@@ -86,7 +94,7 @@ class _Demo:
 
         both = student.num_steps + finetuned.num_steps
         return [
-            outcome(f"teacher on {num_labelled} labelled images", teacher),
+            outcome(f"teacher on {sizes['num_labelled']} labelled images", teacher),
             outcome("student on the teacher's pseudo-labels", student),
             outcome("student, finetuned on the labelled images", finetuned, both),
             outcome("the student's network on the labelled images alone", scratch),
@@ -105,10 +113,10 @@ class _Demo:
             _outcome("Open Clip Art", "the same network from scratch", scratch, "macro"),
         ]
 
-    def _workspace(self, dataset: str, num_labelled: int = 500) -> Path:
+    def _workspace(self, dataset: str, **sizes: Any) -> Path:
         folder = self.out / dataset
         self.note(f"{dataset}: workspace and indexes in {folder}")
-        carried.make_workspace(folder, dataset, num_labelled=num_labelled)
+        carried.make_workspace(folder, dataset, **sizes)
         for _, path, settings, root in indexing.index_jobs(Workspace.find(folder), None):
             indexing.build_one_index(path, settings, root)
         return folder
