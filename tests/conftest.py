@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.help import missing
-from tests.help.thoroughness import kill_offset, runs_long
+from tests.help.thoroughness import EVERY, Places, first_place, runs_long
 
 # Before torch and NumPy are imported, and for every process that a test starts: threads of two processes that
 # wait for one another at full speed take three times the time.
@@ -20,7 +20,11 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.help.stores", "tests.help.workspaces", "tests.help.clusters"]
+pytest_plugins = [
+    "tests.help.clusters",
+    "tests.help.stores",
+    "tests.help.workspaces",
+]
 
 NUM_WORKERS = 2
 LONGEST_FIRST = ("project", "ranks", "kill", "ray")
@@ -65,6 +69,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """How thorough the run is, and what is not here and therefore skipped."""
-    how = "everything" if runs_long(config) else "without what takes long (-m '' runs all)"
-    said = [f"thoroughness: {how}; writes are killed from place {kill_offset()} on (WSL_KILL_OFFSET)"]
+    every = f"every fifth place, from {first_place()} on (WSL_FIRST_PLACE=0 to 4)"
+    how = "all of it" if runs_long(config) else f"without what takes long (-m '' runs all); {every}"
+    said = [f"thoroughness: {how}"]
     return said + [f"missing: {line}" for line in missing.lines()]
+
+
+@pytest.fixture(scope="session")
+def places(request: pytest.FixtureRequest) -> Places:
+    """All of them where long tests run, else every fifth, from another one on each day."""
+    return Places(1, 0) if runs_long(request.config) else Places(EVERY, first_place())

@@ -5,13 +5,26 @@ from __future__ import annotations
 import datetime
 import os
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-KILL_EVERY = 5
-"""A quick run kills a command at every fifth write; from which on walks with the days."""
+EVERY = 5
+"""A quick run takes every fifth of many places; from which on walks with the days."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which of many places a test looks at: the first, counted from 0, and how far it is to the next."""
+
+    every: int
+    first: int
+
+    def of(self, number: int) -> range:
+        """Those below `number`."""
+        return range(self.first, number, self.every)
 
 
 def runs_long(config: pytest.Config) -> bool:
@@ -19,10 +32,10 @@ def runs_long(config: pytest.Config) -> bool:
     return not re.search(r"\bnot\s+long\b", config.getoption("markexpr", "") or "")
 
 
-def kill_offset() -> int:
-    """The first write, counted from 0, at which a quick run kills."""
-    given = os.environ.get("WSL_KILL_OFFSET")
-    return int(given) % KILL_EVERY if given else datetime.date.today().toordinal() % KILL_EVERY
+def first_place() -> int:
+    """The first of many places that a quick run looks at."""
+    given = os.environ.get("WSL_FIRST_PLACE")
+    return int(given) % EVERY if given else datetime.date.today().toordinal() % EVERY
 
 
 def examples(number: int, **more: Any) -> settings:

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 import wsl
+from tests.help.thoroughness import Places
 from wsl.cli import run
 from wsl.shards import write_shard
 
@@ -57,11 +58,13 @@ FILES = (
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_byte_that_is_altered_is_refused_or_caught(index: wsl.Index, tmp_path: Path, name: str) -> None:
+def test_every_byte_that_is_altered_is_refused_or_caught(
+    index: wsl.Index, tmp_path: Path, name: str, places: Places
+) -> None:
     whole = (index.path / name).read_bytes()
     target = tmp_path / "copy" / name
     shutil.copytree(index.path, tmp_path / "copy")
-    for at in range(len(whole)):
+    for at in places.of(len(whole)):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << (at % 8)
         # Never in place: what is mapped must not change.

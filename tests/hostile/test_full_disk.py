@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,12 @@ import polars as pl
 import pytest
 
 import wsl
+from tests.help.forked import Forked, ForkServer
 from wsl.shards import write_shard
 
 NUM_SAMPLES, NUM_CLASSES = 20_000, 60
 
-CHILD = """
-import resource, signal, sys
-from wsl.cli import run
-limit = int(sys.argv[1])
-if limit:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-sys.exit(run(sys.argv[2:]))
-"""
+CHILD = "import sys; from wsl.cli import run; sys.exit(run(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +46,28 @@ def spilling(folder: Path) -> list[object]:
     return ["--memory", "1MiB", "--spill-dir", folder / "spill"]
 
 
-def start(limit: int, command: list[str], *before: str) -> subprocess.Popen[str]:
-    line = [*before, sys.executable, "-c", CHILD, str(limit), *command]
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
+def start_within(command: list[str], *before: str) -> subprocess.Popen[str]:
+    """Runs a command in a process of its own, by a program that is named before it."""
+    line = [*before, sys.executable, "-c", CHILD, *command]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
-def expected(predictions: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def expected(forks: ForkServer, predictions: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("whole")
-    child = start(0, arguments(predictions, folder))
+    child = forks.start(arguments(predictions, folder))
     _, said = child.communicate()
     assert child.returncode == 0, said
     return (folder / "o.parquet").read_bytes()
 
 
-def check_error(child: subprocess.Popen[str], where: Path) -> str:
+def check_error(child: Forked, where: Path) -> str:
     """The process ended with one paragraph that names a path below `where`."""
     _, said = child.communicate()
     assert child.returncode == 1, said
@@ -77,8 +78,8 @@ def check_error(child: subprocess.Popen[str], where: Path) -> str:
     return error
 
 
-def check_works(command: list[str], folder: Path, expected: bytes) -> None:
-    child = start(0, command)
+def check_works(forks: ForkServer, command: list[str], folder: Path, expected: bytes) -> None:
+    child = forks.start(command)
     _, said = child.communicate()
     assert child.returncode == 0, said
     assert (folder / "o.parquet").read_bytes() == expected
@@ -90,7 +91,7 @@ def left_in(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("where", ["spill", "state", "result"])
 def test_a_file_that_may_not_grow_is_named_and_the_same_command_works_afterwards(
-    predictions: Path, expected: bytes, tmp_path: Path, where: str
+    forks: ForkServer, predictions: Path, expected: bytes, tmp_path: Path, where: str
 ) -> None:
     more = {
         "spill": spilling(tmp_path),
@@ -99,11 +100,11 @@ def test_a_file_that_may_not_grow_is_named_and_the_same_command_works_afterwards
     }[where]
     command = arguments(predictions, tmp_path, *more)
     for limit in (1, 1000, 100_000):
-        error = check_error(start(limit, command), tmp_path)
+        error = check_error(forks.start(command, limit_bytes=limit), tmp_path)
         assert left_in(tmp_path) == set()
         if where == "spill":
             assert "--spill-dir" in error
-    check_works(command, tmp_path, expected)
+    check_works(forks, command, tmp_path, expected)
     assert left_in(tmp_path) == {"o.parquet"} | ({"s.state"} if where == "state" else set())
 
 
@@ -120,7 +121,7 @@ def small_disk(tmp_path: Path) -> tuple[list[str], Path]:
 
 
 def test_a_disk_that_is_full_is_said_and_the_same_command_works_afterwards(
-    predictions: Path, expected: bytes, tmp_path: Path
+    forks: ForkServer, predictions: Path, expected: bytes, tmp_path: Path
 ) -> None:
     within, small = small_disk(tmp_path)
     for more in (["--memory", "1MiB", "--spill-dir", small / "spill"], ["--state", small / "s.state"], []):
@@ -128,7 +129,7 @@ def test_a_disk_that_is_full_is_said_and_the_same_command_works_afterwards(
         out = tmp_path if more else small
         line = arguments(predictions, out, *more)
         looking = f'"$@"; code=$?; find {small} -type f; exit $code'
-        child = start(0, line, *within, "sh", "-c", looking, "sh")
+        child = start_within(line, *within, "sh", "-c", looking, "sh")
         shown, said = child.communicate()
         assert child.returncode == 1, said
         assert f"error: {small}" in said
@@ -136,12 +137,14 @@ def test_a_disk_that_is_full_is_said_and_the_same_command_works_afterwards(
         assert "Traceback" not in said
         assert shown.strip() == ""
         assert left_in(tmp_path) == {"small"}
-    check_works(arguments(predictions, tmp_path), tmp_path, expected)
+    check_works(forks, arguments(predictions, tmp_path), tmp_path, expected)
 
 
-def stop_while_spilling(command: list[str], folder: Path, number: signal.Signals) -> subprocess.Popen[str]:
+def stop_while_spilling(
+    forks: ForkServer, command: list[str], folder: Path, number: signal.Signals
+) -> Forked:
     """The process, stopped when several runs of it are on disk."""
-    child = start(0, command)
+    child = forks.start(command)
     while child.poll() is None and len(list((folder / "spill").glob("*/*"))) < 5:
         time.sleep(0.001)
     child.send_signal(number)
@@ -149,44 +152,44 @@ def stop_while_spilling(command: list[str], folder: Path, number: signal.Signals
 
 
 def test_a_selection_that_is_interrupted_leaves_nothing(
-    predictions: Path, expected: bytes, tmp_path: Path
+    forks: ForkServer, predictions: Path, expected: bytes, tmp_path: Path
 ) -> None:
     command = arguments(predictions, tmp_path, *spilling(tmp_path))
-    child = stop_while_spilling(command, tmp_path, signal.SIGINT)
+    child = stop_while_spilling(forks, command, tmp_path, signal.SIGINT)
     _, said = child.communicate()
     assert child.returncode == 130, said
     assert "interrupted; run the same command again" in said
     assert "Traceback" not in said
     assert left_in(tmp_path) == set()
-    check_works(command, tmp_path, expected)
+    check_works(forks, command, tmp_path, expected)
 
 
 def test_the_folder_of_a_killed_selection_goes_with_the_next_one(
-    predictions: Path, expected: bytes, tmp_path: Path
+    forks: ForkServer, predictions: Path, expected: bytes, tmp_path: Path
 ) -> None:
     command = arguments(predictions, tmp_path, *spilling(tmp_path))
-    child = stop_while_spilling(command, tmp_path, signal.SIGKILL)
+    child = stop_while_spilling(forks, command, tmp_path, signal.SIGKILL)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
     assert not (tmp_path / "o.parquet").exists()
     (folder,) = os.listdir(tmp_path / "spill")
     assert folder.startswith(".wsl-runs-")
-    check_works(command, tmp_path, expected)
+    check_works(forks, command, tmp_path, expected)
     assert left_in(tmp_path) == {"o.parquet"}
 
 
 def test_a_selection_that_is_killed_at_any_time_leaves_whole_files_or_none(
-    predictions: Path, expected: bytes, tmp_path: Path
+    forks: ForkServer, predictions: Path, expected: bytes, tmp_path: Path
 ) -> None:
     state = tmp_path / "s.state"
     command = arguments(predictions, tmp_path, *spilling(tmp_path), "--state", state)
     begun = time.monotonic()
-    check_works(command, tmp_path, expected)
+    check_works(forks, command, tmp_path, expected)
     took, whole = time.monotonic() - begun, state.read_bytes()
     for share in (0.4, 0.6, 0.7, 0.8, 0.9, 1.0):
         (tmp_path / "o.parquet").unlink(missing_ok=True)
         state.unlink(missing_ok=True)
-        child = start(0, command)
+        child = forks.start(command)
         try:
             child.communicate(timeout=took * share)
         except subprocess.TimeoutExpired:
@@ -194,7 +197,7 @@ def test_a_selection_that_is_killed_at_any_time_leaves_whole_files_or_none(
             child.communicate()
         assert not state.exists() or state.read_bytes() == whole
         assert not (tmp_path / "o.parquet").exists() or (tmp_path / "o.parquet").read_bytes() == expected
-    check_works(command, tmp_path, expected)
+    check_works(forks, command, tmp_path, expected)
     assert state.read_bytes() == whole
     assert os.listdir(tmp_path / "spill") == []
 
@@ -215,8 +218,8 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], str]
     return command, whole.fingerprint
 
 
-def check_index(command: list[str], folder: Path, fingerprint: str) -> None:
-    child = start(0, command)
+def check_index(forks: ForkServer, command: list[str], folder: Path, fingerprint: str) -> None:
+    child = forks.start(command)
     _, said = child.communicate()
     assert child.returncode == 0, said
     index = wsl.Index.open(folder)
@@ -226,25 +229,25 @@ def check_index(command: list[str], folder: Path, fingerprint: str) -> None:
 
 
 def test_an_index_whose_files_may_not_grow_is_built_afterwards(
-    tagged: tuple[list[object], str], tmp_path: Path
+    forks: ForkServer, tagged: tuple[list[object], str], tmp_path: Path
 ) -> None:
     (tmp_path / "spill").mkdir()
     out = tmp_path / "index"
     command = [str(item) for item in [*tagged[0], "--out", out, "--spill-dir", tmp_path / "spill"]]
     for limit in (1, 1000, 30_000, 200_000):
-        check_error(start(limit, command), tmp_path)
+        check_error(forks.start(command, limit_bytes=limit), tmp_path)
         assert not (out / "manifest.json").exists()
         assert not [path for path in tmp_path.rglob("*") if path.name.startswith((".tmp", ".wsl"))]
-    check_index(command, out, tagged[1])
+    check_index(forks, command, out, tagged[1])
 
 
 def test_an_index_for_which_the_disk_is_full_is_built_afterwards(
-    tagged: tuple[list[object], str], tmp_path: Path
+    forks: ForkServer, tagged: tuple[list[object], str], tmp_path: Path
 ) -> None:
     within, small = small_disk(tmp_path)
     for out, spill in ((small / "index", tmp_path), (tmp_path / "index", small)):
         command = [str(item) for item in [*tagged[0], "--out", out, "--spill-dir", spill]]
-        child = start(0, command, *within)
+        child = start_within(command, *within)
         _, said = child.communicate()
         assert child.returncode == 1, said
         assert f"error: {small}" in said
@@ -252,4 +255,4 @@ def test_an_index_for_which_the_disk_is_full_is_built_afterwards(
         assert "Traceback" not in said
         assert not (tmp_path / "index" / "manifest.json").exists()
     command = [str(item) for item in [*tagged[0], "--out", tmp_path / "index"]]
-    check_index(command, tmp_path / "index", tagged[1])
+    check_index(forks, command, tmp_path / "index", tagged[1])

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,11 @@ import polars as pl
 import pytest
 
 from tests.help.commands import refused, wsl_json
-from tests.help.thoroughness import KILL_EVERY, kill_offset, runs_long
+from tests.help.thoroughness import Places
 from wsl.locking import locked, shared_by_ranks
 from wsl.predictions import SCORING
+
+pytestmark = pytest.mark.xdist_group("kill")
 
 HELP = Path(__file__).resolve().parents[1] / "help"
 
@@ -33,20 +35,6 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [compiler, "-x", "c", "-O1", "-shared", "-fPIC", "-o", out, HELP / "kill_at.c", "-ldl"]
     subprocess.run(command, check=True)
     return out
-
-
-@dataclass(frozen=True)
-class Places:
-    """At which of its writes a command is killed."""
-
-    every: int
-    first: int
-
-
-@pytest.fixture
-def places(request: pytest.FixtureRequest) -> Places:
-    """Every write where long tests run, else every fifth, from another one on each day."""
-    return Places(1, 0) if runs_long(request.config) else Places(KILL_EVERY, kill_offset())
 
 
 def kill_at_writes(
@@ -80,7 +68,8 @@ def test_scoring_into_a_state_goes_on_after_a_kill_at_any_write(
     found = kill_at_writes(
         shim, folder, ["pseudolabel", *paths, *options], ["d.parquet", "s.state"], places, scores=300
     )
-    assert found["kills"] >= (found["writes"] - 3 - places.first) // places.every > 30 // places.every
+    assert found["writes"] > 30
+    assert found["kills"] >= len(places.of(found["writes"] - 3))
 
 
 def test_scoring_into_files_goes_on_after_a_kill_at_any_write(
@@ -92,7 +81,8 @@ def test_scoring_into_files_goes_on_after_a_kill_at_any_write(
     found = kill_at_writes(
         shim, folder, ["score", *paths, *options], ["p/scores-*.parquet"], places, scores=300
     )
-    assert found["kills"] >= (found["writes"] - 3 - places.first) // places.every > 10 // places.every
+    assert found["writes"] > 10
+    assert found["kills"] >= len(places.of(found["writes"] - 3))
 
 
 def test_a_spilling_selection_goes_on_after_a_kill_at_any_write(shim: Path, tmp_path: Path) -> None:
