@@ -73,6 +73,7 @@ def test_the_set_up_commands_are_what_the_check_runs() -> None:
     check = (ROOT / ".ci" / "run").read_text()
     assert "run_readme_command demo" in check
     assert "run_readme_command test" in check
+    assert 'step "README: install and test" run_all_tests' in check
 
 
 def walk() -> list[str]:

@@ -128,7 +128,13 @@ class Part:
     # Equality of ZeRO stages and a plain loop.
 
     def equal(self) -> None:
-        options = {"num_steps": 100, "log_every": 1, "checkpoint_every": 1000}
+        self.equal_over(30)
+
+    def equal_long(self) -> None:
+        self.equal_over(100)
+
+    def equal_over(self, num_steps: int) -> None:
+        options = {"num_steps": num_steps, "log_every": 1, "checkpoint_every": 1000}
         found = {}
         for number in range(4):
             self.run(f"zero{number}", **options, **ZERO[number])

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import wsl
 from wsl.config import StageConfig, check
 from wsl.shards import write_shard
+from wsl.training.stages import run_stage
+from wsl.training.step import Stepper
+from wsl.training.stop import Stopped
 from wsl.workspace import StageInputs
 
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -81,3 +85,28 @@ class StageMaker:
     def inputs(self, out: str = "run", **paths: Any) -> StageInputs:
         defaults = {"index": self.index, "evaluate": self.held_out, "config": self.root / "stage.yaml"}
         return StageInputs(**{**defaults, **paths}, out=self.root / out)
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """The rank is asked to stop in `step`."""
+    plain = Stepper.step
+
+    def stepped(self: Stepper, batch: Any, lr: float, number: int, *, stop: bool = False) -> Any:
+        return plain(self, batch, lr, number, stop=stop or number == step)
+
+    patch.setattr(Stepper, "step", stepped)
+
+
+def stopped(stages: StageMaker, step: int, out: str = "run", **options: Any) -> Path:
+    """A run that was stopped after `step` steps; its folder of checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step - 1)
+        with pytest.raises(Stopped, match=f"stopped after step {step} "):
+            run_stage(stages.config(**options), stages.inputs(out))
+    return stages.root / out / "checkpoints"
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> StageMaker:
+    """Makes tiny stages under a temporary folder."""
+    return StageMaker(tmp_path)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from wsl.carried import configs_folder
+from wsl.carried import configs_folder, fashion_mnist, openclipart
 from wsl.config import load
+from wsl.shards import Sample
 from wsl.studies.plan import axis_values, plan_steps
 from wsl.studies.run import StudyRequest, run_study
 from wsl.studies.spec import StudyConfig
@@ -24,8 +29,27 @@ GENERIC = {
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("studies")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for studies over a stub of the carried data: all keys, tags and classes, and one small image.
+
+    A plan asks which samples there are, and of what class, and never for a pixel.
+    """
+    out = io.BytesIO()
+    Image.new("L", (1, 1)).save(out, "PNG")
+
+    def samples(part: fashion_mnist.Part, prefix: str, *, with_class: bool) -> Iterator[Sample]:
+        for label, number in zip(part.labels.tolist(), part.numbers.tolist(), strict=True):
+            labels = {"cls": str(label).encode()} if with_class else {}
+            yield f"{prefix}-{number:06}", {"png": out.getvalue()} | labels
+
+    def image(number: int) -> bytes:
+        return out.getvalue()
+
+    clipart = openclipart.read_carried
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fashion_mnist, "_samples", samples)
+        patch.setattr(openclipart, "read_carried", lambda file: replace(clipart(file), image=image))
+        yield tmp_path_factory.mktemp("studies")
 
 
 def test_the_study_in_the_readme_holds_together(tmp_path: Path) -> None:

@@ -1,15 +1,7 @@
-"""Tiny stages for the tests of training."""
+"""Tiny stages."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from tests.help.stages import stages
 
-import pytest
-
-from tests.help.stages import StageMaker
-
-
-@pytest.fixture
-def stages(tmp_path: Path) -> StageMaker:
-    """Makes tiny stages under a temporary folder."""
-    return StageMaker(tmp_path)
+__all__ = ["stages"]

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 import wsl
 from tests.help.stages import CLASSES, StageMaker, write_index
-from wsl.config import WorkspaceConfig, check
 from wsl.training.stages import RunSummary, run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
@@ -61,21 +60,3 @@ def test_indexes_of_different_vocabularies_are_not_mixed(stages: StageMaker) -> 
     with pytest.raises(wsl.UsageError, match=r"other and .*index have different vocabularies"):
         run(stages, "refused", [1, 1])
     assert not (stages.root / "refused").exists()
-
-
-@pytest.mark.parametrize(
-    ("stage", "index", "said"),
-    [
-        ("teacher", {"a": 1, "c": 1}, "there is no index named 'c'"),
-        ("teacher", {"a": 0}, "greater than 0"),
-        ("teacher", [], "at least one index"),
-        ("student", ["a", "b"], "the student trains on pseudo-labels"),
-    ],
-)
-def test_a_workspace_that_mixes_wrongly_is_refused(stage: str, index: Any, said: str) -> None:
-    indexes = {"a": {"shards": "a.tar"}, "b": {"shards": "b.tar"}}
-    tree = {"indexes": indexes, "stages": {stage: {"config": "x.yaml", "index": index}}}
-    with pytest.raises(wsl.UsageError, match=said):
-        check(WorkspaceConfig, tree, "wsl.yaml")
-    good = {"indexes": indexes, "stages": {"teacher": {"config": "x.yaml", "index": ["a", "b"]}}}
-    assert check(WorkspaceConfig, good, "wsl.yaml").stages["teacher"].weights == {"a": 1, "b": 1}

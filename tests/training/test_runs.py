@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import pickle
 import re
 import subprocess
@@ -21,8 +20,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import wsl
-from tests.help.stages import CLASSES, StageMaker, key_of, write_index
-from wsl.cli import run as wsl_command
+from tests.help.stages import CLASSES, StageMaker, key_of, stopped, write_index
 from wsl.config import StageConfig
 from wsl.training import checkpoint, watch
 from wsl.training.distillation import TeacherScores, collect_scores
@@ -33,25 +31,6 @@ from wsl.training.stages import RunSummary, run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
 from wsl.training.trainer import Trainer
-
-
-def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
-    """The rank is asked to stop in `step`."""
-    plain = Stepper.step
-
-    def stepped(self: Stepper, batch: Any, lr: float, number: int, *, stop: bool = False) -> Any:
-        return plain(self, batch, lr, number, stop=stop or number == step)
-
-    patch.setattr(Stepper, "step", stepped)
-
-
-def stopped(stages: StageMaker, step: int, out: str = "run", **options: Any) -> Path:
-    """A run that was stopped after `step` steps; its folder of checkpoints."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, step - 1)
-        with pytest.raises(Stopped, match=f"stopped after step {step} "):
-            run_stage(stages.config(**options), stages.inputs(out))
-    return stages.root / out / "checkpoints"
 
 
 def names(checkpoints: Path) -> list[str]:
@@ -458,24 +437,6 @@ def test_a_teacher_starts_from_the_weights_that_torchvision_publishes(
     for key, _ in torchvision.models.get_model(name, num_classes=4).named_parameters():
         if key not in last:
             torch.testing.assert_close(found[key], published[key])
-
-
-def test_runs_are_compared_side_by_side(stages: StageMaker, capsys: pytest.CaptureFixture[str]) -> None:
-    one = run_stage(stages.config(), stages.inputs("one")).run
-    stopped(stages, 4, "two", optimizer={"lr": 0.02})
-    two = stages.root / "two"
-    capsys.readouterr()
-    assert wsl_command(["compare", str(one), str(two), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["different"] == {"optimizer.lr": [0.05, 0.02]}
-    assert [run["state"] for run in found["runs"]] == ["complete", "running"]
-    assert found["runs"][0]["top1"] is not None
-    assert math.isfinite(found["runs"][0]["loss"])
-    assert wsl_command(["compare", str(one), str(two)]) == 0
-    text = capsys.readouterr().out
-    assert "optimizer.lr" in text
-    assert "macro-averaged recall" in text
-    assert wsl_command(["compare", str(stages.root)]) == 2
 
 
 def test_a_terminal_shows_one_line_of_progress_and_files_show_plain_ones(stages: StageMaker) -> None:
