@@ -106,7 +106,7 @@ class Part:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rank, self.world_size, _ = deepspeed.init_distributed()
-        if self.rank == 0:
+        if self.rank == 0 and not (folder / "index").exists():
             StageMaker(folder)
         deepspeed.barrier()
         self.maker = StageMaker(folder, write=False)

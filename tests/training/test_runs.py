@@ -234,8 +234,10 @@ def test_the_student_learns_the_teachers_scores(
     torch.testing.assert_close(rows, torch.log(torch.sigmoid(odds)))
     with pytest.raises(wsl.UsageError, match=r"--predictions DIR, or set distillation\.weight=0"):
         run_stage(student.config(**options), student.inputs("x", pseudolabels=paths["pseudolabels"]))
+    empty = student.root / "empty"
+    empty.mkdir()
     with pytest.raises(wsl.UsageError, match="run 'wsl score' first"):
-        run_stage(student.config(**options), student.inputs("x", **paths | {"predictions": student.index}))
+        run_stage(student.config(**options), student.inputs("x", **paths | {"predictions": empty}))
     with pytest.raises(wsl.UsageError, match="another teacher"):
         collect_scores(paths["predictions"], student.root / "copy", samples, 4, "someone else")
     with pytest.raises(wsl.UsageError, match="the student has 5 labels"):
