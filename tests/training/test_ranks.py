@@ -71,8 +71,10 @@ def test_as_many_steps_give_the_losses_of_plain_ddp_under_every_zero_stage(
     folder: Path, request: pytest.FixtureRequest
 ) -> None:
     found = read(folder, "equal-0")
-    assert len(found["ddp"]) == (100 if runs_long(request.config) else 30)
-    assert found["ddp"][-1] < 0.2 * found["ddp"][0]
+    # A hundred steps learn the four classes, thirty begin to.
+    num_steps, left = (100, 0.2) if runs_long(request.config) else (30, 0.9)
+    assert len(found["ddp"]) == num_steps
+    assert found["ddp"][-1] < left * found["ddp"][0]
     for number in range(4):
         assert found[f"zero{number}"] == pytest.approx(found["ddp"], rel=1e-5, abs=1e-6)
 
