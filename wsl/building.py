@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wsl import _core, storage
+from wsl import _core
 from wsl._core import UsageError
-from wsl.files import find_files, plain_parquet
+from wsl.files import stores
+from wsl.files.globs import find_files, plain_parquet
+from wsl.files.locking import locked
+from wsl.files.tables import open_records
 from wsl.hashtags import HashtagCounts, count_hashtags
 from wsl.index import MANIFEST, VOCABULARY, Index
-from wsl.locking import locked
-from wsl.source import open_records
 from wsl.vocabulary import Vocabulary
 
 STAGED = "building.parquet"
@@ -139,7 +140,7 @@ def build_index(
     `key_scope` "shard" says that keys begin anew in every shard. `shard_column` then names the shard of
     a record (its file's name, with or without folder and ``.tar``); without it a table of records stands
     beside its shard and has its name, as img2dataset writes them. Shards and records may lie in object stores
-    (`wsl.storage`).
+    (`wsl.files.stores`).
 
     The vocabulary is `vocabulary` (or what it returns when called with a function that counts the
     records), or made from the counts (`min_count`, `max_labels`), or from `class_names`. Shards are taken
@@ -238,7 +239,7 @@ def _builder(
         part_rows=wanted.part_rows,
         resume_key=resume_key,
         append=wanted.known is not None,
-        storage=storage.core(),
+        storage=stores.core(),
     )
     builder.check_names(list(wanted.names))
     return builder
@@ -300,7 +301,7 @@ def _shard_root(folder: Path, shards: Sequence[str | os.PathLike[str]], known: I
 def _place(shard: str | os.PathLike[str], root: Path) -> tuple[str, str]:
     """Where a shard lies, and what the index calls it: its URI, or its path from `root`."""
     named = os.fspath(shard)
-    if storage.is_remote(named):
+    if stores.is_remote(named):
         return named, named
     local = _local(shard)
     return os.fspath(local), named if "://" in named else os.path.relpath(local, root)
@@ -464,7 +465,7 @@ def _resume_key(
         if not isinstance(records, (str, os.PathLike, list, tuple)):
             return None
         files = find_files(records)
-    stamps = {os.fspath(path): storage.stamp(path) for path in [*shards, *files]}
+    stamps = {os.fspath(path): stores.stamp(path) for path in [*shards, *files]}
     order = [os.fspath(shard) for shard in shards]
     text = json.dumps([_core.__version__, made_of, stamps, order, lists.include, lists.exclude], default=str)
     return hashlib.sha256(text.encode()).hexdigest()

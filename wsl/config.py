@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from wsl._core import UsageError
-from wsl.sizes import parse_size
+from wsl.files.sizes import parse_size
 
 Stage = Literal["pretrain", "teacher", "student", "finetune"]
 STAGES: tuple[Stage, ...] = ("pretrain", "teacher", "student", "finetune")
@@ -108,7 +108,7 @@ class StorageConfig(Config):
         return self
 
     def settings(self, root: Path) -> dict[str, Any]:
-        """Fields that are set, as `wsl.storage.use_workspace` takes them, secrets in clear; the folder of the
+        """Fields that are set, as `wsl.files.stores.use_workspace` takes them, secrets in clear; the folder of the
         cache is seen from `root`."""
         found = {name: getattr(self, name) for name in self.model_fields_set}
         if self.options:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsl import storage
 from wsl._core import DataError, UsageError
 from wsl.config import IndexConfig
-from wsl.files import find_files
+from wsl.files import stores
+from wsl.files.globs import find_files
+from wsl.files.publish import publish_text
 from wsl.hashtags import HashtagCounts, count_hashtags
 from wsl.index import MANIFEST, Index
-from wsl.publish import publish_text
 from wsl.vocabulary import Vocabulary
 from wsl.workspace import Workspace
 
@@ -105,7 +105,7 @@ def build_counts(
     Raises UsageError where `out` was made of others and `overwrite` is not given.
     """
     made_of = {
-        "records": {source: storage.stamp(source) for source in sources},
+        "records": {source: stores.stamp(source) for source in sources},
         "hashtags_column": columns.hashtags,
         "separator": columns.separator,
     }
@@ -174,7 +174,7 @@ def _made_of_parts(parts: Sequence[Path]) -> dict[str, Any]:
                 )
             origin[record] = part
         records |= _read_sidecar(part).get("records", {})
-    return {"records": records, "parts": {str(part): storage.stamp(part) for part in parts}}
+    return {"records": records, "parts": {str(part): stores.stamp(part) for part in parts}}
 
 
 def _sidecar(out: Path) -> Path:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wsl import storage
 from wsl._core import DataError, UsageError
+from wsl.files import stores
+from wsl.files.tables import scan
 from wsl.selection import Selection
-from wsl.source import scan
 
 SCHEMA = {
     "sample": pl.UInt64,
@@ -136,7 +136,7 @@ def write(
     schema: dict[str, Any] = dict(SCHEMA)
     if keys is not None:
         schema = {"sample": schema.pop("sample"), "key": pl.String, **schema}
-    with storage.publishing(out) as temporary:
+    with stores.publishing(out) as temporary:
         try:
             _stream(frames, schema).sink_parquet(temporary, metadata=metadata)
         except pl.exceptions.PolarsError:

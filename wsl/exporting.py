@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsl import _core, storage
+from wsl import _core
 from wsl._core import UsageError
+from wsl.files import stores
+from wsl.files.publish import publish_text, publishing
 from wsl.index import Index
-from wsl.publish import publish_text, publishing
 
 FORMATS = ("wids", "dali", "energon")
 META = re.compile(r"__[^/]*__($|/)")
@@ -87,7 +88,7 @@ def export_index(
 
 def samples_of(shard: Path | str) -> tuple[list[list[Member]], int]:
     """The members of each sample of a shard, in tar order, and where the archive's end mark is."""
-    members, end = _core.scan_shard(shard, storage=storage.core())
+    members, end = _core.scan_shard(shard, storage=stores.core())
     samples: list[list[Member]] = []
     last = None
     for key, member in _named(shard, members):

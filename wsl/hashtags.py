@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from wsl import _core
-from wsl.files import plain_parquet
+from wsl.files.globs import plain_parquet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -137,7 +137,7 @@ def count_hashtags(
         progress=progress,
     ):
         return counts
-    from wsl.source import open_records
+    from wsl.files.tables import open_records
 
     records = open_records(
         source, hashtags_column=hashtags_column, separator=separator, storage_options=storage_options

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from wsl import _core, storage
+from wsl import _core
 from wsl._core import DataError, UsageError
+from wsl.files import stores
 from wsl.vocabulary import Vocabulary
 
 VOCABULARY = "vocabulary.parquet"
@@ -45,12 +46,12 @@ class Index:
     def open(cls, path: str | os.PathLike[str], *, shard_root: str | os.PathLike[str] | None = None) -> Index:
         """Opens the index in the folder `path`; `shard_root` says where its shards lie now.
 
-        That is a folder or the URI of one in a store. Shards in stores are reached as `wsl.storage` says.
+        That is a folder or the URI of one in a store. Shards in stores are reached as `wsl.files.stores` says.
 
         Raises UsageError where there is no index, DataError where it is damaged or of another version.
         """
-        root = None if shard_root is None else storage.as_place(shard_root)
-        opened = _core.Index.open(path, shard_root=shard_root, storage=storage.core())
+        root = None if shard_root is None else stores.as_place(shard_root)
+        opened = _core.Index.open(path, shard_root=shard_root, storage=stores.core())
         return cls(opened, Path(path), root)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,7 +131,7 @@ class Index:
         not under a limit of address space); a handler of SIGBUS stands from then on, which passes on every
         fault elsewhere.
 
-        In stores neighbours are images with at most `gap_bytes` between them (`wsl.storage`), and
+        In stores neighbours are images with at most `gap_bytes` between them (`wsl.files.stores`), and
         `num_requests` are in flight at once whatever `num_threads` says; OSError where the store fails for
         longer than `retry_s`.
         """
@@ -176,7 +177,7 @@ class Index:
 
     def shard_paths(self) -> list[Path | str]:
         """Where each shard lies, its URI where that is in a store; none for an index of records alone."""
-        return [storage.as_place(place) for place in self._core.shard_paths()]
+        return [stores.as_place(place) for place in self._core.shard_paths()]
 
     def read_report(self) -> dict[str, float]:
         """What reading images in stores took since the index was opened.

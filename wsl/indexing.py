@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wsl import _core, storage
+from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.building import Counter, Wanted, build_index
 from wsl.config import ClusterConfig, IndexConfig
 from wsl.counting import Columns, Memory, make_vocabulary, record_files
+from wsl.files import stores
 from wsl.index import MANIFEST, Index
 from wsl.progress import silent
 from wsl.vocabulary import Vocabulary
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], object]
 Append = Literal["all records", "new records"]
-OnCluster = tuple[ClusterConfig, storage.Place]
+OnCluster = tuple[ClusterConfig, stores.Place]
 """A cluster, and the folder, or URI, for parts that its nodes see."""
-RunOnCluster = tuple[ClusterConfig, storage.Place, "Run"]
+RunOnCluster = tuple[ClusterConfig, stores.Place, "Run"]
 """The same, and what the parts are of."""
 
 
@@ -141,7 +142,7 @@ def _vocabulary(
     return lambda _: make_vocabulary(on_cluster(), settings, root)
 
 
-def _on_cluster(settings: ClusterConfig, folder: storage.Place, run: Run) -> Callable[[Wanted], None]:
+def _on_cluster(settings: ClusterConfig, folder: stores.Place, run: Run) -> Callable[[Wanted], None]:
     from wsl.cluster.indexing import build
 
     return functools.partial(build, settings=settings, folder=folder, run=run)
@@ -162,8 +163,8 @@ def _provenance(
     lists = [settings.class_names, settings.include, settings.exclude, chosen.file, chosen.synsets]
     return {
         "settings": settings.model_dump(mode="json", exclude={"limits"}),
-        "shards": {_name(path, root): storage.stamp(path) for path in shards},
-        "records": {path: storage.stamp(path) for path in records or []},
+        "shards": {_name(path, root): stores.stamp(path) for path in shards},
+        "records": {path: stores.stamp(path) for path in records or []},
         "lists": {str(name): fingerprint(root / name) for name in lists if name is not None},
     }
 
@@ -201,7 +202,7 @@ def _new_inputs(
             "pass --overwrite to build it anew"
         )
     names = sorted(added["shards"], key=os.fsencode)
-    shards = [name if storage.is_remote(name) else root / name for name in names]
+    shards = [name if stores.is_remote(name) else root / name for name in names]
     if records is None or beside or settings.shards is None:
         return _Inputs(shards, None if records is None else added["records"], "new records")
     return _Inputs(shards, records, "all records")

@@ -18,9 +18,9 @@ import polars as pl
 
 from wsl import _core
 from wsl._core import DataError
+from wsl.files.publish import naming
+from wsl.files.tables import BATCH_ROWS, scan
 from wsl.index import Index
-from wsl.publish import naming
-from wsl.source import BATCH_ROWS, scan
 
 UNLIMITED_BYTES = 1 << 30
 """What is held where there is no limit of memory; the rest goes to disk."""

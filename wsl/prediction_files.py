@@ -18,11 +18,11 @@ from typing import Any
 
 import polars as pl
 
-from wsl import storage
 from wsl._core import DataError, UsageError
-from wsl.files import READERS
+from wsl.files import stores
+from wsl.files.globs import READERS
+from wsl.files.tables import scan
 from wsl.index import Index
-from wsl.source import scan
 from wsl.workspace import fingerprint
 
 SCORED_BY = ("teacher_fingerprint", "flip", "temperature")
@@ -76,7 +76,7 @@ def read_metadata(file: File) -> dict[str, Any]:
     """What a file of predictions or pseudo-labels says of itself; empty where it says nothing."""
     if not str(file).endswith(".parquet"):
         return {}
-    options = storage.polars_options() if storage.is_remote(file) else None
+    options = stores.polars_options() if stores.is_remote(file) else None
     try:
         content = pl.read_parquet_metadata(file, storage_options=options).get("wsl")
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -100,7 +100,7 @@ def find_predictions(pattern: str) -> list[File]:
 
     A folder or glob in a store is listed, and its files are URIs.
     """
-    if storage.is_remote(pattern):
+    if stores.is_remote(pattern):
         return _find_objects(pattern)
     if os.path.isdir(pattern):
         pattern = os.path.join(pattern, "*.*")
@@ -114,8 +114,8 @@ def find_predictions(pattern: str) -> list[File]:
 
 
 def _find_objects(pattern: str) -> list[File]:
-    is_one = not storage.MAGIC.search(pattern) and os.path.splitext(pattern)[1] in READERS
-    objects = [] if is_one else storage.listing(pattern)
+    is_one = not stores.MAGIC.search(pattern) and os.path.splitext(pattern)[1] in READERS
+    objects = [] if is_one else stores.listing(pattern)
     for one in objects:
         if one.size == 0:
             raise DataError(f"{one.uri}: the file is empty; make the predictions again, or leave it out")
@@ -128,7 +128,7 @@ def _name_and_content(file: File) -> tuple[str, str]:
     """The name of a file, and a hash of what is in it or what the store calls its state."""
     if isinstance(file, Path):
         return file.name, fingerprint(file)
-    return file.rpartition("/")[2], "-".join(map(str, storage.stamp(file)))
+    return file.rpartition("/")[2], "-".join(map(str, stores.stamp(file)))
 
 
 def common_keep(files: Sequence[File], made_by: dict[str, Any], index: Index) -> tuple[bool, int | None]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from wsl._core import UsageError
 from wsl.config import ClusterConfig
+from wsl.files.locking import locked
+from wsl.files.publish import remove_unfinished
 from wsl.index import Index
-from wsl.locking import locked
-from wsl.publish import remove_unfinished
 from wsl.workspace import Workspace, fingerprint, is_complete, read_run
 
 SCORING = "scoring into this folder"

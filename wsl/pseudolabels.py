@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from wsl import dhat, storage
+from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.config import ClusterConfig
+from wsl.files import stores
+from wsl.files.locking import locked
+from wsl.files.publish import publish_text
+from wsl.files.tables import expected_rows, open_stream, scan
 from wsl.index import Index
-from wsl.locking import locked
 from wsl.numbering import KeyedPredictions, samples_of
 from wsl.prediction_files import (
     SCORED_BY,
@@ -45,9 +48,7 @@ from wsl.predictions import (
     teacher_of,
 )
 from wsl.progress import silent
-from wsl.publish import publish_text
 from wsl.selection import LAYOUT, Order, Selection, TopK
-from wsl.source import expected_rows, open_stream, scan
 from wsl.takedowns import Dropped
 from wsl.workspace import Workspace, fingerprint
 
@@ -575,7 +576,7 @@ def _check_truncated(selection: Selection, keep: int | None, request: SelectionR
 
 
 def _up_to_date(out: File, provenance: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    if overwrite or not storage.exists(out):
+    if overwrite or not stores.exists(out):
         return None
     known = read_metadata(out)
     changed = [key for key, value in provenance.items() if known.get(key) != value and key != "teacher"]

@@ -36,6 +36,7 @@ from wsl.data import transforms
 from wsl.data.augment import ImageOptions
 from wsl.data.dataset import Images
 from wsl.data.loader import CorruptCount
+from wsl.files.publish import publish_text, publishing, remove_unfinished
 from wsl.index import Index
 from wsl.prediction_files import (
     SCORED_BY,
@@ -47,7 +48,6 @@ from wsl.prediction_files import (
     scored_parts,
     span_of,
 )
-from wsl.publish import publish_text, publishing, remove_unfinished
 from wsl.selection import Order, TopK, log_odds
 from wsl.training.export import WEIGHTS, LoadedModel, load_run
 from wsl.workspace import fingerprint

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsl.errors import exit_code, explain
-from wsl.locking import shared_by_ranks
+from wsl.files.locking import shared_by_ranks
 from wsl.progress import progress, silent
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from wsl import _core
 from wsl._core import UsageError
-from wsl.files import plain_parquet
+from wsl.files.globs import plain_parquet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -204,7 +204,7 @@ class TopK:
         if all(isinstance(path, (str, os.PathLike)) for path in named):
             if self.update_files(named, progress=progress):
                 return
-            from wsl.source import open_stream, scan
+            from wsl.files.tables import open_stream, scan
 
             schema = scan(source).collect_schema()
             source = open_stream(source, [name for name in LAYOUT if name in schema])

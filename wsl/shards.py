@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from wsl._core import UsageError
-from wsl.publish import publish_text, sync
+from wsl.files.publish import publish_text, sync
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff"})
 

@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 
 from wsl._core import UsageError
+from wsl.files.tables import scan
 from wsl.index import Index
 from wsl.selection import TopK
-from wsl.source import scan
 
 
 class Dropped:

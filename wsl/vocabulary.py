@@ -11,9 +11,9 @@ import polars as pl
 
 from wsl import _core
 from wsl._core import DataError, UsageError
+from wsl.files.publish import publishing
+from wsl.files.tables import open_records
 from wsl.hashtags import HashtagCounts
-from wsl.publish import publishing
-from wsl.source import open_records
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsl import storage
 from wsl._core import DataError, UsageError
 from wsl.config import IndexConfig, Stage, StageSource, WorkspaceConfig, load
+from wsl.files import stores
 
 WORKSPACE_FILE = "wsl.yaml"
 ENVIRONMENT = "WSL_WORKSPACE"
@@ -79,7 +79,7 @@ class Workspace:
                 f"'wsl init {root} --dataset fashion-mnist', or name one with --workspace DIR."
             )
         config = load(WorkspaceConfig, file)
-        storage.use_workspace(config.storage.settings(root))
+        stores.use_workspace(config.storage.settings(root))
         return cls(root, config)
 
     def index(self, name: str) -> IndexConfig:
@@ -207,7 +207,7 @@ def match_files(root: Path, patterns: str | list[str]) -> list[Path | str]:
     """
     found: set[Path | str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if storage.is_remote(pattern):
+        if stores.is_remote(pattern):
             found.update(_match_objects(pattern))
             continue
         local = pattern.removeprefix("file://")
@@ -225,9 +225,9 @@ def match_files(root: Path, patterns: str | list[str]) -> list[Path | str]:
 
 def _match_objects(pattern: str) -> list[str]:
     """URIs of the objects of a glob; one without a star is taken at its word."""
-    if not storage.MAGIC.search(pattern):
+    if not stores.MAGIC.search(pattern):
         return [pattern]
-    found = [one.uri for one in storage.listing(pattern)]
+    found = [one.uri for one in stores.listing(pattern)]
     if not found:
         raise UsageError(f"no object matches {pattern!r}; look for it by listing the bucket")
     return found

@@ -127,7 +127,7 @@ def num_rows(selection: wsl.selection.Selection) -> int:
 def run_wsl_stream(folder: str) -> int:
     """The same out of Polars' batches."""
     import wsl
-    from wsl.source import open_stream
+    from wsl.files.tables import open_stream
 
     top = wsl.TopK(NUM_CLASSES, k=K, p=P, num_threads=THREADS)
     top.update_pairs(open_stream(f"{folder}/*.parquet", ["sample", "class", "score"]))
@@ -137,7 +137,7 @@ def run_wsl_stream(folder: str) -> int:
 def run_decoding(folder: str) -> int:
     import pyarrow as pa
 
-    from wsl.source import open_stream
+    from wsl.files.tables import open_stream
 
     stream = open_stream(f"{folder}/*.parquet", ["sample", "class", "score"])
     return sum(batch.num_rows for batch in pa.RecordBatchReader.from_stream(stream))

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from running import refused, wsl_json
 
-from wsl.locking import locked, shared_by_ranks
+from wsl.files.locking import locked, shared_by_ranks
 from wsl.predictions import SCORING
 
 HERE = Path(__file__).parent

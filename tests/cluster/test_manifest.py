@@ -130,10 +130,10 @@ def test_a_task_that_was_given_up_for_lost_is_waited_for(
                 super().make(parts, levels)
                 return
             with held(tmp_path / "two") as told:
-                monkeypatch.setattr("wsl.locking.TASK_WAITS_S", 0.0)
+                monkeypatch.setattr("wsl.files.locking.TASK_WAITS_S", 0.0)
                 with pytest.raises(UsageError, match="another task is building this index"):
                     super().make(parts, levels)
-                monkeypatch.setattr("wsl.locking.TASK_WAITS_S", 30.0)
+                monkeypatch.setattr("wsl.files.locking.TASK_WAITS_S", 30.0)
                 threading.Timer(1.0, told.set).start()
                 super().make(parts, levels)
 

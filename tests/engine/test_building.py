@@ -18,8 +18,8 @@ import wsl
 from wsl.building import BUILDING
 from wsl.cli import run
 from wsl.config import IndexConfig
+from wsl.files.locking import locked
 from wsl.indexing import build_one_index
-from wsl.locking import locked
 from wsl.shards import write_shard
 
 MIB = 1 << 20

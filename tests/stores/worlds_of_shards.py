@@ -10,7 +10,7 @@ import polars as pl
 from PIL import Image
 
 import wsl
-from wsl import storage
+from wsl.files import stores
 from wsl.shards import write_shard
 
 
@@ -36,8 +36,8 @@ def put(paths: list[Path], base: str) -> list[str]:
     """The URIs of shards that are copied below `base`."""
     uris = []
     for path in paths:
-        uris.append(storage.join(base, path.name))
-        storage.write_bytes(uris[-1], path.read_bytes())
+        uris.append(stores.join(base, path.name))
+        stores.write_bytes(uris[-1], path.read_bytes())
     return uris
 
 

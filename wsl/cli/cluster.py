@@ -74,8 +74,8 @@ def choose_cluster(
     known = None if found is None else found.config.cluster
     if address == HERE or (address is None and known is None):
         return None
-    from wsl import storage
     from wsl.config import ClusterConfig
+    from wsl.files import stores
 
     settings = (known or ClusterConfig()).model_copy()
     if address is not None:
@@ -88,7 +88,7 @@ def choose_cluster(
     if chosen is None:
         chosen = (Path() if found is None else found.root) / "cluster"
     place = os.fspath(chosen)
-    return Chosen(settings, place if storage.is_remote(place) else os.path.abspath(place))
+    return Chosen(settings, place if stores.is_remote(place) else os.path.abspath(place))
 
 
 def _folder(settings: ClusterConfig, found: Workspace | None) -> Path | str | None:

@@ -164,7 +164,7 @@ def build_counts(
 ) -> None:
     """Count the hashtags of records, or of one part of the files, into a file."""
     from wsl import counting
-    from wsl.source import expected_rows
+    from wsl.files.tables import expected_rows
 
     limits = _memory(memory, spill_dir)
     sources = counting.part_of(counting.sources_of(_target(target, records), records or []), part)
@@ -390,7 +390,7 @@ def _counted(
     """Counts of records, or those of files of counts."""
     from wsl import count_hashtags, counting
     from wsl._core import UsageError
-    from wsl.source import expected_rows
+    from wsl.files.tables import expected_rows
 
     if files:
         if target is not None or records:

@@ -90,8 +90,9 @@ def pseudolabel(
     """Select pseudo-labels; the teacher scores first where predictions are missing."""
     if context.invoked_subcommand is not None:
         return
-    from wsl import pseudolabels, storage
+    from wsl import pseudolabels
     from wsl._core import UsageError
+    from wsl.files import stores
     from wsl.predictions import ScoringOptions
 
     if k is None or p is None:
@@ -101,7 +102,7 @@ def pseudolabel(
         )
     _check_plot(plot)
     limit = None if memory is None else parse_bytes(memory)
-    beside = None if out is None or storage.is_remote(out) else Path(f"{out}.parts")
+    beside = None if out is None or stores.is_remote(out) else Path(f"{out}.parts")
     chosen = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
     settings = None if chosen is None else chosen.settings
     request = pseudolabels.SelectionRequest(
@@ -111,7 +112,7 @@ def pseudolabel(
         predictions=predictions,
         checkpoint=checkpoint,
         index=index,
-        out=None if out is None else storage.as_place(out),
+        out=None if out is None else stores.as_place(out),
         state=state,
         keep=keep,
         scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, cluster=settings),
@@ -146,12 +147,13 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Join the states of parts scored apart; the result is the same however the work was split."""
-    from wsl import pseudolabels, storage
+    from wsl import pseudolabels
+    from wsl.files import stores
 
     _check_plot(plot)
     report = pseudolabels.merge_states(
         parts,
-        storage.as_place(out),
+        stores.as_place(out),
         index,
         k=k,
         p=p,

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wsl import _core, storage
+from wsl import _core
 from wsl._core import UsageError
 from wsl.building import SHARD, Wanted
 from wsl.cluster.index_tasks import hash_of_manifest
@@ -32,7 +32,8 @@ from wsl.cluster.parts import Part, Parts, Run
 from wsl.cluster.plan import Stage, absolute, cut, file_groups, record_groups, size_of
 from wsl.cluster.running import connect
 from wsl.config import ClusterConfig
-from wsl.files import find_files, kind_of
+from wsl.files import stores
+from wsl.files.globs import find_files, kind_of
 
 HEADERS = 16
 """How much more of shards than of records makes a group: only their headers are read."""
@@ -40,7 +41,7 @@ NUM_BUCKETS = 256
 """What the engine parts keys into."""
 
 
-def build(wanted: Wanted, settings: ClusterConfig, folder: storage.Place, run: Run | None = None) -> None:
+def build(wanted: Wanted, settings: ClusterConfig, folder: stores.Place, run: Run | None = None) -> None:
     """Lets the cluster build an index out of parts that lie in `folder`; `run` is what that is a part of."""
     parts = Parts(folder)
     plan = plan_of(wanted, settings, parts)
@@ -149,7 +150,7 @@ class Plan:
     def _num_taken(self, parts: Sequence[Part]) -> list[list[int]]:
         """Samples that are taken of each shard, or of the records, of each part."""
         places = [self._parts.place(part.name) for part in parts]
-        return _core.num_samples_taken(places, storage=storage.core())
+        return _core.num_samples_taken(places, storage=stores.core())
 
 
 class ShardsPlan(Plan):
@@ -281,7 +282,7 @@ class RecordsPlan(Plan):
 
 
 def _stamps(files: Sequence[str]) -> dict[str, list[Any]]:
-    return {file: storage.stamp(file) for file in files}
+    return {file: stores.stamp(file) for file in files}
 
 
 def _files(wanted: Wanted) -> list[str]:

@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from wsl import storage
 from wsl._core import DataError, UsageError, WslError, __version__
 from wsl.cluster.address import is_loopback, probe, require_token, resolve
 from wsl.cluster.parts import Mark, Part, Parts, Run
@@ -34,6 +33,7 @@ from wsl.cluster.plan import Stage, missing
 from wsl.cluster.seen import Line, Tally
 from wsl.config import ClusterConfig
 from wsl.errors import EXIT_DATA, EXIT_USAGE, exit_code, explain
+from wsl.files import stores
 
 INSTALL = "pip install 'wsl[ray]'"
 LOOK_TIMEOUT_S = 120.0
@@ -93,10 +93,10 @@ class Result:
 def make_part(folder: str, part: Part, stores: str | None) -> Outcome:
     """Makes one part, on a worker; a finished one is left as it is.
 
-    `stores` says how object stores are reached, as `wsl.storage` hands it to processes that it starts.
+    `stores` says how object stores are reached, as `wsl.files.stores` hands it to processes that it starts.
     """
     if stores is not None:
-        os.environ[storage.ENVIRONMENT] = stores
+        os.environ[stores.ENVIRONMENT] = stores
     from wsl.cluster import tasks
 
     parts = Parts(folder)
@@ -189,15 +189,15 @@ class Cluster:
         """
         nodes = self._nodes()
         self._check_resources(nodes)
-        folder = folder if storage.is_remote(folder) else os.path.realpath(folder)
-        nonce = storage.join(folder, f".seen-{uuid.uuid4().hex}")
-        storage.write_bytes(nonce, b"seen")
+        folder = folder if stores.is_remote(folder) else os.path.realpath(folder)
+        nonce = stores.join(folder, f".seen-{uuid.uuid4().hex}")
+        stores.write_bytes(nonce, b"seen")
         local = [os.path.abspath(path) for path in inputs if "://" not in os.fspath(path)]
         wanted = {nonce: 4} | {path: _size(path) for path in _looked_for(local)}
         try:
             answers = self._ask_each(nodes, wanted)
         finally:
-            storage.delete(nonce)
+            stores.delete(nonce)
         for name, answer in answers.items():
             self._check_answer(name, answer, folder, nonce, len(nodes))
 
@@ -207,11 +207,11 @@ class Cluster:
     def _see(self, folder: str) -> bool:
         """Whether all nodes see a folder."""
         nonce = os.path.join(os.path.realpath(folder), f".seen-{uuid.uuid4().hex}")
-        storage.write_bytes(nonce, b"seen")
+        stores.write_bytes(nonce, b"seen")
         try:
             return not any(seen["missing"] for seen in self._ask_each(self._nodes(), {nonce: 4}).values())
         finally:
-            storage.delete(nonce)
+            stores.delete(nonce)
 
     def _ask_each(self, nodes: list[dict[str, Any]], wanted: dict[str, int]) -> dict[str, dict[str, Any]]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -221,7 +221,7 @@ class Cluster:
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-            ref = look.options(scheduling_strategy=there).remote(wanted, os.environ.get(storage.ENVIRONMENT))
+            ref = look.options(scheduling_strategy=there).remote(wanted, os.environ.get(stores.ENVIRONMENT))
             refs[ref], ids[ref] = name, node["NodeID"]
         ready, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=LOOK_TIMEOUT_S)
         late = [ref for ref in late if not self._is_gone(ids[ref])]
@@ -383,7 +383,7 @@ class _Flight:
         self._tries: dict[str, int] = {}
 
     def _given(self, part: Part) -> tuple[str, Part, str | None]:
-        return self._parts.folder, part, os.environ.get(storage.ENVIRONMENT)
+        return self._parts.folder, part, os.environ.get(stores.ENVIRONMENT)
 
     def by_tasks(self, level: list[Part]) -> None:
         """Makes parts by plain tasks, which Ray itself begins again where a worker or node is lost.
@@ -528,11 +528,11 @@ def _look() -> Any:
         import os
 
         try:
-            from wsl import storage
+            from wsl.files import stores
 
             if stores is not None:
-                os.environ[storage.ENVIRONMENT] = stores
-            seen = storage.head(uri)
+                os.environ[stores.ENVIRONMENT] = stores
+            seen = stores.head(uri)
         except Exception:
             return None
         return None if seen is None else seen.size

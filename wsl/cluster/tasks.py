@@ -15,9 +15,9 @@ from wsl._core import DataError, UsageError
 from wsl.cluster import index_tasks
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps
+from wsl.files.tables import open_stream
 from wsl.prediction_files import scored_parts
 from wsl.selection import TopK
-from wsl.source import open_stream
 
 
 def make(parts: Parts, part: Part) -> None:

@@ -18,12 +18,12 @@ import polars as pl
 
 from wsl import dhat
 from wsl._core import DataError, UsageError
+from wsl.files.tables import scan
 from wsl.numbering import look_up
 from wsl.pages.shares import measured
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
 from wsl.report.page import Block, HeadingBlock, Section, SvgBlock, TableBlock, TextBlock
-from wsl.source import scan
 from wsl.training.compare import class_name, share
 from wsl.training.intervals import wilson
 from wsl.workspace import Workspace

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from wsl.publish import publish_text
+from wsl.files.publish import publish_text
 
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2733;--soft:#5f6b7a;--line:#e1e6ec;--ground:#f6f8fa;--card:#fff;--link:#0072b2;--good:#00694d;--open:#7d5700;--bad:#b04a00}

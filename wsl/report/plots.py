@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsl.publish import publishing
+from wsl.files.publish import publishing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

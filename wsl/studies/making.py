@@ -12,9 +12,9 @@ import polars as pl
 from rich.console import Console
 
 from wsl import pseudolabels
+from wsl.files.publish import publish_text, publishing
 from wsl.predictions import ScoringOptions, ScoringPaths, score
 from wsl.pseudolabels import SelectionRequest
-from wsl.publish import publish_text, publishing
 from wsl.studies.steps import DONE, Scoring, Selecting, Step, Training
 from wsl.training.stages import run_stage
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 import wsl
 from wsl._core import DataError, WslError
-from wsl.publish import publish_text
+from wsl.files.publish import publish_text
 from wsl.report import page
 from wsl.report.charts import begins_at_zero, chart, number_text, save_chart
 from wsl.report.page import Badge, HeadingBlock, Lines, Page, Section, SvgBlock, TableBlock, TextBlock

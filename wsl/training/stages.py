@@ -29,8 +29,8 @@ import wsl
 from wsl._core import UsageError
 from wsl.config import StageConfig, check, dump, flat
 from wsl.data.sampler import Sampler
+from wsl.files.publish import publish_text
 from wsl.models import num_parameters
-from wsl.publish import publish_text
 from wsl.training import checkpoint, deepspeed, universal
 from wsl.training.distillation import FILE, collect_scores
 from wsl.training.execution import lay_out_weights, prepare_model

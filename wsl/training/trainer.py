@@ -20,7 +20,7 @@ from wsl.config import StageConfig
 from wsl.data.dataset import ImageIndex, Images
 from wsl.data.loader import CorruptCount, Loader
 from wsl.data.sampler import Sampler
-from wsl.publish import publish_text, publishing
+from wsl.files.publish import publish_text, publishing
 from wsl.training import checkpoint, deepspeed
 from wsl.training.distillation import TeacherScores
 from wsl.training.ema import Ema

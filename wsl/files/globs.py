@@ -11,8 +11,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from wsl import _core, storage
+from wsl import _core
 from wsl._core import DataError, UsageError
+from wsl.files import stores
 
 READERS = {
     ".parquet": "parquet",
@@ -32,7 +33,7 @@ COMPRESSIONS = (".gz", ".zst")
 def find_files(source: object) -> list[str]:
     """The files that `source` names, in the byte order of their paths; URLs pass as they are.
 
-    A glob, or a folder (with a slash at its end), in a store is listed (`wsl.storage`). A folder stands for
+    A glob, or a folder (with a slash at its end), in a store is listed (`wsl.files.stores`). A folder stands for
     the tables in it, or for its tar shards where it has no tables.
     """
     patterns: Any = source if isinstance(source, (list, tuple)) else [source]
@@ -60,10 +61,10 @@ def find_files(source: object) -> list[str]:
 
 def _find_objects(pattern: str) -> list[str]:
     """The URIs that a URI stands for: what is no glob and no folder, or in no store, is taken at its word."""
-    is_listed = storage.MAGIC.search(pattern) is not None or pattern.endswith("/")
-    if not (is_listed and storage.is_remote(pattern) and _core.HAS_STORES):
+    is_listed = stores.MAGIC.search(pattern) is not None or pattern.endswith("/")
+    if not (is_listed and stores.is_remote(pattern) and _core.HAS_STORES):
         return [pattern]
-    inside = [one.uri for one in storage.listing(pattern) if one.size > 0]
+    inside = [one.uri for one in stores.listing(pattern) if one.size > 0]
     known = [uri for uri in inside if _suffix(uri) in READERS]
     matches = [uri for uri in known if _suffix(uri) != ".tar"] or known if pattern.endswith("/") else inside
     if not matches:

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from wsl import _core, storage
+from wsl import _core
 from wsl._core import DataError, UsageError, WslError
-from wsl.files import COMPRESSIONS, are_beside_shards, find_files, kind_of
+from wsl.files import stores
+from wsl.files.globs import COMPRESSIONS, are_beside_shards, find_files, kind_of
 
 if TYPE_CHECKING:
     from wsl._core import ArrowStream
@@ -97,7 +98,7 @@ def open_records(
                 hashtags_column=hashtags_column,
                 separator=separator,
                 shard_column=path_column or shard_column,
-                storage=storage.core(),
+                storage=stores.core(),
             )
             return Records(held, None)
         stream = _collect(scan(files, storage_options, path_column), columns, files)
@@ -137,13 +138,13 @@ def scan(
 
     `path_column` names a column to add: the path of each row's file.
 
-    `storage_options` go to Polars for object stores; where absent those of `wsl.storage`, and what these
+    `storage_options` go to Polars for object stores; where absent those of `wsl.files.stores`, and what these
     do not say comes from the environment.
     """
     files = find_files(source)
     kind = kind_of(files)
-    if storage_options is None and any(storage.is_remote(file) for file in files):
-        storage_options = storage.polars_options()
+    if storage_options is None and any(stores.is_remote(file) for file in files):
+        storage_options = stores.polars_options()
     options: Any = {"storage_options": dict(storage_options)} if storage_options else {}
     if path_column is not None:
         options["include_file_paths"] = path_column
@@ -163,7 +164,7 @@ def scan(
 
 def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
     """img2dataset's tables say of every row whether its image is in the tar beside."""
-    in_store = all(storage.is_remote(file) for file in files)
+    in_store = all(stores.is_remote(file) for file in files)
     if not in_store and not are_beside_shards(files):
         return frame
     try:
@@ -172,7 +173,7 @@ def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
         raise _unreadable(files, error) from None
     if has_status and in_store:
         # One question for all: they were written together.
-        has_status = _core.HAS_STORES and storage.exists(os.path.splitext(files[0])[0] + ".tar")
+        has_status = _core.HAS_STORES and stores.exists(os.path.splitext(files[0])[0] + ".tar")
     return frame.filter(pl.col("status") == "success") if has_status else frame
 
 

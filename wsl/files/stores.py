@@ -222,7 +222,7 @@ def publishing(place: Place) -> Iterator[Path]:
 
     For an object it lies in the folder for temporary files (``TMPDIR``).
     """
-    from wsl import publish
+    from wsl.files import publish
 
     if is_remote(place):
         with tempfile.TemporaryDirectory(prefix="wsl-") as folder:
