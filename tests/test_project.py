@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from wsl.config import StageConfig, load
+from wsl.workspace.config import StageConfig, load
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import DataError, UsageError
-from wsl.config import IndexConfig
 from wsl.files import stores
 from wsl.files.globs import find_files
 from wsl.files.publish import publish_text
 from wsl.hashtags import HashtagCounts, count_hashtags
 from wsl.index import MANIFEST, Index
 from wsl.vocabulary import Vocabulary
-from wsl.workspace import Workspace
+from wsl.workspace.config import IndexConfig
+from wsl.workspace.layout import Workspace
 
 
 @dataclass(frozen=True)

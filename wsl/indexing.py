@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.building import Counter, Wanted, build_index
-from wsl.config import ClusterConfig, IndexConfig
 from wsl.counting import Columns, Memory, make_vocabulary, record_files
 from wsl.files import stores
 from wsl.index import MANIFEST, Index
 from wsl.progress import silent
 from wsl.vocabulary import Vocabulary
-from wsl.workspace import Workspace, fingerprint, match_files
+from wsl.workspace.config import ClusterConfig, IndexConfig
+from wsl.workspace.layout import Workspace, fingerprint, match_files
 
 if TYPE_CHECKING:
     from wsl.cluster.parts import Run

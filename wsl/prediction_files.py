@@ -23,7 +23,7 @@ from wsl.files import stores
 from wsl.files.globs import READERS
 from wsl.files.tables import scan
 from wsl.index import Index
-from wsl.workspace import fingerprint
+from wsl.workspace.layout import fingerprint
 
 SCORED_BY = ("teacher_fingerprint", "flip", "temperature")
 """What must be the same of all scores that are selected from together."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import UsageError
-from wsl.config import ClusterConfig
 from wsl.files.locking import locked
 from wsl.files.publish import remove_unfinished
 from wsl.index import Index
-from wsl.workspace import Workspace, fingerprint, is_complete, read_run
+from wsl.workspace.config import ClusterConfig
+from wsl.workspace.layout import Workspace, fingerprint, is_complete, read_run
 
 SCORING = "scoring into this folder"
 """What a process that holds the folder is doing."""

@@ -19,7 +19,6 @@ import polars as pl
 
 from wsl import dhat
 from wsl._core import DataError, UsageError
-from wsl.config import ClusterConfig
 from wsl.files import stores
 from wsl.files.locking import locked
 from wsl.files.publish import publish_text
@@ -50,7 +49,8 @@ from wsl.predictions import (
 from wsl.progress import silent
 from wsl.selection import LAYOUT, Order, Selection, TopK
 from wsl.takedowns import Dropped
-from wsl.workspace import Workspace, fingerprint
+from wsl.workspace.config import ClusterConfig
+from wsl.workspace.layout import Workspace, fingerprint
 
 if TYPE_CHECKING:
     from wsl.scoring import StateJob

@@ -50,7 +50,7 @@ from wsl.prediction_files import (
 )
 from wsl.selection import Order, TopK, log_odds
 from wsl.training.export import WEIGHTS, LoadedModel, load_run
-from wsl.workspace import fingerprint
+from wsl.workspace.layout import fingerprint
 
 RANGE = 65_536
 """Samples of a file of predictions."""

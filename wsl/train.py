@@ -28,11 +28,11 @@ import os
 import signal
 
 from wsl._core import UsageError
-from wsl.config import STAGES, StageConfig, dump, load
 from wsl.errors import exit_code, explain
 from wsl.training.launch import launch_ranks
 from wsl.training.stop import Stopped, remember_launcher
-from wsl.workspace import StageInputs, Workspace
+from wsl.workspace.config import STAGES, StageConfig, dump, load
+from wsl.workspace.layout import StageInputs, Workspace
 
 
 def main(arguments: list[str] | None = None) -> int:

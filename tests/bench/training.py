@@ -30,7 +30,6 @@ from torch import nn
 
 import wsl
 from wsl import carried, indexing
-from wsl.config import StageConfig, check
 from wsl.data.dataset import Images, LabelledExamples
 from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
@@ -39,7 +38,8 @@ from wsl.training import checkpoint, deepspeed, universal
 from wsl.training.launch import launch_ranks
 from wsl.training.loop import Batches, peak_memory_bytes
 from wsl.training.step import Stepper
-from wsl.workspace import Workspace
+from wsl.workspace.config import StageConfig, check
+from wsl.workspace.layout import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("speed", "stages", "memory", "checkpoints", "scaling")

@@ -53,8 +53,8 @@ def write_teacher(folder: Path, num_classes: int = 10) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from wsl.config import StageConfig, check
     from wsl.models import build_model
+    from wsl.workspace.config import StageConfig, check
 
     tree = {
         "stage": "teacher",

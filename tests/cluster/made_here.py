@@ -18,8 +18,8 @@ from wsl.cluster import tasks
 from wsl.cluster.indexing import plan_of
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import missing
-from wsl.config import ClusterConfig
 from wsl.shards import write_shard
+from wsl.workspace.config import ClusterConfig
 
 SCHEMA = {"key": pl.String, "hashtags": pl.List(pl.String)}
 

@@ -329,7 +329,7 @@ class Show:
             "from wsl.cluster import running, tasks\n"
             "from wsl.cluster.parts import Part, Parts\n"
             "from wsl.cluster.plan import Stage\n"
-            "from wsl.config import ClusterConfig\n"
+            "from wsl.workspace.config import ClusterConfig\n"
             "number, folder, address = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
             "level = [Part('note', n, {'text': 'x' * 100}) for n in range(number)]\n"
             "with running.connect(ClusterConfig(address=address)) as cluster:\n"

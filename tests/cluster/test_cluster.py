@@ -324,7 +324,7 @@ def test_a_node_that_differs_is_named(tmp_path: Path) -> None:
 
     from wsl._core import UsageError, __version__
     from wsl.cluster.running import Cluster
-    from wsl.config import ClusterConfig
+    from wsl.workspace.config import ClusterConfig
 
     cluster = Cluster(None, ClusterConfig(), secure=True)
     good = {"wsl": __version__, "Python": platform.python_version(), "auth": "token", "missing": {}}

@@ -217,7 +217,7 @@ def test_the_line_says_how_many_how_fast_and_how_long(monkeypatch: pytest.Monkey
 def test_an_address_without_a_cluster_is_refused_before_ray_tries(address: str, words: str) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsl[ray]'")
     from wsl.cluster.running import connect
-    from wsl.config import ClusterConfig
+    from wsl.workspace.config import ClusterConfig
 
     with pytest.raises(UsageError, match=words), connect(ClusterConfig(address=address)):
         pass
@@ -225,7 +225,7 @@ def test_an_address_without_a_cluster_is_refused_before_ray_tries(address: str, 
 
 def test_an_address_beyond_loopback_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wsl.cluster.running import connect
-    from wsl.config import ClusterConfig
+    from wsl.workspace.config import ClusterConfig
 
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
@@ -240,7 +240,7 @@ def test_without_ray_the_command_says_how_to_install_it(monkeypatch: pytest.Monk
     import sys
 
     from wsl.cluster.running import connect
-    from wsl.config import ClusterConfig
+    from wsl.workspace.config import ClusterConfig
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with (

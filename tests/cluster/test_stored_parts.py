@@ -25,11 +25,11 @@ from wsl import DataError, _core
 from wsl.cluster.counting import count_levels
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import merge_tree
-from wsl.config import ClusterConfig
 from wsl.counting import UNLIMITED, Columns
 from wsl.files import stores
 from wsl.hashtags import HashtagCounts
 from wsl.selection import TopK
+from wsl.workspace.config import ClusterConfig
 
 _number = itertools.count()
 

@@ -15,7 +15,7 @@ from PIL import Image
 import wsl
 from wsl import carried
 from wsl.carried import arrays, make, openclipart
-from wsl.config import WorkspaceConfig, load
+from wsl.workspace.config import WorkspaceConfig, load
 
 
 def members(folder: Path, pattern: str) -> dict[str, bytes]:

@@ -17,10 +17,10 @@ import pytest
 import wsl
 from wsl.building import BUILDING
 from wsl.cli import run
-from wsl.config import IndexConfig
 from wsl.files.locking import locked
 from wsl.indexing import build_one_index
 from wsl.shards import write_shard
+from wsl.workspace.config import IndexConfig
 
 MIB = 1 << 20
 

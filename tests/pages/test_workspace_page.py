@@ -27,7 +27,7 @@ from wsl.report.page import render
 from wsl.shards import write_shard
 from wsl.studies.page import write_study
 from wsl.studies.spec import StudyConfig
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
 
 NUM_IMAGES, NUM_CLASSES = 24, 3
 HOSTILE = "<b>Cat & Dog</b>"

@@ -18,9 +18,9 @@ from servers import SECRET, Server
 import wsl
 from wsl import _core
 from wsl.cli import run
-from wsl.config import StorageConfig, WorkspaceConfig, check, dump
 from wsl.files import stores
-from wsl.workspace import Workspace
+from wsl.workspace.config import StorageConfig, WorkspaceConfig, check, dump
+from wsl.workspace.layout import Workspace
 
 
 @pytest.mark.parametrize("kind", ["memory", "bucket", "folder"])

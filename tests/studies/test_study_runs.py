@@ -24,7 +24,7 @@ from wsl.pseudolabels import SelectionRequest, select
 from wsl.scoring import Scorer
 from wsl.studies.run import StudyRequest, StudyResult, run_study
 from wsl.training.launch import LAUNCH_VARIABLES
-from wsl.workspace import read_run
+from wsl.workspace.layout import read_run
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 import wsl
-from wsl.config import StageConfig, check
-from wsl.workspace import StageInputs
+from wsl.workspace.config import StageConfig, check
+from wsl.workspace.layout import StageInputs
 
 
 class FileIndex:

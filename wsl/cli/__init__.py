@@ -53,7 +53,7 @@ def _use_storage_of_workspace() -> None:
     file = Path(os.environ.get("WSL_WORKSPACE") or ".") / "wsl.yaml"
     if not file.is_file() or b"storage" not in file.read_bytes():
         return
-    from wsl.workspace import Workspace
+    from wsl.workspace.layout import Workspace
 
     # A command that needs the workspace says what is wrong with it.
     with contextlib.suppress(UsageError):

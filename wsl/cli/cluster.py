@@ -13,8 +13,8 @@ from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import JsonOption, StorageOption, WorkspaceOption, parse_bytes
 
 if TYPE_CHECKING:
-    from wsl.config import ClusterConfig
-    from wsl.workspace import Workspace
+    from wsl.workspace.config import ClusterConfig
+    from wsl.workspace.layout import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="Runs on a Ray cluster.")
 
@@ -74,8 +74,8 @@ def choose_cluster(
     known = None if found is None else found.config.cluster
     if address == HERE or (address is None and known is None):
         return None
-    from wsl.config import ClusterConfig
     from wsl.files import stores
+    from wsl.workspace.config import ClusterConfig
 
     settings = (known or ClusterConfig()).model_copy()
     if address is not None:
@@ -98,7 +98,7 @@ def _folder(settings: ClusterConfig, found: Workspace | None) -> Path | str | No
 
 
 def _workspace(folder: Path | None) -> Workspace | None:
-    from wsl.workspace import ENVIRONMENT, WORKSPACE_FILE, Workspace
+    from wsl.workspace.layout import ENVIRONMENT, WORKSPACE_FILE, Workspace
 
     root = folder or Path(os.environ.get(ENVIRONMENT) or ".")
     return Workspace.find(root) if (root / WORKSPACE_FILE).is_file() else None

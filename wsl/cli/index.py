@@ -80,9 +80,9 @@ def build(
     """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one."""
     from wsl import indexing
     from wsl._core import UsageError
-    from wsl.config import IndexConfig, VocabularyConfig, check
     from wsl.counting import Memory
-    from wsl.workspace import Workspace
+    from wsl.workspace.config import IndexConfig, VocabularyConfig, check
+    from wsl.workspace.layout import Workspace
 
     if shards or records:
         if out is None:

@@ -120,7 +120,7 @@ def evaluate(
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
     from wsl.training.compare import most_confused, recall_rows, share
     from wsl.training.evaluation import evaluate_run
-    from wsl.workspace import read_run
+    from wsl.workspace.layout import read_run
 
     result = evaluate_run(run, index)
     if as_json:

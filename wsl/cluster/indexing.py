@@ -31,9 +31,9 @@ from wsl.cluster.index_tasks import hash_of_manifest
 from wsl.cluster.parts import Part, Parts, Run
 from wsl.cluster.plan import Stage, absolute, cut, file_groups, record_groups, size_of
 from wsl.cluster.running import connect
-from wsl.config import ClusterConfig
 from wsl.files import stores
 from wsl.files.globs import find_files, kind_of
+from wsl.workspace.config import ClusterConfig
 
 HEADERS = 16
 """How much more of shards than of records makes a group: only their headers are read."""

@@ -31,9 +31,9 @@ from wsl.cluster.address import is_loopback, probe, require_token, resolve
 from wsl.cluster.parts import Mark, Part, Parts, Run
 from wsl.cluster.plan import Stage, missing
 from wsl.cluster.seen import Line, Tally
-from wsl.config import ClusterConfig
 from wsl.errors import EXIT_DATA, EXIT_USAGE, exit_code, explain
 from wsl.files import stores
+from wsl.workspace.config import ClusterConfig
 
 INSTALL = "pip install 'wsl[ray]'"
 LOOK_TIMEOUT_S = 120.0

@@ -20,8 +20,8 @@ import torch
 
 import wsl
 from wsl._core import DataError, UsageError
-from wsl.config import DataConfig, ModelConfig
 from wsl.data.augment import ImageOptions, cut, decode_image
+from wsl.workspace.config import DataConfig, ModelConfig
 
 T = TypeVar("T")
 Ordinals = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ from typing import Any
 from wsl.pages.workspace import page_facts, workspace_sections
 from wsl.report import plots
 from wsl.report.page import Page, Section, SvgBlock, TableBlock
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from typing import Any
 from rich.console import Console
 
 from wsl import carried, indexing, pseudolabels
-from wsl.config import Stage, StageConfig, load
 from wsl.demo.page import Outcome, demo_page
 from wsl.index import Index
 from wsl.report.page import write
 from wsl.training.stages import RunSummary, run_stage
-from wsl.workspace import Workspace
+from wsl.workspace.config import Stage, StageConfig, load
+from wsl.workspace.layout import Workspace
 
 Note = Callable[[str], object]
 

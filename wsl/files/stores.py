@@ -37,7 +37,7 @@ Place = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Settings:
-    """How stores are reached; `wsl.config.StorageConfig` says what each field means."""
+    """How stores are reached; `wsl.workspace.config.StorageConfig` says what each field means."""
 
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout_s: float = 60.0

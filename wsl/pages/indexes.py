@@ -10,7 +10,7 @@ from wsl._core import UsageError
 from wsl.counting import sources_of
 from wsl.report import plots
 from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock, TextBlock
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
 
 MAX_RECORD_BYTES = 4 << 30
 """Records are counted anew for the page where they are no larger than this."""

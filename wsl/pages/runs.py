@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import DataError
-from wsl.config import STAGES, Stage
 from wsl.pages.shares import measured
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
 from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock
 from wsl.training.compare import class_name, most_confused
-from wsl.workspace import read_run
+from wsl.workspace.config import STAGES, Stage
+from wsl.workspace.layout import read_run
 
 MEASURES = {"top1": "top-1", "top5": "top-5", "macro": "macro average"}
 MAX_CELLS = 20

@@ -26,7 +26,7 @@ from wsl.report.charts import Chart, Point, chart
 from wsl.report.page import Block, HeadingBlock, Section, SvgBlock, TableBlock, TextBlock
 from wsl.training.compare import class_name, share
 from wsl.training.intervals import wilson
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
 
 TRUTH = "data/truth.parquet"
 """Where the carried data have the true classes of their unlabelled images."""

@@ -18,7 +18,7 @@ from wsl.pages.selection import read_selection, selection_sections
 from wsl.report.page import Block, HeadingBlock, LinkBlock, Page, Section, TextBlock
 from wsl.studies.page import REPORT, Study, figure_blocks, findings_section, read_study, study_facts
 from wsl.studies.results import RESULTS
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
 
 
 def workspace_page(folder: Path | None, out: Path, truth: Path | None = None) -> Page:

@@ -21,14 +21,14 @@ import polars as pl
 
 from wsl import carried
 from wsl._core import UsageError
-from wsl.config import IndexConfig, change, check
 from wsl.files.publish import publish_text
 from wsl.files.tables import scan
 from wsl.index import VOCABULARY, Index
 from wsl.indexing import build_one_index, index_jobs
 from wsl.studies.plan import IndexPlan, Place
 from wsl.studies.spec import CarriedData, Draw, StudyConfig
-from wsl.workspace import Workspace
+from wsl.workspace.config import IndexConfig, change, check
+from wsl.workspace.layout import Workspace
 
 Note = Callable[[str], object]
 KEYS_AT_ONCE = 65_536

@@ -15,7 +15,6 @@ import yaml
 
 from wsl import carried
 from wsl._core import UsageError, WslError
-from wsl.config import check, load
 from wsl.data.dataset import sharing_decoded
 from wsl.index import Index
 from wsl.progress import silent
@@ -27,7 +26,8 @@ from wsl.studies.progress import Progress
 from wsl.studies.results import results_table, write_results
 from wsl.studies.spec import SEED, Scalar, StudyConfig
 from wsl.studies.steps import Steps
-from wsl.workspace import Workspace
+from wsl.workspace.config import check, load
+from wsl.workspace.layout import Workspace
 
 Note = Callable[[str], object]
 FOLDER = "studies"

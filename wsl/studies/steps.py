@@ -21,14 +21,14 @@ from typing import Any
 
 from wsl import carried
 from wsl._core import UsageError
-from wsl.config import StageConfig, StageSource, flat, load
 from wsl.index import Index
 from wsl.studies.data import StudyData
 from wsl.studies.plan import Place, Plan, StepPlan
 from wsl.studies.spec import RunStep, SelectionStep
 from wsl.training.deepspeed import read_settings
 from wsl.training.stages import FREE_TO_CHANGE
-from wsl.workspace import StageInputs
+from wsl.workspace.config import StageConfig, StageSource, flat, load
+from wsl.workspace.layout import StageInputs
 
 DONE = "step.json"
 PSEUDOLABELS = "pseudolabels.parquet"

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from wsl._core import DataError, UsageError
-from wsl.config import DataConfig, ModelConfig, StageConfig, check, load
 from wsl.data import transforms
 from wsl.data.augment import ImageOptions, cut, decode_image
 from wsl.files.publish import publish_text, publishing
 from wsl.models import build_model, torchvision_name
 from wsl.training.card import LoadedModel, model_card, preprocessing
-from wsl.workspace import read_run
+from wsl.workspace.config import DataConfig, ModelConfig, StageConfig, check, load
+from wsl.workspace.layout import read_run
 
 WEIGHTS = "model.safetensors"
 BEST = "best.safetensors"

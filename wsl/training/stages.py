@@ -27,7 +27,6 @@ from rich.console import Console
 
 import wsl
 from wsl._core import UsageError
-from wsl.config import StageConfig, check, dump, flat
 from wsl.data.sampler import Sampler
 from wsl.files.publish import publish_text
 from wsl.models import num_parameters
@@ -40,7 +39,8 @@ from wsl.training.mixing import check_even
 from wsl.training.task import Task, make_model, prepare_task
 from wsl.training.trainer import NOT_FINITE, Trainer
 from wsl.training.watch import Watch
-from wsl.workspace import StageInputs, read_run
+from wsl.workspace.config import StageConfig, check, dump, flat
+from wsl.workspace.layout import StageInputs, read_run
 
 Resume = Literal["auto", "never"] | Path
 

@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from wsl.config import StageConfig
 from wsl.training.compare import share
 from wsl.training.stages import RunSummary
-from wsl.workspace import read_run
+from wsl.workspace.config import StageConfig
+from wsl.workspace.layout import read_run
 
 Row = tuple[str, str]
 

@@ -12,7 +12,6 @@ import torch
 
 import wsl
 from wsl._core import DataError, UsageError
-from wsl.config import Config, StageConfig
 from wsl.data.dataset import (
     Examples,
     ImageIndex,
@@ -24,7 +23,8 @@ from wsl.data.sampler import Order
 from wsl.models import build_model, last_layer
 from wsl.training.distillation import prediction_files
 from wsl.training.export import WEIGHTS, apply_weights, load_run, load_weights, read_weights
-from wsl.workspace import StageInputs, fingerprint
+from wsl.workspace.config import Config, StageConfig
+from wsl.workspace.layout import StageInputs, fingerprint
 
 MAX_NAMED = 5
 """Classes named in a warning."""

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from safetensors.torch import save_file
 
 import wsl
-from wsl.config import StageConfig
 from wsl.data.dataset import ImageIndex, Images
 from wsl.data.loader import CorruptCount, Loader
 from wsl.data.sampler import Sampler
@@ -33,7 +32,8 @@ from wsl.training.step import NotFiniteError, Stepper, StepResult
 from wsl.training.stop import Stopped, StopRequest
 from wsl.training.task import Task, make_order
 from wsl.training.watch import DATA, Watch
-from wsl.workspace import StageInputs
+from wsl.workspace.config import StageConfig
+from wsl.workspace.layout import StageInputs
 
 NOT_FINITE = "not-finite.json"
 

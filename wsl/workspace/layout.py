@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import DataError, UsageError
-from wsl.config import IndexConfig, Stage, StageSource, WorkspaceConfig, load
 from wsl.files import stores
+from wsl.workspace.config import IndexConfig, Stage, StageSource, WorkspaceConfig, load
 
 WORKSPACE_FILE = "wsl.yaml"
 ENVIRONMENT = "WSL_WORKSPACE"
