@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from wsl._core import DataError, UsageError, WslError, __version__
     from wsl.building import build_index, drop_samples
     from wsl.epoch import EpochOrder, MixedOrder, label_noise
-    from wsl.hashtags import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
+    from wsl.hashtags.counts import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
+    from wsl.hashtags.vocabulary import Vocabulary
     from wsl.index import Index, JoinedIndex, repeat_factors
     from wsl.selection import TopK
     from wsl.shards import pack_shards
-    from wsl.vocabulary import Vocabulary
 
 _HOME = {
     "DataError": "wsl._core",
     "UsageError": "wsl._core",
     "WslError": "wsl._core",
     "__version__": "wsl._core",
-    "HashtagCounts": "wsl.hashtags",
-    "Vocabulary": "wsl.vocabulary",
-    "ZipfFit": "wsl.hashtags",
-    "count_hashtags": "wsl.hashtags",
-    "fit_zipf": "wsl.hashtags",
+    "HashtagCounts": "wsl.hashtags.counts",
+    "Vocabulary": "wsl.hashtags.vocabulary",
+    "ZipfFit": "wsl.hashtags.counts",
+    "count_hashtags": "wsl.hashtags.counts",
+    "fit_zipf": "wsl.hashtags.counts",
     "EpochOrder": "wsl.epoch",
     "MixedOrder": "wsl.epoch",
     "Index": "wsl.index",

@@ -22,9 +22,9 @@ from wsl.files import stores
 from wsl.files.globs import find_files, plain_parquet
 from wsl.files.locking import locked
 from wsl.files.tables import open_records
-from wsl.hashtags import HashtagCounts, count_hashtags
+from wsl.hashtags.counts import HashtagCounts, count_hashtags
+from wsl.hashtags.vocabulary import Vocabulary
 from wsl.index import MANIFEST, VOCABULARY, Index
-from wsl.vocabulary import Vocabulary
 
 STAGED = "building.parquet"
 BUILDING = "building this index"

@@ -16,7 +16,7 @@ import polars as pl
 from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.files import stores
-from wsl.vocabulary import Vocabulary
+from wsl.hashtags.vocabulary import Vocabulary
 
 VOCABULARY = "vocabulary.parquet"
 MANIFEST = "manifest.json"

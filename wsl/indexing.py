@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.building import Counter, Wanted, build_index
-from wsl.counting import Columns, Memory, make_vocabulary, record_files
 from wsl.files import stores
+from wsl.hashtags.counting import Columns, Memory, make_vocabulary, record_files
+from wsl.hashtags.vocabulary import Vocabulary
 from wsl.index import MANIFEST, Index
 from wsl.progress import silent
-from wsl.vocabulary import Vocabulary
 from wsl.workspace.config import ClusterConfig, IndexConfig
 from wsl.workspace.layout import Workspace, fingerprint, match_files
 

@@ -25,9 +25,9 @@ from wsl import DataError, _core
 from wsl.cluster.counting import count_levels
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import merge_tree
-from wsl.counting import UNLIMITED, Columns
 from wsl.files import stores
-from wsl.hashtags import HashtagCounts
+from wsl.hashtags.counting import UNLIMITED, Columns
+from wsl.hashtags.counts import HashtagCounts
 from wsl.selection import TopK
 from wsl.workspace.config import ClusterConfig
 

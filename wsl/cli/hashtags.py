@@ -35,9 +35,9 @@ from wsl.cli.options import (
 from wsl.progress import progress
 
 if TYPE_CHECKING:
-    from wsl.counting import Memory
-    from wsl.hashtags import HashtagCounts, ZipfFit
-    from wsl.vocabulary import Vocabulary
+    from wsl.hashtags.counting import Memory
+    from wsl.hashtags.counts import HashtagCounts, ZipfFit
+    from wsl.hashtags.vocabulary import Vocabulary
 
 counts = typer.Typer(no_args_is_help=True, help="Count hashtags in parts, and join the parts.")
 vocabulary = typer.Typer(no_args_is_help=True, help="Make a vocabulary: which hashtag is which label.")
@@ -163,8 +163,8 @@ def build_counts(
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags of records, or of one part of the files, into a file."""
-    from wsl import counting
     from wsl.files.tables import expected_rows
+    from wsl.hashtags import counting
 
     limits = _memory(memory, spill_dir)
     sources = counting.part_of(counting.sources_of(_target(target, records), records or []), part)
@@ -200,7 +200,7 @@ def merge_counts(
     as_json: JsonOption = False,
 ) -> None:
     """Join counts that were made apart."""
-    from wsl import counting
+    from wsl.hashtags import counting
 
     made = counting.merge_counts(parts, out, memory=_memory(memory, spill_dir), overwrite=overwrite)
     _say_counts(out, made, as_json, parts=len(parts))
@@ -238,8 +238,9 @@ def build_vocabulary(
     as_json: JsonOption = False,
 ) -> None:
     """Make a vocabulary of records or counts, and say what it covers."""
-    from wsl import Vocabulary, counting
+    from wsl import Vocabulary
     from wsl._core import UsageError
+    from wsl.hashtags import counting
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: the file exists already; pass --overwrite to replace it")
@@ -363,7 +364,7 @@ def _target(target: Path | None, records: list[str] | None) -> Path | None:
 
 
 def _memory(memory: str | None, spill_dir: Path | None) -> Memory:
-    from wsl.counting import Memory
+    from wsl.hashtags.counting import Memory
 
     return Memory(None if memory is None else parse_bytes(memory), spill_dir)
 
@@ -388,9 +389,10 @@ def _counted(
     cluster: Chosen | None = None,
 ) -> HashtagCounts:
     """Counts of records, or those of files of counts."""
-    from wsl import count_hashtags, counting
+    from wsl import count_hashtags
     from wsl._core import UsageError
     from wsl.files.tables import expected_rows
+    from wsl.hashtags import counting
 
     if files:
         if target is not None or records:

@@ -80,7 +80,7 @@ def build(
     """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one."""
     from wsl import indexing
     from wsl._core import UsageError
-    from wsl.counting import Memory
+    from wsl.hashtags.counting import Memory
     from wsl.workspace.config import IndexConfig, VocabularyConfig, check
     from wsl.workspace.layout import Workspace
 

@@ -9,11 +9,11 @@ from typing import Any
 from wsl.cluster.parts import Part, Parts, Run
 from wsl.cluster.plan import Stage, absolute, merge_tree, record_groups
 from wsl.cluster.running import connect
-from wsl.counting import Columns, Memory
 from wsl.files import stores
 from wsl.files.globs import kind_of
 from wsl.files.tables import scan
-from wsl.hashtags import HashtagCounts, count_hashtags
+from wsl.hashtags.counting import Columns, Memory
+from wsl.hashtags.counts import HashtagCounts, count_hashtags
 from wsl.workspace.config import ClusterConfig
 
 

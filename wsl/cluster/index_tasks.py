@@ -30,8 +30,8 @@ from wsl.files import stores
 from wsl.files.globs import plain_parquet
 from wsl.files.locking import held_by_task
 from wsl.files.tables import Records, open_records
+from wsl.hashtags.vocabulary import Vocabulary
 from wsl.index import MANIFEST
-from wsl.vocabulary import Vocabulary
 
 
 def _memory(limits: Mapping[str, Any]) -> dict[str, Any]:

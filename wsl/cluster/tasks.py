@@ -32,7 +32,7 @@ def _note(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _count(parts: Parts, part: Part, out: Path) -> None:
-    from wsl.hashtags import count_hashtags
+    from wsl.hashtags.counts import count_hashtags
 
     given = part.arguments
     check_stamps(given["records"])
@@ -49,7 +49,7 @@ def _count(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _merge_counts(parts: Parts, part: Part, out: Path) -> None:
-    from wsl.counting import Memory, load_counts
+    from wsl.hashtags.counting import Memory, load_counts
 
     limit = part.limits.get("memory_bytes")
     memory = Memory(limit, part.limits.get("spill_dir"))

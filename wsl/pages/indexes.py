@@ -7,7 +7,7 @@ from typing import Any
 
 import wsl
 from wsl._core import UsageError
-from wsl.counting import sources_of
+from wsl.hashtags.counting import sources_of
 from wsl.report import plots
 from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock, TextBlock
 from wsl.workspace.layout import Workspace

@@ -16,9 +16,9 @@ from wsl._core import DataError, UsageError
 from wsl.files import stores
 from wsl.files.globs import find_files
 from wsl.files.publish import publish_text
-from wsl.hashtags import HashtagCounts, count_hashtags
+from wsl.hashtags.counts import HashtagCounts, count_hashtags
+from wsl.hashtags.vocabulary import Vocabulary
 from wsl.index import MANIFEST, Index
-from wsl.vocabulary import Vocabulary
 from wsl.workspace.config import IndexConfig
 from wsl.workspace.layout import Workspace
 

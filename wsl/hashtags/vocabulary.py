@@ -13,7 +13,7 @@ from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.files.publish import publishing
 from wsl.files.tables import open_records
-from wsl.hashtags import HashtagCounts
+from wsl.hashtags.counts import HashtagCounts
 
 
 @dataclass(frozen=True)
