@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsl._core import DataError, UsageError, WslError, __version__
-    from wsl.building import build_index, drop_samples
-    from wsl.epoch import EpochOrder, MixedOrder, label_noise
     from wsl.hashtags.counts import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
     from wsl.hashtags.vocabulary import Vocabulary
-    from wsl.index import Index, JoinedIndex, repeat_factors
+    from wsl.index.build import build_index, drop_samples
+    from wsl.index.mapped import Index, JoinedIndex, repeat_factors
+    from wsl.index.order import EpochOrder, MixedOrder, label_noise
+    from wsl.index.shards import pack_shards
     from wsl.selection import TopK
-    from wsl.shards import pack_shards
 
 _HOME = {
     "DataError": "wsl._core",
@@ -29,15 +29,15 @@ _HOME = {
     "ZipfFit": "wsl.hashtags.counts",
     "count_hashtags": "wsl.hashtags.counts",
     "fit_zipf": "wsl.hashtags.counts",
-    "EpochOrder": "wsl.epoch",
-    "MixedOrder": "wsl.epoch",
-    "Index": "wsl.index",
-    "JoinedIndex": "wsl.index",
-    "build_index": "wsl.building",
-    "drop_samples": "wsl.building",
-    "label_noise": "wsl.epoch",
-    "pack_shards": "wsl.shards",
-    "repeat_factors": "wsl.index",
+    "EpochOrder": "wsl.index.order",
+    "MixedOrder": "wsl.index.order",
+    "Index": "wsl.index.mapped",
+    "JoinedIndex": "wsl.index.mapped",
+    "build_index": "wsl.index.build",
+    "drop_samples": "wsl.index.build",
+    "label_noise": "wsl.index.order",
+    "pack_shards": "wsl.index.shards",
+    "repeat_factors": "wsl.index.mapped",
     "TopK": "wsl.selection",
 }
 

@@ -20,7 +20,7 @@ from wsl import _core
 from wsl._core import DataError
 from wsl.files.publish import naming
 from wsl.files.tables import BATCH_ROWS, scan
-from wsl.index import Index
+from wsl.index.mapped import Index
 
 UNLIMITED_BYTES = 1 << 30
 """What is held where there is no limit of memory; the rest goes to disk."""

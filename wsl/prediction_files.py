@@ -22,7 +22,7 @@ from wsl._core import DataError, UsageError
 from wsl.files import stores
 from wsl.files.globs import READERS
 from wsl.files.tables import scan
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.workspace.layout import fingerprint
 
 SCORED_BY = ("teacher_fingerprint", "flip", "temperature")

@@ -15,7 +15,7 @@ from typing import Any
 from wsl._core import UsageError
 from wsl.files.locking import locked
 from wsl.files.publish import remove_unfinished
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.workspace.config import ClusterConfig
 from wsl.workspace.layout import Workspace, fingerprint, is_complete, read_run
 

@@ -23,7 +23,7 @@ from wsl.files import stores
 from wsl.files.locking import locked
 from wsl.files.publish import publish_text
 from wsl.files.tables import expected_rows, open_stream, scan
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.numbering import KeyedPredictions, samples_of
 from wsl.prediction_files import (
     SCORED_BY,

@@ -37,7 +37,7 @@ from wsl.data.augment import ImageOptions
 from wsl.data.dataset import Images
 from wsl.data.loader import CorruptCount
 from wsl.files.publish import publish_text, publishing, remove_unfinished
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.prediction_files import (
     SCORED_BY,
     Span,

@@ -17,7 +17,7 @@ import polars as pl
 
 from wsl._core import UsageError
 from wsl.files.tables import scan
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.selection import TopK
 
 

@@ -93,7 +93,7 @@ def prepare(server: Server, folder: Path, num_samples: int) -> dict[str, Any]:
 
     import wsl
     from wsl.files import stores
-    from wsl.shards import write_shard
+    from wsl.index.shards import write_shard
 
     bucket = server.bucket("bench")
     rng = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from running import refused, wsl_json
 import wsl
 from wsl import scoring, scoring_rank
 from wsl.cli import run
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 NUM_SAMPLES, NUM_CLASSES = 4000, 12
 

@@ -10,7 +10,7 @@ import pytest
 from running import refused, wsl_json
 
 import wsl
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 from wsl.takedowns import Dropped
 
 NUM, CLASSES = 300, 5

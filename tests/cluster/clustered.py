@@ -12,7 +12,7 @@ import polars as pl
 import yaml
 from PIL import Image
 
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 def _tag(draw: random.Random) -> str:

@@ -190,7 +190,7 @@ def test_shards_with_classes_or_nothing_are_built_and_appended(tmp_path: Path, k
         world.add_shard()
     taken = wsl.Index.open(tmp_path / "two").keys([0])
     for name in ("one", "two"):
-        assert wsl.building.drop_samples(tmp_path / name, [f"shard-000:{taken[0]}"])[0] == 1
+        assert wsl.index.build.drop_samples(tmp_path / name, [f"shard-000:{taken[0]}"])[0] == 1
     # What was taken down stays so when the index is built anew.
     both_ways(tmp_path, 1, given | {"shards": world.shards[:4], "overwrite": True})
     assert wsl.Index.open(tmp_path / "two").manifest["counts"]["samples_dropped"] == 1

@@ -15,11 +15,11 @@ import polars as pl
 import pytest
 
 import wsl
-from wsl.building import BUILDING
 from wsl.cli import run
 from wsl.files.locking import locked
-from wsl.indexing import build_one_index
-from wsl.shards import write_shard
+from wsl.index.build import BUILDING
+from wsl.index.jobs import build_one_index
+from wsl.index.shards import write_shard
 from wsl.workspace.config import IndexConfig
 
 MIB = 1 << 20

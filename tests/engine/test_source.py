@@ -16,7 +16,7 @@ import pytest
 
 import wsl
 from wsl.files import tables
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 RECORDS: list[list[str | None] | None] = [
     ["#Dog", "cat", "dog"],

@@ -20,9 +20,9 @@ import wsl
 from wsl.cli import run
 from wsl.data.augment import ImageOptions
 from wsl.data.epochs import EpochDataset
-from wsl.exporting import export_index
 from wsl.files import stores
-from wsl.shards import write_shard
+from wsl.index.export import export_index
+from wsl.index.shards import write_shard
 
 
 @pytest.fixture(params=["memory", "bucket"])

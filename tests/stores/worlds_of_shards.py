@@ -11,7 +11,7 @@ from PIL import Image
 
 import wsl
 from wsl.files import stores
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 def make_shards(folder: Path, num_shards: int = 3, num_samples: int = 20) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import wsl
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 from wsl.training.task import make_order, prepare_task
 from wsl.workspace.config import StageConfig, check
 from wsl.workspace.layout import StageInputs

@@ -329,7 +329,7 @@ def weights(
 ) -> None:
     """Repeat factors: how often an epoch shows each sample, and what that does to the labels."""
     from wsl import Index, repeat_factors
-    from wsl import balance as balancing
+    from wsl.index import sampling as balancing
 
     _check_plot(plot, overwrite)
     opened = Index.open(index)

@@ -78,9 +78,9 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one."""
-    from wsl import indexing
     from wsl._core import UsageError
     from wsl.hashtags.counting import Memory
+    from wsl.index import jobs
     from wsl.workspace.config import IndexConfig, VocabularyConfig, check
     from wsl.workspace.layout import Workspace
 
@@ -101,7 +101,7 @@ def build(
         )
         jobs = [(out.name, out, settings, Path.cwd())]
     else:
-        jobs = indexing.index_jobs(Workspace.find(workspace), name)
+        jobs = jobs.index_jobs(Workspace.find(workspace), name)
         for job in jobs:
             job[2].limits = job[2].limits | _shares(limit)
     limits = Memory(None if memory is None else parse_bytes(memory), spill_dir)
@@ -112,7 +112,7 @@ def build(
         # A cluster has a line of its own.
         line = progress(f"index {job_name}", unit="shards") if chosen is None else nullcontext(silent)
         with line as advance:
-            result = indexing.build_one_index(
+            result = jobs.build_one_index(
                 path,
                 settings,
                 root,
@@ -135,7 +135,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in an index."""
-    from wsl.index import Index
+    from wsl.index.mapped import Index
 
     content = Index.open(index).info()
     if as_json:
@@ -151,7 +151,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte of an index and hold it, and its shards, against the recorded checksums."""
-    from wsl.index import Index
+    from wsl.index.mapped import Index
 
     with progress("verify", unit="bytes") as advance:
         Index.open(index).verify(progress=advance)
@@ -174,7 +174,7 @@ def get(
 ) -> None:
     """Print one sample, or write its image out."""
     from wsl._core import UsageError
-    from wsl.indexing import get_sample
+    from wsl.index.jobs import get_sample
 
     content, image = get_sample(index, sample, by_key=by_key)
     if out is not None:
@@ -199,7 +199,7 @@ def drop(
     """Take samples down: ordinals stay, their images and labels are given out no more."""
     from wsl import drop_samples
     from wsl._core import UsageError
-    from wsl.indexing import read_keys
+    from wsl.index.jobs import read_keys
 
     wanted = [*(keys or []), *(read_keys(file) if file is not None else [])]
     if not wanted:
@@ -224,7 +224,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a neighbour's index over the same shards: wids JSON, DALI .idx or Energon .tar.idx."""
-    from wsl.exporting import export_index
+    from wsl.index.export import export_index
 
     with progress("export", unit="shards") as advance:
         paths = export_index(index, out, format, overwrite=overwrite, progress=advance)

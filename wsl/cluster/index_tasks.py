@@ -23,7 +23,6 @@ from typing import Any
 
 from wsl import _core
 from wsl._core import DataError
-from wsl.building import BUILDING, Ending, prepare
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps
 from wsl.files import stores
@@ -31,7 +30,8 @@ from wsl.files.globs import plain_parquet
 from wsl.files.locking import held_by_task
 from wsl.files.tables import Records, open_records
 from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index import MANIFEST
+from wsl.index.build import BUILDING, Ending, prepare
+from wsl.index.mapped import MANIFEST
 
 
 def _memory(limits: Mapping[str, Any]) -> dict[str, Any]:

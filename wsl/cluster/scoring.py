@@ -19,7 +19,7 @@ from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import Stage, absolute, file_groups, merge_tree, size_of
 from wsl.cluster.running import Result, connect
 from wsl.files import stores
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.prediction_files import SCORED_BY, gaps, scored_parts
 from wsl.selection import TopK
 from wsl.workspace.config import ClusterConfig

@@ -19,9 +19,10 @@ from typing import Any
 
 from rich.console import Console
 
-from wsl import carried, indexing, pseudolabels
+from wsl import carried, pseudolabels
 from wsl.demo.page import Outcome, demo_page
-from wsl.index import Index
+from wsl.index import jobs
+from wsl.index.mapped import Index
 from wsl.report.page import write
 from wsl.training.stages import RunSummary, run_stage
 from wsl.workspace.config import Stage, StageConfig, load
@@ -109,8 +110,8 @@ class _Demo:
         folder = self.out / dataset
         self.note(f"{dataset}: workspace and indexes in {folder}")
         carried.make_workspace(folder, dataset, num_labelled=num_labelled)
-        for _, path, settings, root in indexing.index_jobs(Workspace.find(folder), None):
-            indexing.build_one_index(path, settings, root)
+        for _, path, settings, root in jobs.index_jobs(Workspace.find(folder), None):
+            jobs.build_one_index(path, settings, root)
         return folder
 
     def _train(

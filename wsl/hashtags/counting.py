@@ -18,7 +18,7 @@ from wsl.files.globs import find_files
 from wsl.files.publish import publish_text
 from wsl.hashtags.counts import HashtagCounts, count_hashtags
 from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index import MANIFEST, Index
+from wsl.index.mapped import MANIFEST, Index
 from wsl.workspace.config import IndexConfig
 from wsl.workspace.layout import Workspace
 

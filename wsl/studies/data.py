@@ -23,8 +23,8 @@ from wsl import carried
 from wsl._core import UsageError
 from wsl.files.publish import publish_text
 from wsl.files.tables import scan
-from wsl.index import VOCABULARY, Index
-from wsl.indexing import build_one_index, index_jobs
+from wsl.index.jobs import build_one_index, index_jobs
+from wsl.index.mapped import VOCABULARY, Index
 from wsl.studies.plan import IndexPlan, Place
 from wsl.studies.spec import CarriedData, Draw, StudyConfig
 from wsl.workspace.config import IndexConfig, change, check

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.studies.data import StudyData, read_truth
 from wsl.studies.spec import Group
 from wsl.studies.steps import Selecting, Step, Training

@@ -16,7 +16,7 @@ import yaml
 from wsl import carried
 from wsl._core import UsageError, WslError
 from wsl.data.dataset import sharing_decoded
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.progress import silent
 from wsl.studies.data import StudyData, lay_out
 from wsl.studies.making import make

@@ -21,7 +21,7 @@ from typing import Any
 
 from wsl import carried
 from wsl._core import UsageError
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.studies.data import StudyData
 from wsl.studies.plan import Place, Plan, StepPlan
 from wsl.studies.spec import RunStep, SelectionStep

@@ -18,7 +18,7 @@ from wsl import _core
 from wsl._core import UsageError
 
 if TYPE_CHECKING:
-    from wsl.index import Index, JoinedIndex
+    from wsl.index.mapped import Index, JoinedIndex
 
 
 class Sized(Protocol):

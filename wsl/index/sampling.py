@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsl._core import UsageError
-from wsl.index import Index
+from wsl.index.mapped import Index
 
 CHUNK = 1 << 16
 HEADS = (0.01, 0.1)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wsl import _core
 from wsl._core import DataError, UsageError
-from wsl.building import Counter, Wanted, build_index
 from wsl.files import stores
 from wsl.hashtags.counting import Columns, Memory, make_vocabulary, record_files
 from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index import MANIFEST, Index
+from wsl.index.build import Counter, Wanted, build_index
+from wsl.index.mapped import MANIFEST, Index
 from wsl.progress import silent
 from wsl.workspace.config import ClusterConfig, IndexConfig
 from wsl.workspace.layout import Workspace, fingerprint, match_files

@@ -24,7 +24,7 @@ from wsl.files.locking import locked
 from wsl.files.tables import open_records
 from wsl.hashtags.counts import HashtagCounts, count_hashtags
 from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index import MANIFEST, VOCABULARY, Index
+from wsl.index.mapped import MANIFEST, VOCABULARY, Index
 
 STAGED = "building.parquet"
 BUILDING = "building this index"

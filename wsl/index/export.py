@@ -24,7 +24,7 @@ from wsl import _core
 from wsl._core import UsageError
 from wsl.files import stores
 from wsl.files.publish import publish_text, publishing
-from wsl.index import Index
+from wsl.index.mapped import Index
 
 FORMATS = ("wids", "dali", "energon")
 META = re.compile(r"__[^/]*__($|/)")
