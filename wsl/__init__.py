@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wsl.index.mapped import Index, JoinedIndex, repeat_factors
     from wsl.index.order import EpochOrder, MixedOrder, label_noise
     from wsl.index.shards import pack_shards
-    from wsl.selection import TopK
+    from wsl.selection.topk import TopK
 
 _HOME = {
     "DataError": "wsl._core",
@@ -38,7 +38,7 @@ _HOME = {
     "label_noise": "wsl.index.order",
     "pack_shards": "wsl.index.shards",
     "repeat_factors": "wsl.index.mapped",
-    "TopK": "wsl.selection",
+    "TopK": "wsl.selection.topk",
 }
 
 __all__ = [

@@ -17,24 +17,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.files import stores
 from wsl.files.locking import locked
 from wsl.files.publish import publish_text
 from wsl.files.tables import expected_rows, open_stream, scan
 from wsl.index.mapped import Index
-from wsl.numbering import KeyedPredictions, samples_of
-from wsl.prediction_files import (
-    SCORED_BY,
-    File,
-    are_ranges,
-    common_keep,
-    find_predictions,
-    is_whole,
-    metadata_of,
-    read_metadata,
-)
 from wsl.predictions import (
     SCORING,
     ScoringOptions,
@@ -47,8 +35,20 @@ from wsl.predictions import (
     teacher_of,
 )
 from wsl.progress import silent
-from wsl.selection import LAYOUT, Order, Selection, TopK
-from wsl.takedowns import Dropped
+from wsl.selection import output
+from wsl.selection.dropped import Dropped
+from wsl.selection.keyed import KeyedPredictions, samples_of
+from wsl.selection.predictions import (
+    SCORED_BY,
+    File,
+    are_ranges,
+    common_keep,
+    find_predictions,
+    is_whole,
+    metadata_of,
+    read_metadata,
+)
+from wsl.selection.topk import LAYOUT, Order, Selection, TopK
 from wsl.workspace.config import ClusterConfig
 from wsl.workspace.layout import Workspace, fingerprint
 
@@ -147,7 +147,7 @@ def select(
         keys = keyed.keys if keyed else None if index is None else index.keys
         agreement = _agreement(request, selection, tops, num_classes)
         left_out = dropped.num_left_out if dropped else 0
-        found = dhat.write(
+        found = output.write(
             selection, out, provenance, keys=keys, truth=truth, agreement=agreement, num_dropped=left_out
         )
     warnings += _late_warnings(found, selection, warn)
@@ -450,7 +450,7 @@ def merge_states(
     selection = top.finish(k, p)
     agreement = 1.0 if provenance["p"] >= top.num_classes else None
     keys, left_out = (opened.keys, dropped.num_left_out) if opened and dropped else (None, 0)
-    found = dhat.write(selection, out, provenance, keys=keys, agreement=agreement, num_dropped=left_out)
+    found = output.write(selection, out, provenance, keys=keys, agreement=agreement, num_dropped=left_out)
     warnings = _late_warnings(found, selection, warn)
     options = {key: provenance[key] for key in ("k", "p", "order")}
     return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
@@ -466,11 +466,11 @@ def _keyed(
     return KeyedPredictions(files, index, **request.memory, warn=warn)
 
 
-def _truth(request: SelectionRequest, made_by: dict[str, Any], index: Index | None) -> dhat.Truth | None:
+def _truth(request: SelectionRequest, made_by: dict[str, Any], index: Index | None) -> output.Truth | None:
     if request.truth is None:
         return None
     find = None if index is None else functools.partial(samples_of, index)
-    return dhat.Truth.read(request.truth, request.truth_column, made_by.get("class_names"), find)
+    return output.Truth.read(request.truth, request.truth_column, made_by.get("class_names"), find)
 
 
 def _early_warnings(request: SelectionRequest, num_classes: int, num_samples: int | None) -> list[str]:

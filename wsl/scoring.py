@@ -38,7 +38,7 @@ from wsl.data.dataset import Images
 from wsl.data.loader import CorruptCount
 from wsl.files.publish import publish_text, publishing, remove_unfinished
 from wsl.index.mapped import Index
-from wsl.prediction_files import (
+from wsl.selection.predictions import (
     SCORED_BY,
     Span,
     gaps,
@@ -48,7 +48,7 @@ from wsl.prediction_files import (
     scored_parts,
     span_of,
 )
-from wsl.selection import Order, TopK, log_odds
+from wsl.selection.topk import Order, TopK, log_odds
 from wsl.training.export import WEIGHTS, LoadedModel, load_run
 from wsl.workspace.layout import fingerprint
 

@@ -37,7 +37,7 @@ import numpy as np
 from peak import peak_mib
 
 if TYPE_CHECKING:
-    import wsl.selection
+    import wsl.selection.topk
 
 THREADS = 2
 NUM_CLASSES = 1000
@@ -117,7 +117,7 @@ def run_wsl_limited(folder: str) -> int:
     return num_rows(top.finish())
 
 
-def num_rows(selection: wsl.selection.Selection) -> int:
+def num_rows(selection: wsl.selection.topk.Selection) -> int:
     """The rows of sample, class, score and rank, all of which are made."""
     import pyarrow as pa
 

@@ -18,8 +18,8 @@ from running import refused, wsl_json
 import wsl
 import wsl.cli
 from wsl.index.shards import write_shard
-from wsl.numbering import KeyedPredictions
-from wsl.prediction_files import gaps
+from wsl.selection.keyed import KeyedPredictions
+from wsl.selection.predictions import gaps
 
 MADE_BY = {
     "teacher_fingerprint": "one",

@@ -11,7 +11,7 @@ from running import refused, wsl_json
 
 import wsl
 from wsl.index.shards import write_shard
-from wsl.takedowns import Dropped
+from wsl.selection.dropped import Dropped
 
 NUM, CLASSES = 300, 5
 

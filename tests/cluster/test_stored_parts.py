@@ -28,7 +28,7 @@ from wsl.cluster.plan import merge_tree
 from wsl.files import stores
 from wsl.hashtags.counting import UNLIMITED, Columns
 from wsl.hashtags.counts import HashtagCounts
-from wsl.selection import TopK
+from wsl.selection.topk import TopK
 from wsl.workspace.config import ClusterConfig
 
 _number = itertools.count()

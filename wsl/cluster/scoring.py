@@ -20,8 +20,8 @@ from wsl.cluster.plan import Stage, absolute, file_groups, merge_tree, size_of
 from wsl.cluster.running import Result, connect
 from wsl.files import stores
 from wsl.index.mapped import Index
-from wsl.prediction_files import SCORED_BY, gaps, scored_parts
-from wsl.selection import TopK
+from wsl.selection.predictions import SCORED_BY, gaps, scored_parts
+from wsl.selection.topk import TopK
 from wsl.workspace.config import ClusterConfig
 
 ACTORS = frozenset({"score", "scorestate"})

@@ -16,8 +16,8 @@ from wsl.cluster import index_tasks
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps
 from wsl.files.tables import open_stream
-from wsl.prediction_files import scored_parts
-from wsl.selection import TopK
+from wsl.selection.predictions import scored_parts
+from wsl.selection.topk import TopK
 
 
 def make(parts: Parts, part: Part) -> None:

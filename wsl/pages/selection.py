@@ -16,14 +16,14 @@ from typing import Any
 
 import polars as pl
 
-from wsl import dhat
 from wsl._core import DataError, UsageError
 from wsl.files.tables import scan
-from wsl.numbering import look_up
 from wsl.pages.shares import measured
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
 from wsl.report.page import Block, HeadingBlock, Section, SvgBlock, TableBlock, TextBlock
+from wsl.selection import output
+from wsl.selection.keyed import look_up
 from wsl.training.compare import class_name, share
 from wsl.training.intervals import wilson
 from wsl.workspace.layout import Workspace
@@ -69,7 +69,7 @@ def read_selection(workspace: Workspace, truth: Path | None = None) -> Selected 
     try:
         about = json.loads(pl.read_parquet_metadata(file)["wsl"])
         pairs = pl.read_parquet(file)
-        missing = {*dhat.SCHEMA} - {*pairs.columns}
+        missing = {*output.SCHEMA} - {*pairs.columns}
         if missing or "classes" not in about["report"]:
             raise KeyError(*sorted(missing) or ["report"])
     except (pl.exceptions.PolarsError, OSError, ValueError, KeyError, TypeError) as error:
@@ -98,7 +98,7 @@ def _truth(
     try:
         columns = scan(file).collect_schema().names()
         column = next((name for name in TRUTH_COLUMNS if name in columns), TRUTH_COLUMNS[0])
-        found = dhat.Truth.read(file, column, names, find)
+        found = output.Truth.read(file, column, names, find)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{file}: expected a table of true classes, found: {error}") from None
     except UsageError:

@@ -18,7 +18,7 @@ import polars as pl
 from wsl._core import UsageError
 from wsl.files.tables import scan
 from wsl.index.mapped import Index
-from wsl.selection import TopK
+from wsl.selection.topk import TopK
 
 
 class Dropped:

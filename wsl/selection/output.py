@@ -20,7 +20,7 @@ import polars as pl
 from wsl._core import DataError, UsageError
 from wsl.files import stores
 from wsl.files.tables import scan
-from wsl.selection import Selection
+from wsl.selection.topk import Selection
 
 SCHEMA = {
     "sample": pl.UInt64,
