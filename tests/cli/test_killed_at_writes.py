@@ -16,7 +16,7 @@ import pytest
 from running import refused, wsl_json
 
 from wsl.files.locking import locked, shared_by_ranks
-from wsl.predictions import SCORING
+from wsl.scoring.verbs import SCORING
 
 HERE = Path(__file__).parent
 

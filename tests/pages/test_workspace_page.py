@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 import wsl
-from wsl import pseudolabels
 from wsl._core import DataError, UsageError
 from wsl.cli import run
 from wsl.index.shards import write_shard
@@ -25,6 +24,7 @@ from wsl.pages.runs import read_curves
 from wsl.pages.selection import best_classes, disagreeing, read_selection
 from wsl.pages.workspace import workspace_page
 from wsl.report.page import render
+from wsl.scoring import pseudolabels
 from wsl.studies.page import write_study
 from wsl.studies.spec import StudyConfig
 from wsl.workspace.layout import Workspace

@@ -20,8 +20,8 @@ from worlds import STUDY, make_world, write_yaml
 
 import wsl
 from wsl.cli import run
-from wsl.pseudolabels import SelectionRequest, select
-from wsl.scoring import Scorer
+from wsl.scoring.network import Scorer
+from wsl.scoring.pseudolabels import SelectionRequest, select
 from wsl.studies.run import StudyRequest, StudyResult, run_study
 from wsl.training.launch import LAUNCH_VARIABLES
 from wsl.workspace.layout import read_run

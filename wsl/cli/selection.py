@@ -90,10 +90,10 @@ def pseudolabel(
     """Select pseudo-labels; the teacher scores first where predictions are missing."""
     if context.invoked_subcommand is not None:
         return
-    from wsl import pseudolabels
     from wsl._core import UsageError
     from wsl.files import stores
-    from wsl.predictions import ScoringOptions
+    from wsl.scoring import pseudolabels
+    from wsl.scoring.verbs import ScoringOptions
 
     if k is None or p is None:
         raise UsageError(
@@ -147,8 +147,8 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Join the states of parts scored apart; the result is the same however the work was split."""
-    from wsl import pseudolabels
     from wsl.files import stores
+    from wsl.scoring import pseudolabels
 
     _check_plot(plot)
     report = pseudolabels.merge_states(

@@ -96,14 +96,14 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score every sample of an index with a trained network; a killed run goes on where it was."""
-    from wsl import predictions
+    from wsl.scoring import verbs
 
-    paths = predictions.scoring_paths(checkpoint, index, out, workspace)
-    kept = predictions.parse_keep(keep)
+    paths = verbs.scoring_paths(checkpoint, index, out, workspace)
+    kept = verbs.parse_keep(keep)
     chosen = choose_cluster(cluster, None, None, None, workspace)
     settings = None if chosen is None else chosen.settings
-    options = predictions.ScoringOptions(flip, temperature, batch_size, num_accelerators, settings)
-    report = predictions.score(paths, keep=kept, options=options)
+    options = verbs.ScoringOptions(flip, temperature, batch_size, num_accelerators, settings)
+    report = verbs.score(paths, keep=kept, options=options)
     if as_json:
         print_json(report)
     else:

@@ -64,7 +64,7 @@ _scorers: dict[str, Any] = {}
 def _scorer(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Any:
     import torch
 
-    from wsl.scoring import Scorer
+    from wsl.scoring.network import Scorer
 
     options = {name: given[name] for name in ("flip", "temperature", "batch_size")}
     key = json.dumps([given["run"], given["index"], options, given["made_by"]], sort_keys=True)
@@ -85,7 +85,7 @@ def _scorer(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Any:
 
 
 def _score(parts: Parts, part: Part, out: Path) -> None:
-    from wsl.scoring import write_range
+    from wsl.scoring.network import write_range
 
     given = part.arguments
     scorer = _scorer(given, part.limits)

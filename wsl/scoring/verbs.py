@@ -95,7 +95,7 @@ def job_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
 
 def score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -> dict[str, Any]:
     """Runs the job on its ranks; the last look, in this process, finds what is done up to date."""
-    from wsl import scoring_rank
+    from wsl.scoring import rank
 
     number = options.num_accelerators or 1
     if number > 1:
@@ -104,7 +104,7 @@ def score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -
         with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=".job-", dir=folder) as file:
             json.dump(job, file)
             file.flush()
-            command = [sys.executable, "-m", "wsl.scoring_rank", file.name]
+            command = [sys.executable, "-m", "wsl.scoring.rank", file.name]
             code = launch_ranks(command, number)
         if code == 130:
             raise KeyboardInterrupt
@@ -112,7 +112,7 @@ def score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -
             raise RuntimeError(
                 f"scoring on {number} ranks ended with code {code}; run it again to go on where it was"
             )
-    return scoring_rank.run(job, 0, 1)
+    return rank.run(job, 0, 1)
 
 
 def parse_keep(text: str) -> int | None:

@@ -23,7 +23,8 @@ from wsl.files.locking import locked
 from wsl.files.publish import publish_text
 from wsl.files.tables import expected_rows, open_stream, scan
 from wsl.index.mapped import Index
-from wsl.predictions import (
+from wsl.progress import silent
+from wsl.scoring.verbs import (
     SCORING,
     ScoringOptions,
     ScoringPaths,
@@ -34,7 +35,6 @@ from wsl.predictions import (
     scoring_paths,
     teacher_of,
 )
-from wsl.progress import silent
 from wsl.selection import output
 from wsl.selection.dropped import Dropped
 from wsl.selection.keyed import KeyedPredictions, samples_of
@@ -53,7 +53,7 @@ from wsl.workspace.config import ClusterConfig
 from wsl.workspace.layout import Workspace, fingerprint
 
 if TYPE_CHECKING:
-    from wsl.scoring import StateJob
+    from wsl.scoring.network import StateJob
 
 Progress = Callable[[int], object]
 Warn = Callable[[str], object]
@@ -373,7 +373,7 @@ def _select_on_cluster(
 
 def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], index: Index) -> StateJob:
     """The job whose states serve the request and have the most samples, or a new one."""
-    from wsl.scoring import StateJob
+    from wsl.scoring.network import StateJob
 
     assert source.paths is not None
     parent = source.paths.out / "states"

@@ -1,6 +1,6 @@
 """One rank of scoring, started once for each accelerator; DeepSpeed's launcher can start it too.
 
-    deepspeed --module wsl.scoring_rank JOB.json
+    deepspeed --module wsl.scoring.rank JOB.json
 
 The job is written by `wsl score` and `wsl pseudolabel`. A rank scores its share of the ranges of samples;
 ranks exchange nothing, so a killed one loses no more than the range it was at.
@@ -23,7 +23,7 @@ from wsl.progress import progress, silent
 
 def main(arguments: list[str] | None = None) -> int:
     """Scores what the job says is this rank's, and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="wsl.scoring_rank", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="wsl.scoring.rank", description=__doc__, allow_abbrev=False)
     parser.add_argument("job", type=Path)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -41,7 +41,7 @@ def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
     """Scores as one rank; what `write_predictions` says of files, nothing of states."""
     import torch
 
-    from wsl.scoring import Rank, Scorer, StateJob, score_into_states, write_predictions
+    from wsl.scoring.network import Rank, Scorer, StateJob, score_into_states, write_predictions
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
