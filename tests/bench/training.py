@@ -34,10 +34,10 @@ from wsl.data.dataset import Images, LabelledExamples
 from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
 from wsl.index import jobs
-from wsl.models import build_model, num_parameters
 from wsl.training import checkpoint, deepspeed, universal
 from wsl.training.launch import launch_ranks
 from wsl.training.loop import Batches, peak_memory_bytes
+from wsl.training.models import build_model, num_parameters
 from wsl.training.step import Stepper
 from wsl.workspace.config import StageConfig, check
 from wsl.workspace.layout import Workspace

@@ -53,7 +53,7 @@ def write_teacher(folder: Path, num_classes: int = 10) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from wsl.models import build_model
+    from wsl.training.models import build_model
     from wsl.workspace.config import StageConfig, check
 
     tree = {

@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 
 import wsl
 from wsl.cli import run
-from wsl.models import build_model, num_parameters
 from wsl.training import deepspeed
 from wsl.training.execution import find_blocks, prepare_model
+from wsl.training.models import build_model, num_parameters
 from wsl.training.schedule import learning_rate, peak_rate
 from wsl.workspace.config import Config, StageConfig, WorkspaceConfig, check, dump, load
 

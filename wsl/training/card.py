@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from wsl.models import num_parameters, torchvision_name
+from wsl.training.models import num_parameters, torchvision_name
 from wsl.training.schedule import peak_rate
 from wsl.workspace.config import DataConfig, ModelConfig, StageConfig
 

@@ -21,8 +21,8 @@ from wsl._core import DataError, UsageError
 from wsl.data import transforms
 from wsl.data.augment import ImageOptions, cut, decode_image
 from wsl.files.publish import publish_text, publishing
-from wsl.models import build_model, torchvision_name
 from wsl.training.card import LoadedModel, model_card, preprocessing
+from wsl.training.models import build_model, torchvision_name
 from wsl.workspace.config import DataConfig, ModelConfig, StageConfig, check, load
 from wsl.workspace.layout import read_run
 

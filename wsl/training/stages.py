@@ -29,13 +29,13 @@ import wsl
 from wsl._core import UsageError
 from wsl.data.sampler import Sampler
 from wsl.files.publish import publish_text
-from wsl.models import num_parameters
 from wsl.training import checkpoint, deepspeed, universal
 from wsl.training.distillation import FILE, collect_scores
 from wsl.training.execution import lay_out_weights, prepare_model
 from wsl.training.export import BEST, WEIGHTS
 from wsl.training.metrics import Evaluation
 from wsl.training.mixing import check_even
+from wsl.training.models import num_parameters
 from wsl.training.task import Task, make_model, prepare_task
 from wsl.training.trainer import NOT_FINITE, Trainer
 from wsl.training.watch import Watch

@@ -20,9 +20,9 @@ from wsl.data.dataset import (
     read_pseudolabels,
 )
 from wsl.data.sampler import Order
-from wsl.models import build_model, last_layer
 from wsl.training.distillation import prediction_files
 from wsl.training.export import WEIGHTS, apply_weights, load_run, load_weights, read_weights
+from wsl.training.models import build_model, last_layer
 from wsl.workspace.config import Config, StageConfig
 from wsl.workspace.layout import StageInputs, fingerprint
 
