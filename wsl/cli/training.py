@@ -118,7 +118,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
-    from wsl.training.compare import most_confused, recall_rows, share
+    from wsl.runs.compare import most_confused, recall_rows, share
     from wsl.training.evaluation import evaluate_run
     from wsl.workspace.layout import read_run
 
@@ -187,7 +187,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Show runs side by side: what they measured, and the settings in which they differ."""
-    from wsl.training.compare import compare_runs, comparison_rows, differing_settings
+    from wsl.runs.compare import compare_runs, comparison_rows, differing_settings
 
     found = compare_runs(runs)
     different = differing_settings(found)

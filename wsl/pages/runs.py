@@ -19,7 +19,7 @@ from wsl.pages.shares import measured
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
 from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock
-from wsl.training.compare import class_name, most_confused
+from wsl.runs.compare import class_name, most_confused
 from wsl.workspace.config import STAGES, Stage
 from wsl.workspace.layout import read_run
 

@@ -22,10 +22,10 @@ from wsl.pages.shares import measured
 from wsl.report import plots
 from wsl.report.charts import Chart, Point, chart
 from wsl.report.page import Block, HeadingBlock, Section, SvgBlock, TableBlock, TextBlock
+from wsl.runs.compare import class_name, share
+from wsl.runs.intervals import wilson
 from wsl.selection import output
 from wsl.selection.keyed import look_up
-from wsl.training.compare import class_name, share
-from wsl.training.intervals import wilson
 from wsl.workspace.layout import Workspace
 
 TRUTH = "data/truth.parquet"

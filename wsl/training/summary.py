@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from wsl.training.compare import share
+from wsl.runs.compare import share
 from wsl.training.stages import RunSummary
 from wsl.workspace.config import StageConfig
 from wsl.workspace.layout import read_run
