@@ -18,12 +18,12 @@ from PIL import Image
 import wsl
 from wsl._core import DataError, UsageError
 from wsl.cli import run
+from wsl.figures.page import render
 from wsl.index.shards import write_shard
-from wsl.pages.pictures import MAX_SIDE, thumbnail
-from wsl.pages.runs import read_curves
-from wsl.pages.selection import best_classes, disagreeing, read_selection
-from wsl.pages.workspace import workspace_page
-from wsl.report.page import render
+from wsl.report.pictures import MAX_SIDE, thumbnail
+from wsl.report.runs import read_curves
+from wsl.report.selection import best_classes, disagreeing, read_selection
+from wsl.report.workspace import workspace_page
 from wsl.scoring import pseudolabels
 from wsl.studies.page import write_study
 from wsl.studies.spec import StudyConfig

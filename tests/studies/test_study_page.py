@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsl._core import DataError, UsageError
-from wsl.report.charts import Chart, Point, begins_at_zero, chart
-from wsl.report.page import render
+from wsl.figures.charts import Chart, Point, begins_at_zero, chart
+from wsl.figures.page import render
 from wsl.studies import figures
 from wsl.studies.figures import chart_of, figure_data, table_of
 from wsl.studies.findings import judge_all

@@ -86,7 +86,7 @@ def stats(
     counted = _counted(target, records, counts, hashtags_column, separator, limits, workers, chosen)
     fit = fit_zipf(counted, x_min=x_min)
     if plot is not None:
-        from wsl.report import plots
+        from wsl.figures import plots
 
         plots.save_zipf(
             plot,
@@ -337,7 +337,7 @@ def weights(
     factors = repeat_factors(opened, scheme=name, threshold=threshold, epoch_length=epoch_length)
     found = balancing.balance(opened, factors)
     if plot is not None:
-        from wsl.report import plots
+        from wsl.figures import plots
 
         plots.save_balance(
             plot, found.before.tolist(), found.after.tolist(), title=f"Labels, {name} sampling"

@@ -179,7 +179,7 @@ def _warn(text: str) -> None:
 def _show(report: dict[str, Any], as_json: bool, plot: Path | None) -> None:
     rows = report["classes"]
     if plot is not None:
-        from wsl.report.plots import save_selection
+        from wsl.figures.plots import save_selection
 
         save_selection(plot, rows, report["images_by_classes"])
     if as_json:

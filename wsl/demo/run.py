@@ -21,9 +21,9 @@ from rich.console import Console
 
 from wsl import carried
 from wsl.demo.page import Outcome, demo_page
+from wsl.figures.page import write
 from wsl.index import jobs
 from wsl.index.mapped import Index
-from wsl.report.page import write
 from wsl.scoring import pseudolabels
 from wsl.training.stages import RunSummary, run_stage
 from wsl.workspace.config import Stage, StageConfig, load

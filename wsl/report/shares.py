@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsl.report.page import Lines
+from wsl.figures.page import Lines
 
 
 def measured(value: float | None, interval: Any) -> Lines | str:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import DataError
-from wsl.pages.shares import measured
-from wsl.report import plots
-from wsl.report.charts import Chart, Point, chart
-from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock
+from wsl.figures import plots
+from wsl.figures.charts import Chart, Point, chart
+from wsl.figures.page import Block, Lines, Section, SvgBlock, TableBlock
+from wsl.report.shares import measured
 from wsl.runs.compare import class_name, most_confused
 from wsl.workspace.config import STAGES, Stage
 from wsl.workspace.layout import read_run

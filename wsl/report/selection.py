@@ -17,11 +17,11 @@ from typing import Any
 import polars as pl
 
 from wsl._core import DataError, UsageError
+from wsl.figures import plots
+from wsl.figures.charts import Chart, Point, chart
+from wsl.figures.page import Block, HeadingBlock, Section, SvgBlock, TableBlock, TextBlock
 from wsl.files.tables import scan
-from wsl.pages.shares import measured
-from wsl.report import plots
-from wsl.report.charts import Chart, Point, chart
-from wsl.report.page import Block, HeadingBlock, Section, SvgBlock, TableBlock, TextBlock
+from wsl.report.shares import measured
 from wsl.runs.compare import class_name, share
 from wsl.runs.intervals import wilson
 from wsl.selection import output

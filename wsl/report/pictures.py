@@ -17,8 +17,8 @@ from PIL import Image
 
 import wsl
 from wsl._core import UsageError
-from wsl.pages.selection import Selected, best_classes, disagreeing
-from wsl.report.page import Block, GalleryBlock, Group, Picture, Section, TextBlock
+from wsl.figures.page import Block, GalleryBlock, Group, Picture, Section, TextBlock
+from wsl.report.selection import Selected, best_classes, disagreeing
 
 NUM_PICTURES = 8
 """Pictures in a row."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsl.report import plots
-from wsl.report.plots import DASHES, GREY, PALETTE
+from wsl.figures import plots
+from wsl.figures.plots import DASHES, GREY, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ import platform
 from pathlib import Path
 
 import wsl
-from wsl.pages.indexes import built_indexes, hashtag_sections, index_section
-from wsl.pages.pictures import selection_pictures, tagged_pictures
-from wsl.pages.runs import read_runs, run_sections
-from wsl.pages.selection import read_selection, selection_sections
-from wsl.report.page import Block, HeadingBlock, LinkBlock, Page, Section, TextBlock
+from wsl.figures.page import Block, HeadingBlock, LinkBlock, Page, Section, TextBlock
+from wsl.report.indexes import built_indexes, hashtag_sections, index_section
+from wsl.report.pictures import selection_pictures, tagged_pictures
+from wsl.report.runs import read_runs, run_sections
+from wsl.report.selection import read_selection, selection_sections
 from wsl.studies.page import REPORT, Study, figure_blocks, findings_section, read_study, study_facts
 from wsl.studies.results import RESULTS
 from wsl.workspace.layout import Workspace

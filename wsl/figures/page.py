@@ -1,7 +1,7 @@
 """A report as one HTML file that needs nothing else: style, plots and pictures are inside.
 
 Data classes say what stands on the page, `render` writes it, `write` publishes it. Every text is
-escaped; plots come from `wsl.report.plots` as they are.
+escaped; plots come from `wsl.figures.plots` as they are.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class SvgBlock:
-    """A plot of `wsl.report.plots`, taken as it is."""
+    """A plot of `wsl.figures.plots`, taken as it is."""
 
     svg: str
     caption: str = ""

@@ -7,9 +7,9 @@ from typing import Any
 
 import wsl
 from wsl._core import UsageError
+from wsl.figures import plots
+from wsl.figures.page import Block, Lines, Section, SvgBlock, TableBlock, TextBlock
 from wsl.hashtags.counting import sources_of
-from wsl.report import plots
-from wsl.report.page import Block, Lines, Section, SvgBlock, TableBlock, TextBlock
 from wsl.workspace.layout import Workspace
 
 MAX_RECORD_BYTES = 4 << 30
