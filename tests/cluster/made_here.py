@@ -14,7 +14,7 @@ import polars as pl
 import wsl
 from wsl import WslError
 from wsl.cluster import tasks
-from wsl.cluster.indexing import plan_of
+from wsl.cluster.index_plan import plan_of
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import missing
 from wsl.index.build import Wanted

@@ -18,7 +18,7 @@ import wsl
 from wsl import DataError, UsageError
 from wsl.cluster import index_tasks, tasks
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.seen import status
+from wsl.cluster.status import status
 
 
 class Killed(BaseException):

@@ -115,14 +115,14 @@ def status(
 ) -> None:
     """Say of each run how many of its parts are done, and what failed. Needs no cluster."""
     from wsl._core import UsageError
-    from wsl.cluster import seen
+    from wsl.cluster import status
     from wsl.cluster.parts import Parts
 
     if folder is None:
         chosen = choose_cluster("auto", None, None, None, workspace)
         assert chosen is not None
         folder = chosen.folder
-    runs = seen.status(Parts(folder))
+    runs = status.status(Parts(folder))
     if not runs:
         raise UsageError(
             f"{folder} holds no parts of a run on a cluster; name the folder that was given with "

@@ -8,7 +8,7 @@ from typing import Any
 
 from wsl.cluster.parts import Part, Parts, Run
 from wsl.cluster.plan import Stage, absolute, merge_tree, record_groups
-from wsl.cluster.running import connect
+from wsl.cluster.ray import connect
 from wsl.files import stores
 from wsl.files.globs import kind_of
 from wsl.files.tables import scan

@@ -17,7 +17,7 @@ from typing import Any
 from wsl._core import UsageError
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import Stage, absolute, file_groups, merge_tree, size_of
-from wsl.cluster.running import Result, connect
+from wsl.cluster.ray import Result, connect
 from wsl.files import stores
 from wsl.index.mapped import Index
 from wsl.selection.predictions import SCORED_BY, gaps, scored_parts

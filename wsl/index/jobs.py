@@ -143,7 +143,7 @@ def _vocabulary(
 
 
 def _on_cluster(settings: ClusterConfig, folder: stores.Place, run: Run) -> Callable[[Wanted], None]:
-    from wsl.cluster.indexing import build
+    from wsl.cluster.index_plan import build
 
     return functools.partial(build, settings=settings, folder=folder, run=run)
 

@@ -29,7 +29,7 @@ from wsl._core import UsageError
 from wsl.cluster.index_tasks import hash_of_manifest
 from wsl.cluster.parts import Part, Parts, Run
 from wsl.cluster.plan import Stage, absolute, cut, file_groups, record_groups, size_of
-from wsl.cluster.running import connect
+from wsl.cluster.ray import connect
 from wsl.files import stores
 from wsl.files.globs import find_files, kind_of
 from wsl.index.build import SHARD, Wanted

@@ -30,7 +30,7 @@ from wsl._core import DataError, UsageError, WslError, __version__
 from wsl.cluster.address import is_loopback, probe, require_token, resolve
 from wsl.cluster.parts import Mark, Part, Parts, Run
 from wsl.cluster.plan import Stage, missing
-from wsl.cluster.seen import Line, Tally
+from wsl.cluster.status import Line, Tally
 from wsl.errors import EXIT_DATA, EXIT_USAGE, exit_code, explain
 from wsl.files import stores
 from wsl.workspace.config import ClusterConfig
