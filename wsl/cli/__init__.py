@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from wsl._core import UsageError, __version__
-from wsl.cli import cluster, data, demo, doctor, hashtags, index, report, selection, study, training
+from wsl.cli import cluster, demo, doctor, hashtags, index, report, selection, study, training, workspace
 from wsl.cli.console import print_error
 from wsl.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, exit_code, explain
 
