@@ -292,7 +292,8 @@ def test_operations_are_those_of_torchvision(name: str, monkeypatch: pytest.Monk
 def test_importing_starts_no_thread() -> None:
     code = (
         "import os, numpy, polars; count = lambda: len(os.listdir('/proc/self/task'))\n"
-        "before = count(); import wsl, wsl.index.build, wsl.index.order, wsl.index.jobs; print(count() - before)"
+        "before = count(); import wsl, wsl.index.build, wsl.index.order, wsl.index.jobs\n"
+        "print(count() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]

@@ -60,7 +60,7 @@ def _use_storage_of_workspace() -> None:
         Workspace.find()
 
 
-for group in (demo, data, hashtags, index, training, selection, study, report, cluster, doctor):
+for group in (demo, workspace, hashtags, index, training, selection, study, report, cluster, doctor):
     group.register(app)
 
 

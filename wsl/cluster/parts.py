@@ -11,9 +11,9 @@ there.
     <folder>/failed/<name>.json         what the last try said; gone when the part is made
     <folder>/runs/<root>.json           the names of all parts of a run, level by level
 
-The folder is one that all nodes see, or the URI of one in a store (`wsl.files.stores`). What is made for a store
-is written to a private temporary file and uploaded; what must be a file to be read comes to one, and goes
-with its use.
+The folder is one that all nodes see, or the URI of one in a store (`wsl.files.stores`). What is made for a
+store is written to a private temporary file and uploaded; what must be a file to be read comes to one, and
+goes with its use.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A workspace as one page."""
+"""Charts, plots and the HTML page that holds them; it knows no other part of the package."""

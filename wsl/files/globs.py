@@ -33,8 +33,8 @@ COMPRESSIONS = (".gz", ".zst")
 def find_files(source: object) -> list[str]:
     """The files that `source` names, in the byte order of their paths; URLs pass as they are.
 
-    A glob, or a folder (with a slash at its end), in a store is listed (`wsl.files.stores`). A folder stands for
-    the tables in it, or for its tar shards where it has no tables.
+    A glob, or a folder (with a slash at its end), in a store is listed (`wsl.files.stores`). A folder stands
+    for the tables in it, or for its tar shards where it has no tables.
     """
     patterns: Any = source if isinstance(source, (list, tuple)) else [source]
     found: set[str] = set()

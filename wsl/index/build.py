@@ -157,8 +157,8 @@ def build_index(
     `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
     all of the index's again, or only those of the new shards (of the new samples, without shards).
 
-    `elsewhere` builds the index in place of this process (`wsl.cluster.index_plan`), which counts the hashtags,
-    if it must, and holds the folder meanwhile; a killed build goes on as `elsewhere` goes on.
+    `elsewhere` builds the index in place of this process (`wsl.cluster.index_plan`), which counts the
+    hashtags, if it must, and holds the folder meanwhile; a killed build goes on as `elsewhere` goes on.
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options
     that do not fit together, an index that is there already or another process that builds it, DataError

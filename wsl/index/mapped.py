@@ -46,7 +46,7 @@ class Index:
     def open(cls, path: str | os.PathLike[str], *, shard_root: str | os.PathLike[str] | None = None) -> Index:
         """Opens the index in the folder `path`; `shard_root` says where its shards lie now.
 
-        That is a folder or the URI of one in a store. Shards in stores are reached as `wsl.files.stores` says.
+        That is a folder or the URI of one in a store. How stores are reached: `wsl.files.stores`.
 
         Raises UsageError where there is no index, DataError where it is damaged or of another version.
         """

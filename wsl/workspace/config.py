@@ -108,8 +108,10 @@ class StorageConfig(Config):
         return self
 
     def settings(self, root: Path) -> dict[str, Any]:
-        """Fields that are set, as `wsl.files.stores.use_workspace` takes them, secrets in clear; the folder of the
-        cache is seen from `root`."""
+        """Fields that are set, as `wsl.files.stores.use_workspace` takes them, secrets in clear.
+
+        The folder of the cache is seen from `root`.
+        """
         found = {name: getattr(self, name) for name in self.model_fields_set}
         if self.options:
             found["options"] = {key: value.get_secret_value() for key, value in self.options.items()}
