@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from wsl.hashtags.counts import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
     from wsl.hashtags.vocabulary import Vocabulary
     from wsl.index.build import build_index, drop_samples
-    from wsl.index.mapped import Index, JoinedIndex, repeat_factors
+    from wsl.index.mapped import Index, JoinedIndex
     from wsl.index.order import EpochOrder, MixedOrder, label_noise
+    from wsl.index.sampling import repeat_factors
     from wsl.index.shards import pack_shards
     from wsl.selection.topk import TopK
 
@@ -37,7 +38,7 @@ _HOME = {
     "drop_samples": "wsl.index.build",
     "label_noise": "wsl.index.order",
     "pack_shards": "wsl.index.shards",
-    "repeat_factors": "wsl.index.mapped",
+    "repeat_factors": "wsl.index.sampling",
     "TopK": "wsl.selection.topk",
 }
 

@@ -39,8 +39,9 @@ from wsl.training.launch import launch_ranks
 from wsl.training.loop import Batches, peak_memory_bytes
 from wsl.training.models import build_model, num_parameters
 from wsl.training.step import Stepper
-from wsl.workspace.config import StageConfig, check
 from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import check
+from wsl.workspace.stage import StageConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("speed", "stages", "memory", "checkpoints", "scaling")

@@ -50,9 +50,10 @@ def main(job: dict[str, Any]) -> int:
 
         import wsl.scoring.network
         import wsl.scoring.rank
+        import wsl.selection.states
 
         torch.set_num_threads(1)
-        wsl.scoring.network.RANGE = job["scores"]
+        wsl.selection.states.RANGE = job["scores"]
         wsl.scoring.network.SAVING_SHARE = float("inf")
     folder, command = Path(job["folder"]), job["command"]
 

@@ -21,6 +21,7 @@ import wsl
 from wsl.cli import run
 from wsl.index.shards import write_shard
 from wsl.scoring import network, rank
+from wsl.selection import states
 
 NUM_SAMPLES, NUM_CLASSES = 4000, 12
 
@@ -235,13 +236,13 @@ def test_a_killed_selection_leaves_no_result_and_its_folder_goes_with_the_next(t
 def test_scores_go_straight_into_a_state_that_serves_smaller_k_and_any_p(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "RANGE", 128)
+    monkeypatch.setattr(states, "RANGE", 128)
     monkeypatch.setattr(network, "SAVING_SHARE", float("inf"))
     base = ["-w", workspace, "--json"]
     report, first = select(capsys, tmp_path / "a.parquet", *base, "--k", 400, "--p", 2, "--compare-orders")
     assert 0 < report["agreement_of_orders"] < 1
-    states = list((workspace / "predictions").rglob("*.state"))
-    assert len(states) == 2
+    saved = list((workspace / "predictions").rglob("*.state"))
+    assert len(saved) == 2
     assert not list((workspace / "predictions").rglob("*.parquet"))
 
     def broken(*_: object) -> None:
@@ -289,7 +290,7 @@ def test_what_was_scored_stays_valid_when_the_index_is_added_to(
     monkeypatch: pytest.MonkeyPatch,
     kept: str,
 ) -> None:
-    monkeypatch.setattr(network, "RANGE", 64)
+    monkeypatch.setattr(states, "RANGE", 64)
     seen: list[tuple[int, int]] = []
     score = network.Scorer.score
 
@@ -346,9 +347,9 @@ def test_what_was_scored_stays_valid_when_the_index_is_added_to(
 def test_two_ranks_write_the_files_of_one_and_a_killed_rank_goes_on(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "RANGE", 128)
+    monkeypatch.setattr(states, "RANGE", 128)
     code = (
-        "import sys, wsl.scoring.network as s; s.RANGE = 128\n"
+        "import sys, wsl.selection.states as s; s.RANGE = 128\n"
         "from wsl.scoring.rank import main; sys.exit(main([sys.argv[1]]))\n"
     )
     job = {

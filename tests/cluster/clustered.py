@@ -54,7 +54,8 @@ def write_teacher(folder: Path, num_classes: int = 10) -> Path:
     from safetensors.torch import save_file
 
     from wsl.training.models import build_model
-    from wsl.workspace.config import StageConfig, check
+    from wsl.workspace.settings import check
+    from wsl.workspace.stage import StageConfig
 
     tree = {
         "stage": "teacher",

@@ -35,7 +35,7 @@ from servers import find_server
 WSL = [
     sys.executable,
     "-c",
-    "import os, wsl.scoring.network; wsl.scoring.network.RANGE = int(os.environ['SHOWN_RANGE']); "
+    "import os, wsl.selection.states; wsl.selection.states.RANGE = int(os.environ['SHOWN_RANGE']); "
     "from wsl.cli import main; main()",
 ]
 

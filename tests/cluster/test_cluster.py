@@ -202,7 +202,7 @@ def test_scores_and_selections_are_the_same(
 ) -> None:
     import torch
 
-    monkeypatch.setattr("wsl.scoring.network.RANGE", 16)
+    monkeypatch.setattr("wsl.selection.states.RANGE", 16)
     shards = clustered.write_shards(tmp_path / "shards", 2, 40)
     index, teacher = tmp_path / "index", clustered.write_teacher(tmp_path / "teacher")
     run(capsys, "index", "build", "--shards", shards, "--out", index)

@@ -26,7 +26,8 @@ from wsl.cluster.counting import count_levels
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import merge_tree
 from wsl.files import stores
-from wsl.hashtags.counting import UNLIMITED, Columns
+from wsl.files.memory import UNLIMITED
+from wsl.hashtags.counting import Columns
 from wsl.hashtags.counts import HashtagCounts
 from wsl.selection.topk import TopK
 from wsl.workspace.config import ClusterConfig

@@ -25,6 +25,7 @@ from wsl.report.runs import read_curves
 from wsl.report.selection import best_classes, disagreeing, read_selection
 from wsl.report.workspace import workspace_page
 from wsl.scoring import pseudolabels
+from wsl.scoring.request import SelectionRequest
 from wsl.studies.page import write_study
 from wsl.studies.spec import StudyConfig
 from wsl.workspace.layout import Workspace
@@ -101,9 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     predictions.mkdir(parents=True)
     scores_table().write_parquet(predictions / "scores-000000000000.parquet")
     pseudolabels.select(
-        pseudolabels.SelectionRequest(
-            k=14, p=2, predictions=str(predictions), index=root / "index" / "unlabelled"
-        ),
+        SelectionRequest(k=14, p=2, predictions=str(predictions), index=root / "index" / "unlabelled"),
         root,
     )
     config = StudyConfig.model_validate(

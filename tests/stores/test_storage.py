@@ -19,8 +19,9 @@ import wsl
 from wsl import _core
 from wsl.cli import run
 from wsl.files import stores
-from wsl.workspace.config import StorageConfig, WorkspaceConfig, check, dump
+from wsl.workspace.config import StorageConfig, WorkspaceConfig
 from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import check, dump
 
 
 @pytest.mark.parametrize("kind", ["memory", "bucket", "folder"])

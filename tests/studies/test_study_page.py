@@ -24,7 +24,7 @@ from wsl.studies.findings import judge_all
 from wsl.studies.page import read_study, study_page, write_study
 from wsl.studies.plan import axis_values, plan_steps
 from wsl.studies.spec import Figure, StudyConfig
-from wsl.workspace.config import load
+from wsl.workspace.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = {

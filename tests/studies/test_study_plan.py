@@ -12,7 +12,7 @@ import wsl
 from wsl.studies.plan import Place, Plan, StepPlan, axis_values, plan_indexes, plan_steps
 from wsl.studies.run import with_axes
 from wsl.studies.spec import RunStep, SelectionStep, StudyConfig
-from wsl.workspace.config import load
+from wsl.workspace.settings import load
 
 BASE: dict[str, Any] = {
     "title": "Sweep",

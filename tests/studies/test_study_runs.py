@@ -21,10 +21,11 @@ from worlds import STUDY, make_world, write_yaml
 import wsl
 from wsl.cli import run
 from wsl.scoring.network import Scorer
-from wsl.scoring.pseudolabels import SelectionRequest, select
+from wsl.scoring.pseudolabels import select
+from wsl.scoring.request import SelectionRequest
 from wsl.studies.run import StudyRequest, StudyResult, run_study
 from wsl.training.launch import LAUNCH_VARIABLES
-from wsl.workspace.layout import read_run
+from wsl.workspace.run import read_run
 
 
 @pytest.fixture(scope="module")

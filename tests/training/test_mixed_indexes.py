@@ -14,7 +14,8 @@ import wsl
 from wsl.training.stages import RunSummary, run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
-from wsl.workspace.config import WorkspaceConfig, check
+from wsl.workspace.config import WorkspaceConfig
+from wsl.workspace.settings import check
 
 
 @pytest.fixture(autouse=True)

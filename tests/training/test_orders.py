@@ -9,8 +9,9 @@ import pytest
 import wsl
 from wsl.index.shards import write_shard
 from wsl.training.task import make_order, prepare_task
-from wsl.workspace.config import StageConfig, check
 from wsl.workspace.layout import StageInputs
+from wsl.workspace.settings import check
+from wsl.workspace.stage import StageConfig
 
 
 def make_index(folder: Path, num_shards: int) -> Path:

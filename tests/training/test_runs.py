@@ -32,7 +32,7 @@ from wsl.training.stages import RunSummary, run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
 from wsl.training.trainer import Trainer
-from wsl.workspace.config import StageConfig
+from wsl.workspace.stage import StageConfig
 
 
 def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:

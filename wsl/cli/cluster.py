@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import JsonOption, StorageOption, WorkspaceOption, parse_bytes
 
 if TYPE_CHECKING:
+    from wsl.cluster.executor import ClusterExecutor
     from wsl.workspace.config import ClusterConfig
     from wsl.workspace.layout import Workspace
 
@@ -45,15 +45,6 @@ ClusterGroupOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The cluster that a command runs on, and where its parts lie."""
-
-    settings: ClusterConfig
-    folder: str
-    """A path, or the URI of one in a store."""
-
-
 def register(root: typer.Typer) -> None:
     root.add_typer(app, name="cluster")
 
@@ -65,7 +56,7 @@ def choose_cluster(
     memory_bytes: int | None,
     workspace: Path | None,
     beside: Path | None = None,
-) -> Chosen | None:
+) -> ClusterExecutor | None:
     """What the options and `wsl.yaml` say; None where the command runs on this machine.
 
     `memory_bytes` is what the engine may take in a task, `beside` the folder where none is named.
@@ -74,6 +65,7 @@ def choose_cluster(
     known = None if found is None else found.config.cluster
     if address == HERE or (address is None and known is None):
         return None
+    from wsl.cluster.executor import ClusterExecutor
     from wsl.files import stores
     from wsl.workspace.config import ClusterConfig
 
@@ -88,7 +80,7 @@ def choose_cluster(
     if chosen is None:
         chosen = (Path() if found is None else found.root) / "cluster"
     place = os.fspath(chosen)
-    return Chosen(settings, place if stores.is_remote(place) else os.path.abspath(place))
+    return ClusterExecutor(settings, place if stores.is_remote(place) else os.path.abspath(place))
 
 
 def _folder(settings: ClusterConfig, found: Workspace | None) -> Path | str | None:

@@ -79,10 +79,11 @@ def build(
 ) -> None:
     """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one."""
     from wsl._core import UsageError
-    from wsl.hashtags.counting import Memory
+    from wsl.files.memory import Memory
     from wsl.index import jobs
-    from wsl.workspace.config import IndexConfig, VocabularyConfig, check
+    from wsl.workspace.config import IndexConfig, VocabularyConfig
     from wsl.workspace.layout import Workspace
+    from wsl.workspace.settings import check
 
     if shards or records:
         if out is None:
@@ -99,18 +100,18 @@ def build(
         settings.vocabulary = VocabularyConfig(
             min_count=min_count, max_labels=max_labels, file=vocabulary, wordnet=wordnet, synsets=synsets
         )
-        jobs = [(out.name, out, settings, Path.cwd())]
+        to_build = [(out.name, out, settings, Path.cwd())]
     else:
-        jobs = jobs.index_jobs(Workspace.find(workspace), name)
-        for job in jobs:
+        to_build = jobs.index_jobs(Workspace.find(workspace), name)
+        for job in to_build:
             job[2].limits = job[2].limits | _shares(limit)
     limits = Memory(None if memory is None else parse_bytes(memory), spill_dir)
     beside = None if out is None else out.with_name(f"{out.name}.parts")
-    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, workspace, beside)
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, workspace, beside)
     built = []
-    for job_name, path, settings, root in jobs:
+    for job_name, path, settings, root in to_build:
         # A cluster has a line of its own.
-        line = progress(f"index {job_name}", unit="shards") if chosen is None else nullcontext(silent)
+        line = progress(f"index {job_name}", unit="shards") if executor is None else nullcontext(silent)
         with line as advance:
             result = jobs.build_one_index(
                 path,
@@ -120,7 +121,7 @@ def build(
                 memory=limits,
                 overwrite=overwrite,
                 progress=advance,
-                cluster=None if chosen is None else (chosen.settings, chosen.folder),
+                executor=executor,
             )
         note(f"index {job_name}: {result.state}, {len(result.index):,} samples in {path}")
         built.append({"name": job_name, "path": str(path), "state": result.state, **result.index.info()})
@@ -197,8 +198,8 @@ def drop(
     as_json: JsonOption = False,
 ) -> None:
     """Take samples down: ordinals stay, their images and labels are given out no more."""
-    from wsl import drop_samples
     from wsl._core import UsageError
+    from wsl.index.build import drop_samples
     from wsl.index.jobs import read_keys
 
     wanted = [*(keys or []), *(read_keys(file) if file is not None else [])]

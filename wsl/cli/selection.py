@@ -93,6 +93,7 @@ def pseudolabel(
     from wsl._core import UsageError
     from wsl.files import stores
     from wsl.scoring import pseudolabels
+    from wsl.scoring.request import SelectionRequest
     from wsl.scoring.verbs import ScoringOptions
 
     if k is None or p is None:
@@ -103,9 +104,8 @@ def pseudolabel(
     _check_plot(plot)
     limit = None if memory is None else parse_bytes(memory)
     beside = None if out is None or stores.is_remote(out) else Path(f"{out}.parts")
-    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
-    settings = None if chosen is None else chosen.settings
-    request = pseudolabels.SelectionRequest(
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
+    request = SelectionRequest(
         k=k,
         p=p,
         order=order,
@@ -115,8 +115,7 @@ def pseudolabel(
         out=None if out is None else stores.as_place(out),
         state=state,
         keep=keep,
-        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, cluster=settings),
-        cluster_dir=None if chosen is None else chosen.folder,
+        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, executor=executor),
         allow_truncated=allow_truncated,
         compare_orders=compare_orders,
         truth=truth,
@@ -127,7 +126,7 @@ def pseudolabel(
         overwrite=overwrite,
     )
     # A cluster has a line of its own.
-    with progress("select", unit="rows") if settings is None else nullcontext(silent) as advance:
+    with progress("select", unit="rows") if executor is None else nullcontext(silent) as advance:
         report = pseudolabels.select(request, workspace, progress=advance, warn=_warn)
     _show(report, as_json, plot)
 

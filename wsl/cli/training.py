@@ -100,9 +100,8 @@ def score(
 
     paths = verbs.scoring_paths(checkpoint, index, out, workspace)
     kept = verbs.parse_keep(keep)
-    chosen = choose_cluster(cluster, None, None, None, workspace)
-    settings = None if chosen is None else chosen.settings
-    options = verbs.ScoringOptions(flip, temperature, batch_size, num_accelerators, settings)
+    executor = choose_cluster(cluster, None, None, None, workspace)
+    options = verbs.ScoringOptions(flip, temperature, batch_size, num_accelerators, executor)
     report = verbs.score(paths, keep=kept, options=options)
     if as_json:
         print_json(report)
@@ -120,7 +119,7 @@ def evaluate(
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
     from wsl.runs.compare import most_confused, recall_rows, share
     from wsl.training.evaluation import evaluate_run
-    from wsl.workspace.layout import read_run
+    from wsl.workspace.run import read_run
 
     result = evaluate_run(run, index)
     if as_json:

@@ -64,7 +64,7 @@ def pack(
     as_json: JsonOption = False,
 ) -> None:
     """Pack an ImageFolder tree into tar shards with class labels."""
-    from wsl import pack_shards
+    from wsl.index.shards import pack_shards
 
     with progress("pack", unit="images") as advance:
         paths = pack_shards(

@@ -11,8 +11,9 @@ from wsl.cluster.plan import Stage, absolute, merge_tree, record_groups
 from wsl.cluster.ray import connect
 from wsl.files import stores
 from wsl.files.globs import kind_of
+from wsl.files.memory import Memory
 from wsl.files.tables import scan
-from wsl.hashtags.counting import Columns, Memory
+from wsl.hashtags.counting import Columns
 from wsl.hashtags.counts import HashtagCounts, count_hashtags
 from wsl.workspace.config import ClusterConfig
 

@@ -90,13 +90,13 @@ class Result:
         return {"parts": self.num_parts, "made": self.num_made, "kept": self.num_kept}
 
 
-def make_part(folder: str, part: Part, stores: str | None) -> Outcome:
+def make_part(folder: str, part: Part, store_options: str | None) -> Outcome:
     """Makes one part, on a worker; a finished one is left as it is.
 
-    `stores` says how object stores are reached, as `wsl.files.stores` hands it to processes that it starts.
+    `store_options` is how object stores are reached, as `wsl.files.stores` hands it to processes it starts.
     """
-    if stores is not None:
-        os.environ[stores.ENVIRONMENT] = stores
+    if store_options is not None:
+        os.environ[stores.ENVIRONMENT] = store_options
     from wsl.cluster import tasks
 
     parts = Parts(folder)
@@ -122,9 +122,9 @@ class PartMaker:
         """Answers once the actor is there."""
         return True
 
-    def make_part(self, folder: str, part: Part, stores: str | None) -> Outcome:
+    def make_part(self, folder: str, part: Part, store_options: str | None) -> Outcome:
         """As `make_part`."""
-        return make_part(folder, part, stores)
+        return make_part(folder, part, store_options)
 
 
 def import_ray() -> Any:
@@ -524,20 +524,20 @@ def _looked_for(paths: Sequence[str]) -> list[str]:
 def _look() -> Any:
     """What a node is asked. The function is sent whole, for a node may have no wsl to import it from."""
 
-    def in_store(uri: str, stores: str | None) -> int | None:
+    def in_store(uri: str, store_options: str | None) -> int | None:
         import os
 
         try:
             from wsl.files import stores
 
-            if stores is not None:
-                os.environ[stores.ENVIRONMENT] = stores
+            if store_options is not None:
+                os.environ[stores.ENVIRONMENT] = store_options
             seen = stores.head(uri)
         except Exception:
             return None
         return None if seen is None else seen.size
 
-    def look(wanted: dict[str, int], stores: str | None) -> dict[str, Any]:
+    def look(wanted: dict[str, int], store_options: str | None) -> dict[str, Any]:
         import os
         import platform
 
@@ -549,7 +549,7 @@ def _look() -> Any:
         for path, size in wanted.items():
             found = None
             if "://" in path:
-                found = in_store(path, stores)
+                found = in_store(path, store_options)
             elif os.path.exists(path):
                 found = -1 if os.path.isdir(path) else os.stat(path).st_size
             if found != size:

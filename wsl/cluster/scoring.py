@@ -32,7 +32,7 @@ def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterC
 
     `job` is what ranks are told, `made_by` the provenance of the scores.
     """
-    from wsl.scoring.network import RANGE, covered_by, file_of
+    from wsl.selection.states import RANGE, covered_by, file_of
 
     out, index = Path(job["out"]).absolute(), Index.open(Path(job["index"]))
     keep, num_classes = job["keep"], int(made_by["num_classes"])

@@ -49,7 +49,8 @@ def _count(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _merge_counts(parts: Parts, part: Part, out: Path) -> None:
-    from wsl.hashtags.counting import Memory, load_counts
+    from wsl.files.memory import Memory
+    from wsl.hashtags.counting import load_counts
 
     limit = part.limits.get("memory_bytes")
     memory = Memory(limit, part.limits.get("spill_dir"))

@@ -25,9 +25,11 @@ from wsl.figures.page import write
 from wsl.index import jobs
 from wsl.index.mapped import Index
 from wsl.scoring import pseudolabels
+from wsl.scoring.request import SelectionRequest
 from wsl.training.stages import RunSummary, run_stage
-from wsl.workspace.config import Stage, StageConfig, load
 from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import load
+from wsl.workspace.stage import Stage, StageConfig
 
 Note = Callable[[str], object]
 
@@ -78,7 +80,7 @@ class _Demo:
         built = Index.open(workspace.built_index("unlabelled"))
         k = len(built) // 10
         self.note(f"fashion-mnist: the teacher scores {len(built):,} images; the {k:,} best of each class")
-        pseudolabels.select(pseudolabels.SelectionRequest(k=k, p=10), folder, warn=self.note)
+        pseudolabels.select(SelectionRequest(k=k, p=10), folder, warn=self.note)
         student = self._train(workspace, "student")
         finetuned = self._train(workspace, "finetune")
         scratch = self._train(workspace, "teacher", name="scratch")

@@ -7,6 +7,7 @@ that whoever leaves the reading to the engine needs no reader.
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.files import stores
+
+File = Path | str
+"""A path, or the URI of a file in a store."""
 
 READERS = {
     ".parquet": "parquet",
@@ -41,12 +45,10 @@ def find_files(source: object) -> list[str]:
     for pattern in patterns:
         text = os.fspath(pattern)
         if "://" in text:
-            found.update(_find_objects(text))
+            found.update(_tables_in_store(text))
             continue
         if os.path.isdir(text):
-            inside = [os.path.join(text, name) for name in os.listdir(text)]
-            known = [path for path in inside if _suffix(path) in READERS]
-            matches = [path for path in known if _suffix(path) != ".tar"] or known
+            matches = _tables([os.path.join(text, name) for name in os.listdir(text)])
         else:
             matches = glob.glob(text, recursive=True) or ([text] if os.path.exists(text) else [])
             matches = [path for path in matches if not os.path.isdir(path)]
@@ -59,17 +61,27 @@ def find_files(source: object) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
-def _find_objects(pattern: str) -> list[str]:
+def _tables_in_store(pattern: str) -> list[str]:
     """The URIs that a URI stands for: what is no glob and no folder, or in no store, is taken at its word."""
-    is_listed = stores.MAGIC.search(pattern) is not None or pattern.endswith("/")
+    is_folder = pattern.endswith("/")
+    is_listed = is_folder or stores.MAGIC.search(pattern) is not None
     if not (is_listed and stores.is_remote(pattern) and _core.HAS_STORES):
         return [pattern]
     inside = [one.uri for one in stores.listing(pattern) if one.size > 0]
-    known = [uri for uri in inside if _suffix(uri) in READERS]
-    matches = [uri for uri in known if _suffix(uri) != ".tar"] or known if pattern.endswith("/") else inside
-    if not matches:
-        raise UsageError(f"records: no object matches {pattern!r}; look for it by listing the bucket")
-    return matches
+    return _objects(_tables(inside) if is_folder else inside, "records: ", pattern)
+
+
+def _tables(paths: list[str]) -> list[str]:
+    """The tables among the files of a folder, or its tar shards where it has no tables."""
+    known = [path for path in paths if _suffix(path) in READERS]
+    return [path for path in known if _suffix(path) != ".tar"] or known
+
+
+def _objects(uris: list[str], where: str, pattern: str) -> list[str]:
+    """The URIs, if there are any."""
+    if not uris:
+        raise UsageError(f"{where}no object matches {pattern!r}; look for it by listing the bucket")
+    return uris
 
 
 def kind_of(files: list[str]) -> str:
@@ -113,3 +125,65 @@ def plain_parquet(source: object) -> list[str | os.PathLike[str]]:
     files = find_files(source)
     has_url = any("://" in file for file in files)
     return [] if has_url or kind_of(files) != "parquet" or are_beside_shards(files) else list(files)
+
+
+def find_predictions(pattern: str) -> list[File]:
+    """The files of a folder or glob; UsageError where there are none, DataError for an empty one.
+
+    A folder or glob in a store is listed, and its files are URIs.
+    """
+    if stores.is_remote(pattern):
+        return _predictions_in_store(pattern)
+    if os.path.isdir(pattern):
+        pattern = os.path.join(pattern, "*.*")
+    files = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
+    for file in files:
+        if file.stat().st_size == 0:
+            raise DataError(f"{file}: the file is empty; make the predictions again, or leave it out")
+    if not files:
+        raise UsageError(f"--predictions: no file matches {pattern!r}; make them with 'wsl score'")
+    return list(files)
+
+
+def _predictions_in_store(pattern: str) -> list[File]:
+    if not stores.MAGIC.search(pattern) and os.path.splitext(pattern)[1] in READERS:
+        return [pattern]
+    objects = stores.listing(pattern)
+    for one in objects:
+        if one.size == 0:
+            raise DataError(f"{one.uri}: the file is empty; make the predictions again, or leave it out")
+    if not objects:
+        raise UsageError(f"--predictions: no object matches {pattern!r}; make them with 'wsl score'")
+    return [one.uri for one in objects]
+
+
+def match_files(root: Path, patterns: str | list[str]) -> list[Path | str]:
+    """The files of one or several globs seen from `root`, in the byte order of their paths.
+
+    A glob may be written as ``file://`` URI, or as URI of a store: its objects are URIs. UsageError for
+    another kind, and where nothing matches.
+    """
+    found: set[Path | str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if stores.is_remote(pattern):
+            is_glob = stores.MAGIC.search(pattern) is not None
+            uris = [one.uri for one in stores.listing(pattern)] if is_glob else [pattern]
+            found.update(_objects(uris, "", pattern))
+            continue
+        local = pattern.removeprefix("file://")
+        if "://" in local:
+            raise UsageError(
+                f"{pattern} lies in a store of kind {local.partition('://')[0]!r}, which is not read; "
+                "copy the shards to a local folder or a store of kind s3, gs or az"
+            )
+        matches = glob.glob(str(root / local), recursive=True)
+        if not matches:
+            raise UsageError(f"no file matches {pattern!r} under {root}")
+        found.update(Path(match) for match in matches)
+    return sorted(found, key=os.fsencode)
+
+
+def fingerprint(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -10,32 +10,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from wsl._core import DataError, UsageError
 from wsl.files import stores
-from wsl.files.globs import find_files
+from wsl.files.memory import UNLIMITED, Memory
 from wsl.files.publish import publish_text
 from wsl.hashtags.counts import HashtagCounts, count_hashtags
-from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index.mapped import MANIFEST, Index
-from wsl.workspace.config import IndexConfig
-from wsl.workspace.layout import Workspace
-
-
-@dataclass(frozen=True)
-class Memory:
-    """How much memory the tables may take, and where the rest goes."""
-
-    limit_bytes: int | None = None
-    spill_dir: Path | None = None
-
-    def options(self) -> dict[str, Any]:
-        """As keyword arguments of the engine's verbs."""
-        return {"memory_bytes": self.limit_bytes, "spill_dir": self.spill_dir}
-
-
-UNLIMITED = Memory()
 
 
 @dataclass(frozen=True)
@@ -46,29 +27,36 @@ class Columns:
     separator: str | None = None
 
 
-def record_files(root: Path, patterns: str | list[str]) -> list[str]:
-    """The files that the globs of a workspace name; URLs pass as they are."""
-    named = [patterns] if isinstance(patterns, str) else patterns
-    return find_files([p if "://" in p else str(root / p) for p in named])
+class Executor(Protocol):
+    """Where records are counted, when not in this process."""
+
+    def count(
+        self, sources: Sequence[str], columns: Columns, memory: Memory, *, run: str | None = None
+    ) -> HashtagCounts:
+        """The counts of record files; `run` names the work that counting is the first stage of."""
+        ...
 
 
-def sources_of(target: Path | None, records: Sequence[str]) -> list[str]:
-    """The record files of globs, of a workspace, or of what an index was built from.
-
-    Raises UsageError where nothing is named.
-    """
-    sources: list[str] = find_files(list(records)) if records else []
-    if target is not None and (target / MANIFEST).is_file():
-        sources += list(Index.open(target).manifest["provenance"].get("records", {}))
-    elif target is not None:
-        workspace = Workspace.find(target)
-        for settings in workspace.config.indexes.values():
-            if settings.label_kind == "hashtag" and settings.records is not None:
-                sources += record_files(workspace.root, settings.records)
-    if not sources:
-        where = f"{target} names no hashtag records" if target else "no records are named"
-        raise UsageError(f"{where}; name them with --records GLOB")
-    return sources
+def count_sources(
+    sources: Sequence[str],
+    columns: Columns,
+    *,
+    memory: Memory = UNLIMITED,
+    num_threads: int | None = None,
+    progress: Callable[[int], object] | None = None,
+    executor: Executor | None = None,
+) -> HashtagCounts:
+    """The counts of record files, made in this process or by `executor`."""
+    if executor is not None:
+        return executor.count(sources, columns, memory)
+    return count_hashtags(
+        list(sources),
+        hashtags_column=columns.hashtags,
+        separator=columns.separator,
+        num_threads=num_threads,
+        progress=progress,
+        **memory.options(),
+    )
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -96,11 +84,9 @@ def build_counts(
     num_threads: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
-    counter: Callable[[], HashtagCounts] | None = None,
+    executor: Executor | None = None,
 ) -> bool:
     """Counts record files into the file `out`; False where it is there already, of the same files.
-
-    `counter` stands in for the counting: a cluster's, say.
 
     Raises UsageError where `out` was made of others and `overwrite` is not given.
     """
@@ -111,19 +97,12 @@ def build_counts(
     }
     if _is_there(out, made_of, overwrite):
         return False
-    if counter is not None:
-        counts = counter()
-    elif sources:
-        counts = count_hashtags(
-            sources,
-            hashtags_column=columns.hashtags,
-            separator=columns.separator,
-            num_threads=num_threads,
-            progress=progress,
-            **memory.options(),
+    counts = HashtagCounts()
+    # A part of fewer files than parts may have none.
+    if sources or executor is not None:
+        counts = count_sources(
+            sources, columns, memory=memory, num_threads=num_threads, progress=progress, executor=executor
         )
-    else:
-        counts = HashtagCounts()
     _publish(out, counts, made_of)
     return True
 
@@ -206,22 +185,3 @@ def _publish(out: Path, counts: HashtagCounts, made_of: dict[str, Any]) -> None:
     _sidecar(out).unlink(missing_ok=True)
     counts.save(out)
     publish_text(_sidecar(out), json.dumps(made_of, indent=2) + "\n")
-
-
-def make_vocabulary(counts: HashtagCounts, settings: IndexConfig, root: Path) -> Vocabulary:
-    """The vocabulary that the settings ask for; paths are from `root`."""
-    chosen = settings.vocabulary
-    vocabulary = Vocabulary.build(
-        counts,
-        min_count=chosen.min_count,
-        max_labels=chosen.max_labels,
-        wordnet=None if chosen.wordnet is None else root / chosen.wordnet,
-        synsets=None if chosen.synsets is None else root / chosen.synsets,
-        exclude=chosen.exclude_tags,
-    )
-    if not len(vocabulary):
-        raise UsageError(
-            f"no hashtag is on {chosen.min_count} records or more; lower min_count, or name where the "
-            "hashtags are (--records, --hashtags-column)"
-        )
-    return vocabulary

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from wsl import _core
 from wsl._core import UsageError
@@ -22,6 +22,7 @@ from wsl.files import stores
 from wsl.files.globs import find_files, plain_parquet
 from wsl.files.locking import locked
 from wsl.files.tables import open_records
+from wsl.hashtags import counting
 from wsl.hashtags.counts import HashtagCounts, count_hashtags
 from wsl.hashtags.vocabulary import Vocabulary
 from wsl.index.mapped import MANIFEST, VOCABULARY, Index
@@ -99,6 +100,14 @@ class Wanted:
     spill_dir: str | os.PathLike[str] | None = None
 
 
+class Executor(counting.Executor, Protocol):
+    """Where an index is built and its hashtags are counted, when not in this process."""
+
+    def build(self, wanted: Wanted, *, run: str | None = None) -> None:
+        """Builds the index, manifest included; a killed build goes on where it was."""
+        ...
+
+
 def build_index(
     out: str | os.PathLike[str],
     shards: Sequence[str | os.PathLike[str]] = (),
@@ -157,7 +166,7 @@ def build_index(
     `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
     all of the index's again, or only those of the new shards (of the new samples, without shards).
 
-    `elsewhere` builds the index in place of this process (`wsl.cluster.index_plan`), which counts the
+    `elsewhere` builds the index in place of this process (an `Executor`'s `build`), which counts the
     hashtags, if it must, and holds the folder meanwhile; a killed build goes on as `elsewhere` goes on.
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options

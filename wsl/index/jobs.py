@@ -9,28 +9,25 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.files import stores
-from wsl.hashtags.counting import Columns, Memory, make_vocabulary, record_files
+from wsl.files.globs import fingerprint, match_files
+from wsl.files.memory import Memory
+from wsl.hashtags.counting import Columns
+from wsl.hashtags.counts import HashtagCounts
 from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index.build import Counter, Wanted, build_index
+from wsl.index.build import Counter, Executor, build_index
 from wsl.index.mapped import MANIFEST, Index
+from wsl.index.sources import record_files
 from wsl.progress import silent
-from wsl.workspace.config import ClusterConfig, IndexConfig
-from wsl.workspace.layout import Workspace, fingerprint, match_files
-
-if TYPE_CHECKING:
-    from wsl.cluster.parts import Run
+from wsl.workspace.config import IndexConfig
+from wsl.workspace.layout import Workspace
 
 Progress = Callable[[int], object]
 Append = Literal["all records", "new records"]
-OnCluster = tuple[ClusterConfig, stores.Place]
-"""A cluster, and the folder, or URI, for parts that its nodes see."""
-RunOnCluster = tuple[ClusterConfig, stores.Place, "Run"]
-"""The same, and what the parts are of."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,11 @@ def build_one_index(
     memory: Memory | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
-    cluster: OnCluster | None = None,
+    executor: Executor | None = None,
 ) -> BuildResult:
     """Builds the index at `path`, adds shards that are new, finds it up to date, or goes on with it.
 
-    On a `cluster` its nodes do all of it, in stages of one run.
+    An `executor` does all of it, in stages of one run.
 
     UsageError where it was built with other options or inputs and `overwrite` is not given.
     """
@@ -93,7 +90,7 @@ def build_one_index(
         state = "appended"
     held = inputs.records or [os.fspath(shard) for shard in inputs.shards]
     limits = memory or Memory()
-    there = None if cluster is None else (*cluster, _run(path, provenance))
+    run = _run(path, provenance)
     index = build_index(
         path,
         inputs.shards,
@@ -104,7 +101,7 @@ def build_one_index(
         key_scope=settings.key_scope,
         shard_column=settings.shard_column,
         key_format=settings.key_format,
-        vocabulary=_vocabulary(settings, root, held, memory, there),
+        vocabulary=_vocabulary(settings, root, held, limits, executor, run),
         class_names=_lines(root, settings.class_names) if settings.class_names else None,
         include=_lines(root, settings.include) if settings.include else None,
         exclude=_lines(root, settings.exclude) if settings.exclude else [],
@@ -114,7 +111,7 @@ def build_one_index(
         num_threads=num_threads,
         provenance=provenance,
         append=inputs.append,
-        elsewhere=None if there is None else _on_cluster(*there),
+        elsewhere=None if executor is None else functools.partial(executor.build, run=run),
         overwrite=True,
         progress=progress,
     )
@@ -125,35 +122,24 @@ def _vocabulary(
     settings: IndexConfig,
     root: Path,
     held: list[str],
-    memory: Memory | None,
-    cluster: RunOnCluster | None,
+    memory: Memory,
+    executor: Executor | None,
+    run: str,
 ) -> Vocabulary | Callable[[Counter], Vocabulary] | None:
     if settings.vocabulary.file is not None:
         return Vocabulary.read(root / settings.vocabulary.file)
     if settings.label_kind != "hashtag":
         return None
-    if cluster is None:
+    if executor is None:
         return lambda count: make_vocabulary(count(), settings, root)
-    from wsl.cluster.counting import load
-
-    on_cluster = functools.partial(
-        load, held, Columns(settings.hashtags_column), memory or Memory(), *cluster
-    )
-    return lambda _: make_vocabulary(on_cluster(), settings, root)
+    columns = Columns(settings.hashtags_column)
+    return lambda _: make_vocabulary(executor.count(held, columns, memory, run=run), settings, root)
 
 
-def _on_cluster(settings: ClusterConfig, folder: stores.Place, run: Run) -> Callable[[Wanted], None]:
-    from wsl.cluster.index_plan import build
-
-    return functools.partial(build, settings=settings, folder=folder, run=run)
-
-
-def _run(path: Path, provenance: dict[str, Any]) -> Run:
-    """One run for all stages of a build."""
-    from wsl.cluster.parts import Run
-
+def _run(path: Path, provenance: dict[str, Any]) -> str:
+    """What all stages of a build are called together: the same whenever it goes on."""
     made_of = json.dumps([_core.__version__, os.path.abspath(path), provenance], sort_keys=True)
-    return Run(hashlib.sha256(made_of.encode()).hexdigest()[:20])
+    return hashlib.sha256(made_of.encode()).hexdigest()[:20]
 
 
 def _provenance(
@@ -230,3 +216,22 @@ def get_sample(path: Path, sample: str, *, by_key: bool = False) -> tuple[dict[s
     if row["dropped"] or row["shard"] is None:
         return row, b""
     return row, index.read([number])[0]
+
+
+def make_vocabulary(counts: HashtagCounts, settings: IndexConfig, root: Path) -> Vocabulary:
+    """The vocabulary that the settings ask for; paths are from `root`."""
+    chosen = settings.vocabulary
+    vocabulary = Vocabulary.build(
+        counts,
+        min_count=chosen.min_count,
+        max_labels=chosen.max_labels,
+        wordnet=None if chosen.wordnet is None else root / chosen.wordnet,
+        synsets=None if chosen.synsets is None else root / chosen.synsets,
+        exclude=chosen.exclude_tags,
+    )
+    if not len(vocabulary):
+        raise UsageError(
+            f"no hashtag is on {chosen.min_count} records or more; lower min_count, or name where the "
+            "hashtags are (--records, --hashtags-column)"
+        )
+    return vocabulary

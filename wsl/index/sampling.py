@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsl._core import UsageError
-from wsl.index.mapped import Index
+from wsl.index.mapped import Index, Scheme
 
 CHUNK = 1 << 16
 HEADS = (0.01, 0.1)
@@ -100,3 +101,36 @@ def balance(index: Index, factors: npt.NDArray[np.float32]) -> Balance:
         before=before,
         after=after,
     )
+
+
+def repeat_factors(
+    index: Index,
+    *,
+    scheme: Scheme = "square-root",
+    threshold: float | None = None,
+    epoch_length: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> npt.NDArray[np.float32]:
+    """How often an epoch shows each sample: float32, one for each (Mahajan et al. 2018, section 2.2).
+
+    r(I) = max over the labels h of image I of max(1, sqrt(t / f(h))) for "square-root", of
+    max(1, t / f(h)) for "uniform", and 1 for "natural"; f(h) is the share of the index's samples with
+    label h. "clip" is the mirror image, at most 1: max over the labels of min(1, t / f(h)), the balancing
+    of MetaCLIP (Xu et al. 2024). A sample without labels has 0. `threshold` is t; or it is solved so that
+    an epoch has about `epoch_length` samples: twice the labelled ones where neither is given, half of them
+    for "clip". With `out` they are written to that file and the result is mapped from it: `EpochOrder`
+    takes it without loading it.
+
+    Raises UsageError for both, for an unknown scheme, and for lengths that cannot be.
+    """
+    if threshold is None and epoch_length is None:
+        labelled = len(index) - int(index.manifest["counts"].get("samples_without_labels", 0))
+        if scheme == "natural":
+            threshold = 1.0
+        else:
+            epoch_length = labelled / 2 if scheme == "clip" else 2.0 * labelled
+    if out is not None:
+        index._core.write_factors(out, scheme, threshold=threshold, epoch_length=epoch_length)
+        return np.memmap(out, dtype=np.float32, mode="r")
+    factors, _ = index._core.repeat_factors(scheme, threshold=threshold, epoch_length=epoch_length)
+    return np.frombuffer(factors, dtype=np.float32)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import wsl
 from wsl._core import UsageError
 from wsl.figures import plots
 from wsl.figures.page import Block, Lines, Section, SvgBlock, TableBlock, TextBlock
-from wsl.hashtags.counting import sources_of
+from wsl.hashtags.counts import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
+from wsl.index.mapped import Index
+from wsl.index.sources import sources_of
 from wsl.workspace.layout import Workspace
 
 MAX_RECORD_BYTES = 4 << 30
@@ -17,13 +18,13 @@ MAX_RECORD_BYTES = 4 << 30
 NUM_TOP = 10
 
 
-def built_indexes(workspace: Workspace) -> dict[str, wsl.Index]:
+def built_indexes(workspace: Workspace) -> dict[str, Index]:
     """The indexes that are built, by name; DataError for a damaged one."""
     paths = {name: workspace.index_path(name) for name in workspace.config.indexes}
-    return {name: wsl.Index.open(path) for name, path in paths.items() if (path / "manifest.json").is_file()}
+    return {name: Index.open(path) for name, path in paths.items() if (path / "manifest.json").is_file()}
 
 
-def index_section(workspace: Workspace, indexes: dict[str, wsl.Index], prefix: str = "") -> list[Section]:
+def index_section(workspace: Workspace, indexes: dict[str, Index], prefix: str = "") -> list[Section]:
     """What is in each index, and what was left out when it was built."""
     if not workspace.config.indexes:
         return []
@@ -50,7 +51,7 @@ def index_section(workspace: Workspace, indexes: dict[str, wsl.Index], prefix: s
     return [Section(f"{prefix}indexes", "", [TableBlock(columns, rows, stack=True)])]
 
 
-def hashtag_sections(indexes: dict[str, wsl.Index], prefix: str = "") -> list[Section]:
+def hashtag_sections(indexes: dict[str, Index], prefix: str = "") -> list[Section]:
     """Counts, the Zipf fit and coverage of every index of hashtags."""
     tagged = {name: index for name, index in indexes.items() if index.label_kind == "hashtag"}
     more = len(tagged) > 1
@@ -60,13 +61,13 @@ def hashtag_sections(indexes: dict[str, wsl.Index], prefix: str = "") -> list[Se
     ]
 
 
-def _hashtags(index: wsl.Index) -> list[Block]:
+def _hashtags(index: Index) -> list[Block]:
     counts = _count(index)
     if counts is None:
         return _vocabulary_alone(index)
     blocks: list[Block] = [TextBlock(_tally(counts, index))]
     try:
-        fit = wsl.fit_zipf(counts)
+        fit = fit_zipf(counts)
     except UsageError as error:
         blocks.append(TextBlock(f"No power law is fitted: {error}"))
     else:
@@ -76,7 +77,7 @@ def _hashtags(index: wsl.Index) -> list[Block]:
     return blocks
 
 
-def _count(index: wsl.Index) -> wsl.HashtagCounts | None:
+def _count(index: Index) -> HashtagCounts | None:
     """The counts of the records that the index was built from; None where they are gone, or too many."""
     try:
         sources = sources_of(index.path, [])
@@ -86,10 +87,10 @@ def _count(index: wsl.Index) -> wsl.HashtagCounts | None:
     if size > MAX_RECORD_BYTES:
         return None
     settings = index.manifest["provenance"].get("settings", {})
-    return wsl.count_hashtags(sources, hashtags_column=settings.get("hashtags_column", "hashtags"))
+    return count_hashtags(sources, hashtags_column=settings.get("hashtags_column", "hashtags"))
 
 
-def _tally(counts: wsl.HashtagCounts, index: wsl.Index) -> str:
+def _tally(counts: HashtagCounts, index: Index) -> str:
     rejected = {cause: number for cause, number in counts.rejected.items() if number}
     causes = ", ".join(f"{number:,} {cause.replace('_', ' ')}" for cause, number in rejected.items())
     return (
@@ -100,7 +101,7 @@ def _tally(counts: wsl.HashtagCounts, index: wsl.Index) -> str:
     )
 
 
-def _fit(counts: wsl.HashtagCounts, fit: wsl.ZipfFit) -> list[Block]:
+def _fit(counts: HashtagCounts, fit: ZipfFit) -> list[Block]:
     text = (
         f"The counts fall as a power law with alpha = {fit.alpha:.2f} ± {fit.standard_error:.2f} (standard "
         f"error) from {fit.x_min:,} on, where {fit.num_tail:,} hashtags are (Clauset, Shalizi and Newman "
@@ -120,7 +121,7 @@ def _fit(counts: wsl.HashtagCounts, fit: wsl.ZipfFit) -> list[Block]:
     ]
 
 
-def _vocabulary_alone(index: wsl.Index) -> list[Block]:
+def _vocabulary_alone(index: Index) -> list[Block]:
     """Where records cannot be counted again: the images of each label."""
     counts = index.label_counts()
     names = index.class_names or []

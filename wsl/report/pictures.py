@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-import wsl
 from wsl._core import UsageError
 from wsl.figures.page import Block, GalleryBlock, Group, Picture, Section, TextBlock
+from wsl.index.mapped import Index
 from wsl.report.selection import Selected, best_classes, disagreeing
 
 NUM_PICTURES = 8
@@ -56,7 +56,7 @@ def thumbnail(content: bytes) -> bytes | None:
 
 
 def selection_pictures(
-    selected: Selected | None, index: wsl.Index | None, predictions: Path | None, prefix: str = ""
+    selected: Selected | None, index: Index | None, predictions: Path | None, prefix: str = ""
 ) -> list[Section]:
     """Of every class the best images, those at the cut, and those that disagree, with their scores."""
     if selected is None or index is None or not len(selected.pairs):
@@ -108,7 +108,7 @@ def _rows(selected: Selected, label: int, teacher: pl.DataFrame | None) -> list[
     return [("best", best), ("at the cut", cut), (heading, wrong.head(NUM_PICTURES))]
 
 
-def _is_of(index: wsl.Index, selected: Selected, samples: pl.Series) -> bool:
+def _is_of(index: Index, selected: Selected, samples: pl.Series) -> bool:
     """Whether these samples are those of the index: by its fingerprint, else by their keys."""
     if selected.about.get("index_fingerprint") == index.fingerprint:
         return True
@@ -121,7 +121,7 @@ def _is_of(index: wsl.Index, selected: Selected, samples: pl.Series) -> bool:
 class _Reader:
     """Reads pictures, and counts those that cannot be shown."""
 
-    def __init__(self, index: wsl.Index) -> None:
+    def __init__(self, index: Index) -> None:
         self.index = index
         self.num_left_out = 0
         self.why: str | None = None
@@ -164,7 +164,7 @@ class _Reader:
         return [TextBlock(f"{self.num_left_out:,} images were taken down or cannot be decoded.")]
 
 
-def tagged_pictures(index: wsl.Index, prefix: str = "") -> list[Section]:
+def tagged_pictures(index: Index, prefix: str = "") -> list[Section]:
     """Images of the most frequent hashtags of an index, with their tags."""
     vocabulary = index.class_names or []
     if not vocabulary or not index.shard_paths():

@@ -20,8 +20,8 @@ from wsl.figures.charts import Chart, Point, chart
 from wsl.figures.page import Block, Lines, Section, SvgBlock, TableBlock
 from wsl.report.shares import measured
 from wsl.runs.compare import class_name, most_confused
-from wsl.workspace.config import STAGES, Stage
-from wsl.workspace.layout import read_run
+from wsl.workspace.run import read_run
+from wsl.workspace.stage import STAGES, Stage
 
 MEASURES = {"top1": "top-1", "top5": "top-5", "macro": "macro average"}
 MAX_CELLS = 20

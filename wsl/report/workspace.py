@@ -10,7 +10,7 @@ import os
 import platform
 from pathlib import Path
 
-import wsl
+from wsl._core import __version__
 from wsl.figures.page import Block, HeadingBlock, LinkBlock, Page, Section, TextBlock
 from wsl.report.indexes import built_indexes, hashtag_sections, index_section
 from wsl.report.pictures import selection_pictures, tagged_pictures
@@ -39,7 +39,7 @@ def workspace_page(folder: Path | None, out: Path, truth: Path | None = None) ->
 
 def page_facts() -> list[tuple[str, str]]:
     """Where and with what the page was made."""
-    return [("wsl", wsl.__version__), ("Python", platform.python_version()), ("machine", platform.machine())]
+    return [("wsl", __version__), ("Python", platform.python_version()), ("machine", platform.machine())]
 
 
 def workspace_sections(workspace: Workspace, prefix: str = "", truth: Path | None = None) -> list[Section]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wsl._core import UsageError
-from wsl.workspace.config import flat
-from wsl.workspace.layout import read_run
+from wsl.workspace.run import read_run
+from wsl.workspace.settings import flat
 
 
 def share(value: float, interval: Any) -> str:

@@ -11,102 +11,39 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import polars as pl
+from typing import Any, cast
 
 from wsl._core import DataError, UsageError
-from wsl.files import stores
+from wsl.files.globs import File, fingerprint
 from wsl.files.locking import locked
 from wsl.files.publish import publish_text
 from wsl.files.tables import expected_rows, open_stream, scan
 from wsl.index.mapped import Index
 from wsl.progress import silent
-from wsl.scoring.verbs import (
-    SCORING,
-    ScoringOptions,
-    ScoringPaths,
-    job_of,
-    parse_keep,
-    score,
-    score_on_ranks,
-    scoring_paths,
-    teacher_of,
+from wsl.scoring.request import (
+    ScoreSource,
+    SelectionRequest,
+    check_request,
+    find_source,
+    known_selection,
+    warnings_of_k,
 )
+from wsl.scoring.verbs import SCORING, Executor, job_of, score, score_on_ranks
 from wsl.selection import output
 from wsl.selection.dropped import Dropped
 from wsl.selection.keyed import KeyedPredictions, samples_of
-from wsl.selection.predictions import (
-    SCORED_BY,
-    File,
-    are_ranges,
-    common_keep,
-    find_predictions,
-    is_whole,
-    metadata_of,
-    read_metadata,
-)
+from wsl.selection.predictions import SCORED_BY, are_ranges
+from wsl.selection.states import StateJob
 from wsl.selection.topk import LAYOUT, Order, Selection, TopK
-from wsl.workspace.config import ClusterConfig
-from wsl.workspace.layout import Workspace, fingerprint
-
-if TYPE_CHECKING:
-    from wsl.scoring.network import StateJob
+from wsl.workspace.layout import Workspace
 
 Progress = Callable[[int], object]
 Warn = Callable[[str], object]
 
 SMALL = 50_000_000
 """Scores that both orders are selected from unasked, to tell how far they agree."""
-
-
-@dataclass(frozen=True)
-class SelectionRequest:
-    """What a selection is asked for; paths that are None come from the workspace."""
-
-    k: int
-    p: int
-    order: str = "class-first"
-    predictions: str | None = None
-    checkpoint: Path | None = None
-    index: Path | None = None
-    out: File | None = None
-    """A path, or the URI of an object; then scores and states lie in the current folder."""
-    scores: Path | None = None
-    """Where `checkpoint` scores `index`, and finds what it scored before; default: beside `out`."""
-    state: Path | None = None
-    keep: str | None = None
-    """Classes kept of each image as predictions, or "all"; None where only the state is kept."""
-    scoring: ScoringOptions = field(default_factory=ScoringOptions)
-    allow_truncated: bool = False
-    compare_orders: bool = False
-    truth: Path | None = None
-    truth_column: str = "label"
-    memory_bytes: int | None = None
-    spill_dir: Path | None = None
-    num_threads: int | None = None
-    overwrite: bool = False
-    cluster_dir: Path | str | None = None
-    """Where the parts of a cluster lie, if `scoring.cluster` names one."""
-
-    @property
-    def memory(self) -> dict[str, Any]:
-        """Limits as keyword arguments of the engine's verbs."""
-        return {"memory_bytes": self.memory_bytes, "spill_dir": self.spill_dir}
-
-    def new(self, num_classes: int, order: str | None = None) -> TopK:
-        """An empty selection."""
-        return TopK(
-            num_classes,
-            self.k,
-            self.p,
-            cast("Order", order or self.order),
-            memory_bytes=self.memory_bytes,
-            spill_dir=self.spill_dir,
-            num_threads=self.num_threads,
-        )
 
 
 def select(
@@ -121,19 +58,19 @@ def select(
     Predictions come from files, or the teacher scores first. UsageError for k or p below 1, and
     where another selection is at `out` already.
     """
-    _check(request)
+    check_request(request)
     out = request.out or Workspace.find(folder).pseudolabels
-    source = _source(request, out, folder)
+    source = find_source(request, out, folder)
     index = None if source.index is None else Index.open(source.index)
     dropped = None if index is None else Dropped(index)
     provenance = source.made_by | {"k": request.k, "p": request.p, "order": request.order}
     provenance["dropped"] = None if dropped is None else dropped.fingerprint
-    known = _up_to_date(out, provenance, request.overwrite)
+    known = known_selection(out, provenance, request.overwrite)
     if known is not None and (request.state is None or request.state.is_file()):
         return known | {"state": "up to date", "out": str(out), "warnings": []}
     num_classes = int(source.made_by["num_classes"])
     num_samples = source.num_images if index is None else len(index)
-    warnings = _early_warnings(request, num_classes, num_samples)
+    warnings = warnings_of_k(request, num_classes, num_samples)
     for text in warnings:
         warn(text)
     truth = _truth(request, source.made_by, index)
@@ -155,71 +92,9 @@ def select(
     return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where the scores come from: files, a network that is to score, or both: what the files lack."""
-
-    made_by: dict[str, Any]
-    index: Path | None
-    files: Sequence[File]
-    paths: ScoringPaths | None = None
-    num_images: int | None = None
-    """Images in the files, where no index says how many there are and K may be too large for them."""
-
-
-def _check(request: SelectionRequest) -> None:
-    for name, number in (("--k", request.k), ("--p", request.p)):
-        if number < 1:
-            raise UsageError(f"{name} {number}: expected at least 1")
-    if request.order not in ("class-first", "image-first"):
-        raise UsageError(f"--order {request.order}: expected class-first or image-first")
-    if request.keep is not None:
-        parse_keep(request.keep)
-
-
-def _source(request: SelectionRequest, out: File, folder: Path | None) -> _Source:
-    if request.predictions is not None:
-        files = find_predictions(request.predictions)
-        made_by = metadata_of(files, None if request.index is None else Index.open(request.index))
-        return _Source(made_by, request.index, files, num_images=_num_images(request, files, made_by))
-    wanted = None
-    if request.checkpoint is not None and request.index is not None:
-        beside = Path(Path(out).name) if isinstance(out, str) else out
-        wanted = request.scores or beside.parent / f"{beside.stem}-scores"
-    paths = scoring_paths(request.checkpoint, request.index, wanted, folder)
-    made_by = teacher_of(paths, request.scoring)
-    files = sorted(paths.out.glob("scores-*.parquet"))
-    index = Index.open(paths.index)
-    if request.keep is not None:
-        return _Source(made_by | {"keep": parse_keep(request.keep)}, paths.index, files, paths)
-    usable, keep = common_keep(files, made_by, index)
-    if not usable:
-        return _Source(made_by, paths.index, [], paths)
-    left = None if is_whole(files, index) else paths
-    return _Source(made_by | {"keep": keep}, paths.index, files, left)
-
-
-def _num_images(request: SelectionRequest, files: Sequence[File], made_by: dict[str, Any]) -> int | None:
-    """Images in the files, exactly or by a sketch of their names; None where K is small for them anyhow."""
-    names = [str(file) for file in files]
-    frame = scan(names)
-    schema = frame.collect_schema()
-    rows = expected_rows(names)
-    if rows is None or "score" not in schema:
-        return rows
-    if made_by.get("keep"):
-        return rows // int(made_by["keep"])
-    num_classes = int(made_by["num_classes"])
-    # An image has one row for each class at most.
-    if request.k * num_classes * num_classes <= rows:
-        return None
-    name = "sample" if "sample" in schema else "key"
-    return int(frame.select(pl.col(name).approx_n_unique()).collect(engine="streaming").item())
-
-
 def _take(
     request: SelectionRequest,
-    source: _Source,
+    source: ScoreSource,
     keyed: KeyedPredictions | None,
     dropped: Dropped | None,
     num_classes: int,
@@ -228,21 +103,23 @@ def _take(
 ) -> dict[str, TopK]:
     """Selections that have taken all scores, by order: the one asked for, and the other to compare."""
     files = source.files
-    cluster = request.scoring.cluster
+    executor = request.scoring.executor
     if source.paths is not None:
         if request.keep is None and not files:
-            if cluster is not None:
-                return _score_on_cluster(request, source, dropped, num_classes, cluster)
+            if executor is not None:
+                return _score_elsewhere(request, source, dropped, num_classes, executor)
             return _score_into_states(request, source, dropped, num_classes)
         score(source.paths, keep=source.made_by["keep"], options=request.scoring)
         files = sorted(source.paths.out.glob("scores-*.parquet"))
     orders = _orders(request, files, num_classes)
     tops: dict[str, TopK] = {}
     for order in orders:
-        if cluster is not None:
-            reason = _not_for_cluster(files, order, keyed, dropped)
+        if executor is not None:
+            reason = _why_together(files, order, keyed, dropped)
             if reason is None:
-                tops[order] = _select_on_cluster(request, files, num_classes, order, cluster)
+                options = _options(request, num_classes, order)
+                names = [str(file) for file in files]
+                tops[order] = executor.select(names, _columns(files), options, request.memory)
                 continue
             warn(f"{files[0]}: {reason}, so this process selects {order} by itself")
         tops[order] = request.new(num_classes, order)
@@ -284,7 +161,7 @@ def _agreement(
 
 
 def _score_into_states(
-    request: SelectionRequest, source: _Source, dropped: Dropped | None, num_classes: int
+    request: SelectionRequest, source: ScoreSource, dropped: Dropped | None, num_classes: int
 ) -> dict[str, TopK]:
     """Lets the teacher score into selections what no state of a K as large has yet."""
     assert source.paths is not None
@@ -325,10 +202,10 @@ def _options(request: SelectionRequest, num_classes: int, order: str) -> dict[st
     return {"num_classes": num_classes, "k": request.k, "p": request.p, "order": order}
 
 
-def _not_for_cluster(
+def _why_together(
     files: Sequence[File], order: str, keyed: KeyedPredictions | None, dropped: Dropped | None
 ) -> str | None:
-    """Why nodes cannot take the files apart from one another, if they cannot."""
+    """Why one process must take all files, if it must."""
     if keyed is not None:
         return "samples are named by key and must be numbered together"
     if dropped is not None and len(dropped.samples):
@@ -338,43 +215,26 @@ def _not_for_cluster(
     return None
 
 
-def _score_on_cluster(
+def _score_elsewhere(
     request: SelectionRequest,
-    source: _Source,
+    source: ScoreSource,
     dropped: Dropped | None,
     num_classes: int,
-    cluster: ClusterConfig,
+    executor: Executor,
 ) -> dict[str, TopK]:
-    """Lets the nodes of a cluster score into a selection of each order that is wanted."""
-    from wsl.cluster.scoring import score_into_state
-
+    """Lets the executor score into a selection of each order that is wanted."""
     assert source.paths is not None
-    job, folder = job_of(source.paths, request.scoring), request.cluster_dir or source.paths.out / "parts"
-    tops: dict[str, TopK] = {
-        order: score_into_state(
-            job, source.made_by, _options(request, num_classes, order), request.memory, cluster, folder
-        )
-        for order in _orders_scored(request, num_classes)
-    }
-    return _without(dropped, tops, request, folder)
+    job = job_of(source.paths, request.scoring)
+    tops: dict[str, TopK] = {}
+    for order in _orders_scored(request, num_classes):
+        options = _options(request, num_classes, order)
+        top, folder = executor.score_into_state(job, source.made_by, options, request.memory)
+        tops |= _without(dropped, {order: top}, request, folder)
+    return tops
 
 
-def _select_on_cluster(
-    request: SelectionRequest, files: Sequence[File], num_classes: int, order: str, cluster: ClusterConfig
-) -> TopK:
-    """Lets the nodes of a cluster take the files."""
-    from wsl.cluster.scoring import select as select_on_cluster
-
-    names = [str(file) for file in files]
-    options = _options(request, num_classes, order)
-    folder = request.cluster_dir or Path("cluster").absolute()
-    return select_on_cluster(names, _columns(files), options, request.memory, cluster, folder)
-
-
-def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], index: Index) -> StateJob:
+def _state_job(request: SelectionRequest, source: ScoreSource, orders: list[Order], index: Index) -> StateJob:
     """The job whose states serve the request and have the most samples, or a new one."""
-    from wsl.scoring.network import StateJob
-
     assert source.paths is not None
     parent = source.paths.out / "states"
     limits = request.memory | {"num_threads": request.num_threads}
@@ -395,7 +255,9 @@ def _state_job(request: SelectionRequest, source: _Source, orders: list[Order], 
     return StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
 
 
-def _serves(known: dict[str, Any], request: SelectionRequest, source: _Source, orders: list[Order]) -> bool:
+def _serves(
+    known: dict[str, Any], request: SelectionRequest, source: ScoreSource, orders: list[Order]
+) -> bool:
     """Whether states of these options can be finished as the request wants."""
     if any(known["made_by"].get(key) != source.made_by[key] for key in SCORED_BY):
         return False
@@ -440,7 +302,7 @@ def merge_states(
         "index_fingerprint": opened.fingerprint if opened else None,
         "dropped": dropped.fingerprint if dropped else None,
     }
-    known = _up_to_date(out, provenance, overwrite)
+    known = known_selection(out, provenance, overwrite)
     if known is not None:
         return known | {"state": "up to date", "out": str(out), "warnings": []}
     for part in parts[1:]:
@@ -471,19 +333,6 @@ def _truth(request: SelectionRequest, made_by: dict[str, Any], index: Index | No
         return None
     find = None if index is None else functools.partial(samples_of, index)
     return output.Truth.read(request.truth, request.truth_column, made_by.get("class_names"), find)
-
-
-def _early_warnings(request: SelectionRequest, num_classes: int, num_samples: int | None) -> list[str]:
-    if num_samples is None or request.k * num_classes <= num_samples:
-        return []
-    enough = num_samples // num_classes
-    advice = f"with K = {enough:,} they need not" if enough else "there are more classes than images"
-    if request.k > num_samples:
-        advice += f"; K is beyond the {num_samples:,} images, so every class takes all of them"
-    return [
-        f"K = {request.k:,} times {num_classes:,} classes is beyond the {num_samples:,} images: most images "
-        f"must serve several classes, and classes take images that are not theirs; {advice}"
-    ]
 
 
 def _late_warnings(report: dict[str, Any], selection: Selection, warn: Warn) -> list[str]:
@@ -573,16 +422,3 @@ def _check_truncated(selection: Selection, keep: int | None, request: SelectionR
             f"(first: {', '.join(map(str, doubtful[:5]))}) an image outside them could be among the best "
             f"{request.k:,}; score again with a larger --keep, lower --k, or pass --allow-truncated"
         )
-
-
-def _up_to_date(out: File, provenance: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    if overwrite or not stores.exists(out):
-        return None
-    known = read_metadata(out)
-    changed = [key for key, value in provenance.items() if known.get(key) != value and key != "teacher"]
-    if changed:
-        raise UsageError(
-            f"{out} holds another selection ({', '.join(changed)} differ); pass --overwrite to replace it, "
-            "or --out FILE for another place"
-        )
-    return dict(known["report"]) | {key: known[key] for key in ("k", "p", "order")}

@@ -41,7 +41,8 @@ def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
     """Scores as one rank; what `write_predictions` says of files, nothing of states."""
     import torch
 
-    from wsl.scoring.network import Rank, Scorer, StateJob, score_into_states, write_predictions
+    from wsl.scoring.network import Scorer, score_into_states, write_predictions
+    from wsl.selection.states import Rank, StateJob
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from wsl._core import UsageError
+from wsl.files.globs import fingerprint
 from wsl.files.locking import locked
 from wsl.files.publish import remove_unfinished
 from wsl.index.mapped import Index
-from wsl.workspace.config import ClusterConfig
-from wsl.workspace.layout import Workspace, fingerprint, is_complete, read_run
+from wsl.selection.topk import TopK
+from wsl.workspace.layout import Workspace
+from wsl.workspace.run import is_complete, read_run
 
 SCORING = "scoring into this folder"
 """What a process that holds the folder is doing."""
@@ -52,6 +55,34 @@ def scoring_paths(
     return ScoringPaths(run, index, out)
 
 
+class Executor(Protocol):
+    """Where images are scored and predictions are selected from, when not in this process."""
+
+    def score(self, job: Mapping[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
+        """Scores what no file under ``job["out"]`` covers; the report of `wsl score`."""
+        ...
+
+    def score_into_state(
+        self,
+        job: Mapping[str, Any],
+        made_by: Mapping[str, Any],
+        selection: Mapping[str, Any],
+        memory: Mapping[str, Any],
+    ) -> tuple[TopK, str]:
+        """Lets the network score all samples into one selection of these options; and where its parts are."""
+        ...
+
+    def select(
+        self,
+        files: Sequence[str],
+        columns: Sequence[str],
+        selection: Mapping[str, Any],
+        memory: Mapping[str, Any],
+    ) -> TopK:
+        """A selection that has taken all pairs of the files."""
+        ...
+
+
 @dataclass(frozen=True)
 class ScoringOptions:
     """How a network scores."""
@@ -61,8 +92,8 @@ class ScoringOptions:
     batch_size: int = 256
     num_accelerators: int | None = None
     """Ranks; one in this process where None or 1."""
-    cluster: ClusterConfig | None = None
-    """The Ray cluster that scores instead."""
+    executor: Executor | None = None
+    """What scores instead of this process."""
 
 
 def score(
@@ -79,18 +110,15 @@ def score(
     with locked(paths.out, SCORING):
         remove_unfinished(paths.out)
         job = job_of(paths, options) | {"out": str(paths.out), "keep": keep}
-        if options.cluster is not None:
-            from wsl.cluster.scoring import score as score_on_cluster
-
-            return score_on_cluster(job, teacher_of(paths, options), options.cluster)
+        if options.executor is not None:
+            return options.executor.score(job, teacher_of(paths, options))
         return score_on_ranks(job, options, paths.out)
 
 
 def job_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
     """What the ranks are told: whose scores of what, and how."""
-    chosen = asdict(options)
-    del chosen["num_accelerators"], chosen["cluster"]
-    return {"run": str(paths.run.resolve()), "index": str(paths.index.resolve())} | chosen
+    named = {"run": str(paths.run.resolve()), "index": str(paths.index.resolve())}
+    return named | {name: getattr(options, name) for name in ("flip", "temperature", "batch_size")}
 
 
 def score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -> dict[str, Any]:

@@ -8,10 +8,8 @@ nothing, and are taken at their word.
 
 from __future__ import annotations
 
-import glob
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,13 @@ import polars as pl
 
 from wsl._core import DataError, UsageError
 from wsl.files import stores
-from wsl.files.globs import READERS
+from wsl.files.globs import File, fingerprint
 from wsl.files.tables import scan
 from wsl.index.mapped import Index
-from wsl.workspace.layout import fingerprint
 
 SCORED_BY = ("teacher_fingerprint", "flip", "temperature")
 """What must be the same of all scores that are selected from together."""
 
-File = Path | str
-"""A path, or the URI of a file in a store."""
 
 Span = tuple[int, int]
 """Samples from the first to before the second."""
@@ -93,35 +88,6 @@ def are_ranges(files: Sequence[File]) -> bool:
     """Whether each file says which range of samples it holds, no two of which meet."""
     known = [read_metadata(file) for file in files]
     return all("first_sample" in one for one in known) and not overlap(span_of(one) for one in known)
-
-
-def find_predictions(pattern: str) -> list[File]:
-    """The files of a folder or glob; UsageError where there are none, DataError for an empty one.
-
-    A folder or glob in a store is listed, and its files are URIs.
-    """
-    if stores.is_remote(pattern):
-        return _find_objects(pattern)
-    if os.path.isdir(pattern):
-        pattern = os.path.join(pattern, "*.*")
-    files = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
-    for file in files:
-        if file.stat().st_size == 0:
-            raise DataError(f"{file}: the file is empty; make the predictions again, or leave it out")
-    if not files:
-        raise UsageError(f"--predictions: no file matches {pattern!r}; make them with 'wsl score'")
-    return list(files)
-
-
-def _find_objects(pattern: str) -> list[File]:
-    is_one = not stores.MAGIC.search(pattern) and os.path.splitext(pattern)[1] in READERS
-    objects = [] if is_one else stores.listing(pattern)
-    for one in objects:
-        if one.size == 0:
-            raise DataError(f"{one.uri}: the file is empty; make the predictions again, or leave it out")
-    if not (is_one or objects):
-        raise UsageError(f"--predictions: no object matches {pattern!r}; make them with 'wsl score'")
-    return [pattern] if is_one else [one.uri for one in objects]
 
 
 def _name_and_content(file: File) -> tuple[str, str]:

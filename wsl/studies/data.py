@@ -27,8 +27,9 @@ from wsl.index.jobs import build_one_index, index_jobs
 from wsl.index.mapped import VOCABULARY, Index
 from wsl.studies.plan import IndexPlan, Place
 from wsl.studies.spec import CarriedData, Draw, StudyConfig
-from wsl.workspace.config import IndexConfig, change, check
+from wsl.workspace.config import IndexConfig
 from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import change, check
 
 Note = Callable[[str], object]
 KEYS_AT_ONCE = 65_536

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from wsl.files.publish import publish_text, publishing
 from wsl.scoring import pseudolabels
-from wsl.scoring.pseudolabels import SelectionRequest
+from wsl.scoring.request import SelectionRequest
 from wsl.scoring.verbs import ScoringOptions, ScoringPaths, score
 from wsl.studies.steps import DONE, Scoring, Selecting, Step, Training
 from wsl.training.stages import run_stage

@@ -18,7 +18,7 @@ from wsl.index.mapped import Index
 from wsl.studies.data import StudyData, read_truth
 from wsl.studies.spec import Group
 from wsl.studies.steps import Selecting, Step, Training
-from wsl.workspace.layout import read_run
+from wsl.workspace.run import read_run
 
 
 def measure(step: Step, data: StudyData) -> dict[str, float]:

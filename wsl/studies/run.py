@@ -26,8 +26,8 @@ from wsl.studies.progress import Progress
 from wsl.studies.results import results_table, write_results
 from wsl.studies.spec import SEED, Scalar, StudyConfig
 from wsl.studies.steps import Steps
-from wsl.workspace.config import check, load
 from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import check, load
 
 Note = Callable[[str], object]
 FOLDER = "studies"

@@ -27,8 +27,10 @@ from wsl.studies.plan import Place, Plan, StepPlan
 from wsl.studies.spec import RunStep, SelectionStep
 from wsl.training.deepspeed import read_settings
 from wsl.training.stages import FREE_TO_CHANGE
-from wsl.workspace.config import StageConfig, StageSource, flat, load
+from wsl.workspace.config import StageSource
 from wsl.workspace.layout import StageInputs
+from wsl.workspace.settings import flat, load
+from wsl.workspace.stage import StageConfig
 
 DONE = "step.json"
 PSEUDOLABELS = "pseudolabels.parquet"

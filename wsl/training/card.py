@@ -9,7 +9,7 @@ from torch import nn
 
 from wsl.training.models import num_parameters, torchvision_name
 from wsl.training.schedule import peak_rate
-from wsl.workspace.config import DataConfig, ModelConfig, StageConfig
+from wsl.workspace.stage import DataConfig, ModelConfig, StageConfig
 
 MAX_CLASSES = 50
 """Classes that the card lists one by one."""

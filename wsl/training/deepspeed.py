@@ -31,7 +31,7 @@ from torch import nn
 
 from wsl._core import UsageError, WslError
 from wsl.training.launch import free_port
-from wsl.workspace.config import StageConfig
+from wsl.workspace.stage import StageConfig
 
 _control: Any = None
 """The gloo group that flags travel in; None is the default group (which is gloo on a CPU)."""

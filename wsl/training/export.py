@@ -23,8 +23,9 @@ from wsl.data.augment import ImageOptions, cut, decode_image
 from wsl.files.publish import publish_text, publishing
 from wsl.training.card import LoadedModel, model_card, preprocessing
 from wsl.training.models import build_model, torchvision_name
-from wsl.workspace.config import DataConfig, ModelConfig, StageConfig, check, load
-from wsl.workspace.layout import read_run
+from wsl.workspace.run import read_run
+from wsl.workspace.settings import check, load
+from wsl.workspace.stage import DataConfig, ModelConfig, StageConfig
 
 WEIGHTS = "model.safetensors"
 BEST = "best.safetensors"

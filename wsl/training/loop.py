@@ -21,7 +21,7 @@ from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
 from wsl.training.distillation import TeacherScores
 from wsl.training.mixing import mix
-from wsl.workspace.config import StageConfig
+from wsl.workspace.stage import StageConfig
 
 
 @dataclass(frozen=True)

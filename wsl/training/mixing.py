@@ -14,7 +14,7 @@ import torch
 
 from wsl._core import UsageError
 from wsl.data.transforms import uniforms
-from wsl.workspace.config import RegularizationConfig
+from wsl.workspace.stage import RegularizationConfig
 
 DRAW_SHARE, DRAW_KIND, DRAW_Y, DRAW_X = range(100, 104)
 

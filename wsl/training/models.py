@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from wsl._core import UsageError
-from wsl.workspace.config import ModelConfig
+from wsl.workspace.stage import ModelConfig
 
 
 class Block(nn.Module):

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from wsl.runs.compare import share
 from wsl.training.stages import RunSummary
-from wsl.workspace.config import StageConfig
-from wsl.workspace.layout import read_run
+from wsl.workspace.run import read_run
+from wsl.workspace.stage import StageConfig
 
 Row = tuple[str, str]
 

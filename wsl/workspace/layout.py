@@ -13,17 +13,16 @@ UsageError that names the command to run first. Nothing here reads data.
 from __future__ import annotations
 
 import dataclasses
-import glob
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from wsl._core import DataError, UsageError
+from wsl._core import UsageError
 from wsl.files import stores
-from wsl.workspace.config import IndexConfig, Stage, StageSource, WorkspaceConfig, load
+from wsl.workspace.config import IndexConfig, StageSource, WorkspaceConfig
+from wsl.workspace.run import is_complete
+from wsl.workspace.settings import load
+from wsl.workspace.stage import Stage
 
 WORKSPACE_FILE = "wsl.yaml"
 ENVIRONMENT = "WSL_WORKSPACE"
@@ -197,60 +196,3 @@ class Workspace:
     def path(self, path: Path) -> Path:
         """A path of `wsl.yaml`, which is relative to the workspace."""
         return path if path.is_absolute() else self.root / path
-
-
-def match_files(root: Path, patterns: str | list[str]) -> list[Path | str]:
-    """The files of one or several globs seen from `root`, in the byte order of their paths.
-
-    A glob may be written as ``file://`` URI, or as URI of a store: its objects are URIs. UsageError for
-    another kind, and where nothing matches.
-    """
-    found: set[Path | str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if stores.is_remote(pattern):
-            found.update(_match_objects(pattern))
-            continue
-        local = pattern.removeprefix("file://")
-        if "://" in local:
-            raise UsageError(
-                f"{pattern} lies in a store of kind {local.partition('://')[0]!r}, which is not read; "
-                "copy the shards to a local folder or a store of kind s3, gs or az"
-            )
-        matches = glob.glob(str(root / local), recursive=True)
-        if not matches:
-            raise UsageError(f"no file matches {pattern!r} under {root}")
-        found.update(Path(match) for match in matches)
-    return sorted(found, key=os.fsencode)
-
-
-def _match_objects(pattern: str) -> list[str]:
-    """URIs of the objects of a glob; one without a star is taken at its word."""
-    if not stores.MAGIC.search(pattern):
-        return [pattern]
-    found = [one.uri for one in stores.listing(pattern)]
-    if not found:
-        raise UsageError(f"no object matches {pattern!r}; look for it by listing the bucket")
-    return found
-
-
-def fingerprint(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def is_complete(run: Path) -> bool:
-    """Whether a run folder holds a finished run (its `run.json` says so and is written last)."""
-    return (run / "run.json").is_file() and read_run(run).get("state") == "complete"
-
-
-def read_run(run: Path) -> dict[str, Any]:
-    """The content of a run's `run.json`; DataError where it is not JSON."""
-    file = run / "run.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: expected JSON as 'wsl train' writes it, found: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: expected a JSON object, found {type(content).__name__}")
-    return content
