@@ -18,8 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use wsl_core::index::Index;
-use wsl_core::index::map::Map;
 use wsl_core::job::Job;
+use wsl_core::map::Map;
 use wsl_core::shard::{BLOCK, Member, Scanner};
 
 const ROUNDS: usize = 5;

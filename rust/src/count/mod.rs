@@ -22,6 +22,7 @@ mod ranked;
 mod run;
 mod table;
 mod waiting;
+pub mod zipf;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

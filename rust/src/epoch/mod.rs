@@ -15,7 +15,9 @@
 //! The stream of all epochs has no end; a batch may span two of them.
 
 mod factors;
+pub mod noise;
 mod permutation;
+pub mod resample;
 mod starts;
 mod window;
 

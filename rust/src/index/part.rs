@@ -14,8 +14,8 @@ use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::{MessageHeader, root_as_footer, root_as_message};
 
 use super::format::{BATCH_ROWS, FileEntry, part_schema};
-use super::map::Map;
 use crate::hints::prefetch;
+use crate::map::Map;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 6] = b"ARROW1";

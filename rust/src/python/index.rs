@@ -14,16 +14,16 @@ use super::buffer;
 use super::call::long_call;
 use super::exceptions::UsageError;
 use super::spool::Spool;
-use super::spread::label_source;
+use super::steps::label_source;
 use super::storage::{self, Storage};
 use super::vocabulary::Vocabulary;
 use crate::count::CountOptions;
+use crate::epoch::resample::Scheme;
 use crate::index::format::{KeyScope, LabelKind};
-use crate::index::spread::Inputs;
+use crate::index::steps::Inputs;
 use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, Prepared};
 use crate::job::Job;
 use crate::parquet::ParquetRecords;
-use crate::resample::Scheme;
 use crate::spill::Memory;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -40,7 +40,7 @@ fn drop_keys(
     folder: PathBuf,
     keys: Vec<String>,
 ) -> PyResult<(u64, u64, Vec<String>)> {
-    let outcome = long_call(py, None, |_| crate::index::takedown::drop_keys(&folder, &keys))?;
+    let outcome = long_call(py, None, |_| crate::index::drop::drop_keys(&folder, &keys))?;
     Ok((outcome.num_dropped, outcome.num_known, outcome.unknown))
 }
 
@@ -422,7 +422,7 @@ impl Index {
 
     /// Path, size, first sample and number of samples of each shard.
     fn shards(&self) -> Vec<(String, u64, u64, u64)> {
-        let row = |shard: &crate::index::read::Shard| {
+        let row = |shard: &crate::index::mapped::Shard| {
             (shard.path.clone(), shard.size, shard.first_sample, shard.num_samples)
         };
         self.inner.shards().iter().map(row).collect()

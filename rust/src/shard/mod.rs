@@ -12,6 +12,8 @@
 //! the file, an archive without its end mark or with data after it, sparse members. Every header
 //! moves the scan forward by at least one block, so it ends on any input.
 
+pub mod members;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

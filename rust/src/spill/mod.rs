@@ -9,6 +9,7 @@
 
 mod folder;
 mod merge;
+pub(crate) mod partitions;
 mod run;
 mod sorter;
 

@@ -17,6 +17,7 @@ mod cover;
 mod encoder;
 mod labels;
 mod table;
+pub mod wordnet;
 
 use crate::Result;
 use crate::count::HashtagCounts;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use proptest::prelude::*;
 use wsl_core::index::format::{KeyScope, LabelKind};
-use wsl_core::index::spread::{
+use wsl_core::index::steps::{
     Inputs, NUM_BUCKETS, PartGroup, Taking, join, num_samples, save_records, save_samples,
     write_part,
 };
