@@ -1,5 +1,4 @@
-//! Files mapped into memory; with [`live`](super::index::images::live) and the crate's `hints` the only places of the engine
-//! with `unsafe`.
+//! Files mapped into memory; with the crate's `hints` the only place of the engine with `unsafe`.
 //!
 //! Safety contract. A mapped file must not be made shorter or altered while it is mapped. Everything
 //! wsl writes is published by rename and never altered after ([`crate::publish`]), so this holds

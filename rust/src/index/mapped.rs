@@ -5,6 +5,7 @@
 //! was replaced after indexing is an error and never another image.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use arrow_array::Array;
@@ -18,9 +19,8 @@ use super::dropped::{self, Dropped};
 use super::format::{FileEntry, Manifest, NO_SHARD, checksum, shards_schema};
 use super::images::disk::Scratch;
 use super::images::files::OpenFiles;
-use super::images::warm::Warmth;
 use super::keys::KeyFile;
-use super::part::{self, Part, RawRow, Row};
+use super::part::{self, Part, Row};
 use crate::job::Job;
 use crate::map::Map;
 use crate::shard;
@@ -71,7 +71,8 @@ pub struct Index {
     dropped: Vec<Dropped>,
     pub(super) open: OpenFiles,
     pub(super) scratch: Scratch,
-    pub(super) warmth: Warmth,
+    /// Whether more than a few runs of the last chunk had to be waited for.
+    pub(super) is_cold: AtomicBool,
     label_counts: OnceLock<Vec<u64>>,
 }
 
@@ -159,7 +160,7 @@ impl Index {
             dropped,
             open: OpenFiles::default(),
             scratch: Scratch::default(),
-            warmth: Warmth::default(),
+            is_cold: AtomicBool::new(false),
             label_counts: OnceLock::new(),
         })
     }
@@ -206,28 +207,15 @@ impl Index {
     /// Makes the processor fetch what [`row`](Self::row) reads of some samples, so that the misses of its
     /// caches overlap.
     pub(super) fn prefetch_rows(&self, ordinals: &[u64]) {
-        self.touch_rows(ordinals);
-        let places = ordinals.iter().filter_map(|&ordinal| self.place(ordinal));
-        places.for_each(|(part, row)| part.prefetch_key(row));
-    }
-
-    /// The same, but for the keys.
-    pub(super) fn touch_rows(&self, ordinals: &[u64]) {
-        let places = ordinals.iter().filter_map(|&ordinal| self.place(ordinal));
-        std::hint::black_box(places.fold(0, |seen, (part, row)| seen ^ part.touch_row(row)));
+        let places = || ordinals.iter().filter_map(|&ordinal| self.place(ordinal));
+        std::hint::black_box(places().fold(0, |seen, (part, row)| seen ^ part.touch_row(row)));
+        places().for_each(|(part, row)| part.prefetch_key(row));
     }
 
     /// Key and place of a sample.
     pub fn row(&self, ordinal: u64) -> Result<Row<'_>> {
         let (part, row) = self.locate(ordinal)?;
         part.row(row)
-    }
-
-    /// The same of a sample that was not taken down; none where it cannot be had.
-    #[inline]
-    pub(super) fn raw_row(&self, ordinal: u64) -> Option<RawRow<'_>> {
-        let (part, row) = self.place(ordinal).filter(|_| !self.is_dropped(ordinal))?;
-        part.raw_row(row).ok()
     }
 
     /// The labels of a sample, ascending; none for one that was taken down.

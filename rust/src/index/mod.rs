@@ -16,7 +16,7 @@ pub mod steps;
 mod tables;
 mod write;
 
-pub use self::images::{Chunk, Copies, Fetch};
+pub use self::images::{Chunk, Fetch};
 pub use self::mapped::Index;
 pub use self::steps::save_scans;
 pub use self::tables::Spool;

@@ -12,10 +12,11 @@
 //! ([`Storage::cached`](crate::store::Storage::cached)), they are fetched into it and read as files.
 //!
 //! Files are read with `pread`, so that a shard that is cut short meanwhile is an error and not the end of
-//! the process; small images that the page cache holds come otherwise ([`warm`](super::warm)). Nothing here
-//! keeps a thread, and no lock is waited for, so an index works in a process that was forked at any moment.
+//! the process. Nothing here keeps a thread, and no lock is waited for, so an index works in a process that
+//! was forked at any moment.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use super::disk;
 use super::run::{Reading, Task, Wanted};
@@ -40,6 +41,8 @@ const STORED_CHUNK: usize = 64 << 20;
 const COLD_CHUNK: usize = 1 << 20;
 /// Bytes that the disk is told of beyond such a chunk.
 const AHEAD: usize = 16 << 20;
+/// Where one run in so many has to be waited for, the disk is told of what comes after.
+const RARE: usize = 16;
 /// Shorter images are read with others and copied to where the caller wants them.
 const LARGE: usize = 32 << 10;
 
@@ -241,7 +244,7 @@ impl Fetch<'_> {
         }
         let way = match self.done < self.first_stored {
             false => Way::Request,
-            true if self.index.warmth.is_cold() => Way::Wait,
+            true if self.index.is_cold.load(Ordering::Relaxed) => Way::Wait,
             true => Way::Try,
         };
         *self.next.insert((way, self.chunk_from(self.done, self.limit(way))))
@@ -302,7 +305,8 @@ impl Fetch<'_> {
             _ => readings.into_iter().map(Task::Try).collect(),
         };
         let outcome = self.index.on_threads(tasks, self.num_threads, job)?;
-        self.index.warmth.note(outcome.num_waited, runs.len());
+        let is_cold = outcome.num_waited * RARE > runs.len();
+        self.index.is_cold.store(is_cold, Ordering::Relaxed);
         let late = outcome.late.into_iter().map(Task::Read).collect();
         self.index.on_threads(late, self.num_threads, job)?;
         Ok(())

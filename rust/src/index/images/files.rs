@@ -2,13 +2,11 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use hashbrown::HashMap;
 
 use super::disk;
-use super::live::LiveMap;
 use crate::{Error, Result};
 
 /// Shards kept open at once.
@@ -21,45 +19,7 @@ pub(in crate::index) struct OpenFiles {
 }
 
 /// A clock that counts requests, and each file with the time of its last one.
-type Recent = (u64, HashMap<u32, (Arc<Opened>, u64)>);
-
-/// Runs read from a file before it is mapped: as much as a mapping costs.
-const MIN_RUNS: usize = 32;
-
-/// A file that is open, and mapped once much was read from it.
-#[derive(Debug)]
-pub(in crate::index) struct Opened {
-    file: File,
-    num_runs: AtomicUsize,
-    map: Mutex<Option<Arc<LiveMap>>>,
-}
-
-impl Opened {
-    pub(in crate::index) fn new(file: File) -> Self {
-        Self { file, num_runs: AtomicUsize::new(0), map: Mutex::default() }
-    }
-
-    pub(in crate::index) fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// The file as a mapping, for so many runs; none before it pays, and where it cannot be had.
-    pub(in crate::index) fn map(&self, num_runs: usize) -> Option<Arc<LiveMap>> {
-        let known = self.num_runs.fetch_add(num_runs, Ordering::Relaxed);
-        if known + num_runs < MIN_RUNS {
-            return None;
-        }
-        // A lock that somebody holds is done without, as below.
-        let mut map = self.map.try_lock().ok()?;
-        if map.is_none() {
-            *map = LiveMap::of(&self.file).map(Arc::new);
-            if map.is_none() {
-                self.num_runs.store(0, Ordering::Relaxed);
-            }
-        }
-        map.clone()
-    }
-}
+type Recent = (u64, HashMap<u32, (Arc<File>, u64)>);
 
 impl OpenFiles {
     /// The file of a shard that lies at `path`, which is asked for where it is not open.
@@ -67,7 +27,7 @@ impl OpenFiles {
         &self,
         shard: u32,
         path: impl FnOnce() -> Result<PathBuf>,
-    ) -> Result<Arc<Opened>> {
+    ) -> Result<Arc<File>> {
         // A lock that somebody holds, or held when the process was forked, is done without.
         let mut guard = match self.open.try_lock() {
             Ok(guard) => Some(guard),
@@ -99,7 +59,7 @@ impl OpenFiles {
             _ => Error::io(&path, error),
         })?;
         disk::read_at_random(&file);
-        let file = Arc::new(Opened::new(file));
+        let file = Arc::new(file);
         if let Some((clock, open)) = guard.as_deref_mut() {
             if open.len() >= MAX_OPEN {
                 let oldest =

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disk;
-use super::files::Opened;
 use crate::index::mapped::Index;
 use crate::job::Job;
 use crate::shard::{self, BLOCK};
@@ -87,7 +86,7 @@ struct Worker<'a, 'b, 'i> {
     index: &'i Index,
     job: &'i Job,
     /// The shard that was read last, and its file: none of a shard in a store of which no copy is kept.
-    last: Option<(u32, Option<Arc<Opened>>)>,
+    last: Option<(u32, Option<Arc<File>>)>,
     outcome: Outcome<'a, 'b>,
 }
 
@@ -148,7 +147,7 @@ impl<'a, 'b> Worker<'a, 'b, '_> {
             _ if index.is_in_store(one.shard) => index.copy_of(one.shard, self.job)?,
             _ => Some(index.open.get(one.shard, || index.shard_path(one.shard))?),
         };
-        Ok(self.last.insert((one.shard, file)).1.as_deref().map(Opened::file))
+        Ok(self.last.insert((one.shard, file)).1.as_deref())
     }
 }
 
@@ -213,7 +212,7 @@ impl Index {
         })
     }
 
-    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<Opened>>> {
+    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<File>>> {
         let (uri, size, etag) = self.stored(shard)?;
         let object = match etag {
             Some(etag) => {
@@ -221,7 +220,7 @@ impl Index {
             }
             None => self.storage.seen(&uri, job)?,
         };
-        Ok(self.storage.cached(&object, job)?.map(|file| Arc::new(Opened::new(file))))
+        Ok(self.storage.cached(&object, job)?.map(Arc::new))
     }
 
     pub(in crate::index) fn check_headers(&self, reading: &Reading<'_, '_>) -> Result<()> {
