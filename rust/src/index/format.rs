@@ -27,6 +27,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use crate::map::Map;
 use crate::publish::Unpublished;
 use crate::{Error, Result};
 
@@ -339,4 +340,24 @@ pub fn entry_of(folder: &Path, file: &str, name: &str, num_rows: u64) -> Result<
 /// XXH3, 128 bits, in hexadecimal.
 pub fn checksum(bytes: &[u8]) -> String {
     format!("{:032x}", xxh3_128(bytes))
+}
+
+/// An error where bytes of an index are not those that were written.
+pub(super) fn same_checksum(path: &Path, bytes: &[u8], expected: &str) -> Result<()> {
+    let found = checksum(bytes);
+    if found != expected {
+        return Err(Error::data(format!(
+            "{}: expected checksum {expected}, found {found}; the file is damaged, so build the index \
+             again",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A file of the index, held against its size and checksum.
+pub(super) fn open_checked(folder: &Path, entry: &FileEntry) -> Result<Map> {
+    let map = Map::open(folder.join(&entry.file), Some(entry.size))?;
+    same_checksum(map.path(), &map, &entry.checksum)?;
+    Ok(map)
 }

@@ -1,8 +1,8 @@
 //! The memory-mapped index over tar shards: where every sample lies, and what its labels are.
 //!
 //! [`mod@format`] says what its files are. [`write`] makes it out of shards and their records ([`tables`] reads the
-//! records of Parquet files), [`steps`] does the same in many processes, [`mapped`] opens it and [`images`] reads
-//! images out of the shards. [`mod@drop`] takes samples down.
+//! records of Parquet files), [`steps`] does the same in many processes, [`mapped`] opens it, [`images`] reads
+//! images out of the shards and [`verify`] reads all of it. [`mod@drop`] takes samples down.
 
 pub mod drop;
 pub mod dropped;
@@ -14,8 +14,10 @@ pub mod mapped;
 pub mod part;
 pub mod steps;
 mod tables;
+mod verify;
 mod write;
 
+pub use self::images::shards::Shard;
 pub use self::images::{Chunk, Fetch};
 pub use self::mapped::Index;
 pub use self::steps::save_scans;

@@ -349,7 +349,7 @@ impl Index {
 
     /// Path, size, first sample and number of samples of each shard.
     fn shards(&self) -> Vec<(String, u64, u64, u64)> {
-        let row = |shard: &crate::index::mapped::Shard| {
+        let row = |shard: &crate::index::Shard| {
             (shard.path.clone(), shard.size, shard.first_sample, shard.num_samples)
         };
         self.inner.shards().iter().map(row).collect()

@@ -16,12 +16,10 @@
 //! was forked at any moment.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::disk;
-use super::run::{Reading, Task, Wanted};
-use crate::index::format::NO_SHARD;
-use crate::index::mapped::{Index, LOOKED_UP};
+use super::run::{Extent, Reading, Task, on_threads};
+use super::shards::Shards;
 use crate::job::Job;
 use crate::shard::BLOCK;
 use crate::store::Span;
@@ -63,8 +61,8 @@ impl Run {
 /// Images being read, chunk by chunk.
 #[derive(Debug)]
 pub struct Fetch<'a> {
-    index: &'a Index,
-    wanted: Vec<Wanted<'a>>,
+    shards: &'a Shards,
+    wanted: Vec<Extent<'a>>,
     runs: Vec<Run>,
     /// The first run from a store; those from files come before.
     first_stored: usize,
@@ -92,7 +90,7 @@ enum Way {
 /// Images of a chunk.
 #[derive(Debug)]
 pub struct Chunk<'b> {
-    wanted: &'b [Wanted<'b>],
+    wanted: &'b [Extent<'b>],
     runs: &'b [Run],
     bytes: &'b [u8],
     /// Whether large images are where the caller wanted them.
@@ -116,24 +114,21 @@ impl Chunk<'_> {
     }
 }
 
-impl Index {
-    /// Reads the encoded images of some samples by `num_threads` threads; see [`Fetch::next_chunk`].
-    /// Those that were taken down are passed over.
-    pub fn fetch(&self, ordinals: &[u64], num_threads: usize) -> Result<Fetch<'_>> {
-        check_threads(num_threads)?;
-        let mut wanted = Vec::with_capacity(ordinals.len());
-        for (number, some) in ordinals.chunks(LOOKED_UP).enumerate() {
-            self.prefetch_rows(some);
-            for (place, &ordinal) in (number * LOOKED_UP..).zip(some) {
-                if !self.is_dropped(ordinal) {
-                    wanted.push(self.want(place, ordinal)?);
-                }
-            }
+impl<'a> Fetch<'a> {
+    /// Reads what is wanted by `num_threads` threads.
+    pub(in crate::index) fn new(
+        shards: &'a Shards,
+        mut wanted: Vec<Extent<'a>>,
+        num_threads: usize,
+    ) -> Result<Self> {
+        if num_threads == 0 {
+            return Err(Error::usage("num_threads must be at least 1"));
         }
-        let by_ranges = |one: &Wanted<'_>| self.is_in_store(one.shard) && !self.storage.has_cache();
+        let by_ranges =
+            |one: &Extent<'_>| shards.is_in_store(one.shard) && !shards.storage().has_cache();
         // One number compares faster than two.
-        let place = |one: &Wanted<'_>| u128::from(one.shard) << 64 | u128::from(one.start);
-        if self.has_stored_shards() {
+        let place = |one: &Extent<'_>| u128::from(one.shard) << 64 | u128::from(one.start);
+        if shards.has_stored() {
             wanted.sort_unstable_by_key(|one| (by_ranges(one), place(one)));
         } else {
             wanted.sort_unstable_by_key(place);
@@ -142,12 +137,12 @@ impl Index {
         let mut runs = Vec::with_capacity(wanted.len());
         add_runs(&mut runs, local, 0, together(MAX_GAP, MAX_RUN));
         let first_stored = runs.len();
-        let limits = self.storage.limits();
+        let limits = shards.storage().limits();
         let near = together(limits.gap_bytes, limits.request_bytes);
         add_runs(&mut runs, stored, local.len(), near);
-        self.storage.tally().want(stored.iter().map(|one| u64::from(one.size)).sum());
+        shards.storage().tally().want(stored.iter().map(|one| u64::from(one.size)).sum());
         Ok(Fetch {
-            index: self,
+            shards,
             wanted,
             runs,
             first_stored,
@@ -155,32 +150,8 @@ impl Index {
             done: 0,
             announced: 0,
             next: None,
-            bytes: self.scratch.take(),
+            bytes: shards.scratch().take(),
         })
-    }
-
-    fn want(&self, place: usize, ordinal: u64) -> Result<Wanted<'_>> {
-        let row = self.row(ordinal)?;
-        if row.shard == NO_SHARD {
-            return Err(Error::usage(format!(
-                "{}: sample {ordinal} ({:?}) has no image: the index was built of records alone; build \
-                 it with the shards that hold the images",
-                self.folder().display(),
-                row.key
-            )));
-        }
-        let (shard, size, key) = (row.shard, row.size, row.key);
-        let length = self.shards().get(shard as usize).map(|shard| shard.size);
-        let end = row.offset.checked_add(u64::from(size));
-        match row.offset.checked_sub(BLOCK as u64) {
-            Some(start) if end.is_some_and(|end| length.is_some_and(|length| end <= length)) => {
-                Ok(Wanted { shard, start, size, place, ordinal, key })
-            }
-            _ => Err(Error::data(format!(
-                "{}: sample {ordinal} points outside its shard; the index is damaged, so build it again",
-                self.folder().display()
-            ))),
-        }
     }
 }
 
@@ -244,7 +215,7 @@ impl Fetch<'_> {
         }
         let way = match self.done < self.first_stored {
             false => Way::Request,
-            true if self.index.is_cold.load(Ordering::Relaxed) => Way::Wait,
+            true if self.shards.is_cold() => Way::Wait,
             true => Way::Try,
         };
         *self.next.insert((way, self.chunk_from(self.done, self.limit(way))))
@@ -304,11 +275,10 @@ impl Fetch<'_> {
             }
             _ => readings.into_iter().map(Task::Try).collect(),
         };
-        let outcome = self.index.on_threads(tasks, self.num_threads, job)?;
-        let is_cold = outcome.num_waited * RARE > runs.len();
-        self.index.is_cold.store(is_cold, Ordering::Relaxed);
+        let outcome = on_threads(self.shards, tasks, self.num_threads, job)?;
+        self.shards.set_cold(outcome.num_waited * RARE > runs.len());
         let late = outcome.late.into_iter().map(Task::Read).collect();
-        self.index.on_threads(late, self.num_threads, job)?;
+        on_threads(self.shards, late, self.num_threads, job)?;
         Ok(())
     }
 
@@ -321,39 +291,32 @@ impl Fetch<'_> {
             bytes = rest;
             let wanted = &self.wanted[run.wanted.clone()];
             let reading = Reading { wanted, bytes: own, image: None };
-            requests.push(self.index.span_of(&reading)?);
+            requests.push(reading.span(self.shards)?);
             readings.push(reading);
         }
-        self.index.storage.read_spans(requests, job, |number, answer| {
+        self.shards.storage().read_spans(requests, job, |number, answer| {
             let reading = &mut readings[number];
             reading.fill(answer);
-            self.index.check_headers(reading)
+            reading.check_headers(self.shards)
         })
     }
 }
 
 impl Drop for Fetch<'_> {
     fn drop(&mut self) {
-        self.index.scratch.keep(std::mem::take(&mut self.bytes));
-    }
-}
-
-pub(in crate::index) fn check_threads(num_threads: usize) -> Result<()> {
-    match num_threads {
-        0 => Err(Error::usage("num_threads must be at least 1")),
-        _ => Ok(()),
+        self.shards.scratch().keep(std::mem::take(&mut self.bytes));
     }
 }
 
 /// Adds the runs of some samples, the first of which is number `first` of all that are wanted.
 fn add_runs(
     runs: &mut Vec<Run>,
-    wanted: &[Wanted<'_>],
+    wanted: &[Extent<'_>],
     mut first: usize,
-    together: impl FnMut(&Wanted<'_>, &Wanted<'_>) -> bool,
+    together: impl FnMut(&Extent<'_>, &Extent<'_>) -> bool,
 ) {
     for some in wanted.chunk_by(together) {
-        let end = some.iter().map(Wanted::end).max().unwrap_or_default();
+        let end = some.iter().map(Extent::end).max().unwrap_or_default();
         let length = (end - some[0].start) as usize;
         runs.push(Run { wanted: first..first + some.len(), length });
         first += some.len();
@@ -362,7 +325,7 @@ fn add_runs(
 
 /// Whether a sample is read together with the one before it: at most `max_gap` bytes lie between them,
 /// and all that is read together is at most `max_run` long.
-fn together(max_gap: u64, max_run: u64) -> impl FnMut(&Wanted<'_>, &Wanted<'_>) -> bool {
+fn together(max_gap: u64, max_run: u64) -> impl FnMut(&Extent<'_>, &Extent<'_>) -> bool {
     let mut start = None;
     move |one, other| {
         let from = *start.get_or_insert(one.start);

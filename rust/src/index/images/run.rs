@@ -5,15 +5,15 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disk;
-use crate::index::mapped::Index;
+use super::shards::Shards;
 use crate::job::Job;
 use crate::shard::{self, BLOCK};
-use crate::store::{Object, Span};
+use crate::store::Span;
 use crate::{Error, Result};
 
-/// One sample that is wanted: its header and image.
+/// Where a sample that is wanted lies in its shard: its header and image.
 #[derive(Debug)]
-pub(in crate::index) struct Wanted<'a> {
+pub(in crate::index) struct Extent<'a> {
     pub(in crate::index) shard: u32,
     pub(in crate::index) size: u32,
     pub(in crate::index) start: u64,
@@ -22,15 +22,31 @@ pub(in crate::index) struct Wanted<'a> {
     pub(in crate::index) key: &'a str,
 }
 
-impl Wanted<'_> {
+impl Extent<'_> {
     pub(in crate::index) fn end(&self) -> u64 {
         self.start + BLOCK as u64 + u64::from(self.size)
+    }
+
+    fn changed(&self, what: &str, shards: &Shards) -> Error {
+        let path = match shards.path(self.shard) {
+            Ok(path) => path,
+            Err(error) => return error,
+        };
+        Error::data(format!(
+            "{}: sample {} ({:?}) at byte {}: {what}; the shard was replaced or cut after the index {} \
+             was built, so build the index again",
+            path.display(),
+            self.ordinal,
+            self.key,
+            self.start + BLOCK as u64,
+            shards.index().display()
+        ))
     }
 }
 
 /// A run and the memory it is read into.
 pub(in crate::index) struct Reading<'a, 'b> {
-    pub(in crate::index) wanted: &'a [Wanted<'a>],
+    pub(in crate::index) wanted: &'a [Extent<'a>],
     /// All bytes of the run, or the header before an image that has memory of its own.
     pub(in crate::index) bytes: &'b mut [u8],
     pub(in crate::index) image: Option<&'b mut [u8]>,
@@ -56,9 +72,38 @@ impl Reading<'_, '_> {
     }
 
     /// Whether the header of a sample of the run, which was read, is the one of the index.
-    pub(in crate::index) fn holds(&self, one: &Wanted<'_>) -> bool {
+    pub(in crate::index) fn holds(&self, one: &Extent<'_>) -> bool {
         let at = (one.start - self.wanted[0].start) as usize;
         shard::header_matches(&self.bytes[at..at + BLOCK], one.key.as_bytes(), one.size)
+    }
+
+    /// What is asked of a store for the run.
+    pub(in crate::index) fn span(&self, shards: &Shards) -> Result<Span> {
+        let first = &self.wanted[0];
+        let (uri, _, etag) = shards.stored(first.shard)?;
+        Ok(Span { uri, range: first.start..first.start + self.length() as u64, etag })
+    }
+
+    /// Reads the run from its file, however long it takes.
+    fn wait(&mut self, file: &File, shards: &Shards) -> Result<()> {
+        let wanted = self.wanted;
+        let first = &wanted[0];
+        disk::read(file, &mut self.parts(), first.start).map_err(|error| {
+            if error.kind() != std::io::ErrorKind::UnexpectedEof {
+                let path = shards.path(first.shard);
+                return path.map_or_else(|error| error, |path| Error::io(path, error));
+            }
+            let last = wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
+            last.changed("the file ends before its end", shards)
+        })
+    }
+
+    /// An error where another member stands where a sample of the run was indexed.
+    pub(in crate::index) fn check_headers(&self, shards: &Shards) -> Result<()> {
+        match self.wanted.iter().find(|one| !self.holds(one)) {
+            Some(one) => Err(one.changed("another member stands there", shards)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -67,7 +112,7 @@ pub(in crate::index) enum Task<'a, 'b> {
     /// Reads what is there already; asks for the rest.
     Try(Reading<'a, 'b>),
     /// Asks for a run that is to be read later.
-    Announce(&'a [Wanted<'a>], usize),
+    Announce(&'a [Extent<'a>], usize),
     /// Reads, however long it takes.
     Read(Reading<'a, 'b>),
 }
@@ -83,7 +128,7 @@ pub(in crate::index) struct Outcome<'a, 'b> {
 
 /// A thread that works on tasks.
 struct Worker<'a, 'b, 'i> {
-    index: &'i Index,
+    shards: &'i Shards,
     job: &'i Job,
     /// The shard that was read last, and its file: none of a shard in a store of which no copy is kept.
     last: Option<(u32, Option<Arc<File>>)>,
@@ -110,7 +155,7 @@ impl<'a, 'b> Worker<'a, 'b, '_> {
         let first = &reading.wanted[0];
         match self.file_of(first)? {
             Some(file) if disk::read_cached(file, &mut reading.parts(), first.start) => {
-                return self.index.check_headers(&reading);
+                return reading.check_headers(self.shards);
             }
             Some(file) => disk::announce(file, first.start, reading.length()),
             None => (),
@@ -121,128 +166,70 @@ impl<'a, 'b> Worker<'a, 'b, '_> {
     }
 
     fn read(&mut self, mut reading: Reading<'a, 'b>) -> Result<()> {
-        let (index, job) = (self.index, self.job);
+        let (shards, job) = (self.shards, self.job);
         let first = &reading.wanted[0];
         match self.file_of(first)? {
             Some(file) if disk::read_cached(file, &mut reading.parts(), first.start) => (),
             Some(file) => {
-                index.wait(file, &mut reading)?;
+                reading.wait(file, shards)?;
                 self.outcome.num_waited += 1;
             }
             None => {
-                let answer = index.storage.read_span(index.span_of(&reading)?, job)?;
+                let answer = shards.storage().read_span(reading.span(shards)?, job)?;
                 reading.fill(&answer);
                 self.outcome.num_waited += 1;
             }
         }
-        index.check_headers(&reading)
+        reading.check_headers(shards)
     }
 
     /// The file of a shard, or of the copy that is kept of one in a store; none where there is no room
     /// for a copy.
-    fn file_of(&mut self, one: &Wanted<'_>) -> Result<Option<&File>> {
-        let index = self.index;
+    fn file_of(&mut self, one: &Extent<'_>) -> Result<Option<&File>> {
         let file = match self.last.take() {
             Some((shard, file)) if shard == one.shard => file,
-            _ if index.is_in_store(one.shard) => index.copy_of(one.shard, self.job)?,
-            _ => Some(index.open.get(one.shard, || index.shard_path(one.shard))?),
+            _ => self.shards.file(one.shard, self.job)?,
         };
         Ok(self.last.insert((one.shard, file)).1.as_deref())
     }
 }
 
-impl Index {
-    /// Does some tasks on so many threads.
-    pub(in crate::index) fn on_threads<'a, 'b>(
-        &self,
-        tasks: Vec<Task<'a, 'b>>,
-        num_threads: usize,
-        job: &Job,
-    ) -> Result<Outcome<'a, 'b>> {
-        let num_threads = num_threads.min(tasks.len());
-        let tasks = Mutex::new(tasks.into_iter());
-        let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let work = || {
-            let outcome = Outcome::default();
-            let mut worker = Worker { index: self, job, last: None, outcome };
-            while let Some(task) = next() {
-                worker.work(task)?;
-            }
-            Ok(worker.outcome)
-        };
-        if num_threads <= 1 {
-            return work();
+/// Does some tasks on so many threads.
+pub(in crate::index) fn on_threads<'a, 'b>(
+    shards: &Shards,
+    tasks: Vec<Task<'a, 'b>>,
+    num_threads: usize,
+    job: &Job,
+) -> Result<Outcome<'a, 'b>> {
+    let num_threads = num_threads.min(tasks.len());
+    let tasks = Mutex::new(tasks.into_iter());
+    let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let outcome = Outcome::default();
+        let mut worker = Worker { shards, job, last: None, outcome };
+        while let Some(task) = next() {
+            worker.work(task)?;
         }
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
-            let mut all = Ok(Outcome::default());
-            for thread in threads {
-                let found =
-                    thread.join().unwrap_or_else(|_| Err(Error::data("a reading thread failed")));
-                match (&mut all, found) {
-                    (Ok(all), Ok(one)) => {
-                        all.late.extend(one.late);
-                        all.num_waited += one.num_waited;
-                    }
-                    (Ok(_), Err(error)) => all = Err(error),
-                    (Err(_), _) => (),
+        Ok(worker.outcome)
+    };
+    if num_threads <= 1 {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
+        let mut all = Ok(Outcome::default());
+        for thread in threads {
+            let found =
+                thread.join().unwrap_or_else(|_| Err(Error::data("a reading thread failed")));
+            match (&mut all, found) {
+                (Ok(all), Ok(one)) => {
+                    all.late.extend(one.late);
+                    all.num_waited += one.num_waited;
                 }
+                (Ok(_), Err(error)) => all = Err(error),
+                (Err(_), _) => (),
             }
-            all
-        })
-    }
-
-    /// What is asked of a store for a run.
-    pub(in crate::index) fn span_of(&self, reading: &Reading<'_, '_>) -> Result<Span> {
-        let first = &reading.wanted[0];
-        let (uri, _, etag) = self.stored(first.shard)?;
-        Ok(Span { uri, range: first.start..first.start + reading.length() as u64, etag })
-    }
-
-    fn wait(&self, file: &File, reading: &mut Reading<'_, '_>) -> Result<()> {
-        let wanted = reading.wanted;
-        let first = &wanted[0];
-        disk::read(file, &mut reading.parts(), first.start).map_err(|error| {
-            if error.kind() != std::io::ErrorKind::UnexpectedEof {
-                let path = self.shard_path(first.shard);
-                return path.map_or_else(|error| error, |path| Error::io(path, error));
-            }
-            let last = wanted.iter().max_by_key(|one| one.end()).unwrap_or(first);
-            self.changed(last, "the file ends before its end")
-        })
-    }
-
-    fn copy_of(&self, shard: u32, job: &Job) -> Result<Option<Arc<File>>> {
-        let (uri, size, etag) = self.stored(shard)?;
-        let object = match etag {
-            Some(etag) => {
-                Object { uri: uri.to_string(), size, etag: etag.to_string(), modified_ms: 0 }
-            }
-            None => self.storage.seen(&uri, job)?,
-        };
-        Ok(self.storage.cached(&object, job)?.map(Arc::new))
-    }
-
-    pub(in crate::index) fn check_headers(&self, reading: &Reading<'_, '_>) -> Result<()> {
-        match reading.wanted.iter().find(|one| !reading.holds(one)) {
-            Some(one) => Err(self.changed(one, "another member stands there")),
-            None => Ok(()),
         }
-    }
-
-    fn changed(&self, one: &Wanted<'_>, what: &str) -> Error {
-        let path = match self.shard_path(one.shard) {
-            Ok(path) => path,
-            Err(error) => return error,
-        };
-        Error::data(format!(
-            "{}: sample {} ({:?}) at byte {}: {what}; the shard was replaced or cut after the index {} \
-             was built, so build the index again",
-            path.display(),
-            one.ordinal,
-            one.key,
-            one.start + BLOCK as u64,
-            self.folder().display()
-        ))
-    }
+        all
+    })
 }

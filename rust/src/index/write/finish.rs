@@ -17,6 +17,7 @@ use crate::index::mapped::Index;
 use crate::index::write::journal::JOURNAL;
 use crate::index::write::rows::shards_batch;
 use crate::job::Job;
+use crate::store::Storage;
 use crate::vocabulary::Vocabulary;
 use crate::{Error, Result, publish};
 
@@ -123,7 +124,8 @@ impl Builder {
         };
         manifest.fingerprint = manifest.computed_fingerprint();
         if !self.options.append && !self.old_dropped.is_empty() {
-            let fresh = Index::of_manifest(&self.folder, manifest.clone(), None)?;
+            let fresh =
+                Index::of_manifest(&self.folder, manifest.clone(), None, &Storage::default())?;
             manifest.dropped = drop::carry_over(&self.folder, &self.old_dropped, &fresh)?;
             if let Some(entry) = &manifest.dropped {
                 manifest.counts.insert("samples_dropped".to_owned(), entry.num_rows);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::index::format::FileEntry;
-use crate::index::mapped::Shard;
+use crate::index::images::shards::Shard;
 use crate::{Error, Result, publish};
 
 /// The name of the journal.

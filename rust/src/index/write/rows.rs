@@ -9,7 +9,7 @@ use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field};
 
 use crate::index::format::{BATCH_ROWS, NO_SHARD, part_schema, shards_schema};
-use crate::index::mapped::Shard;
+use crate::index::images::shards::Shard;
 use crate::index::tables::group::Group;
 use crate::{Error, Result};
 

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Builder, LabelSource};
 use crate::index::format::{FileEntry, NO_SHARD};
-use crate::index::mapped::Shard;
+use crate::index::images::shards::Shard;
 use crate::index::part::Part;
 use crate::index::steps::{About, Inputs, ShardSamples, open_all};
 use crate::job::Job;
