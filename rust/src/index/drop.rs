@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use super::dropped::{self, Dropped};
-use super::format::{FileEntry, KeyScope, Manifest, NO_SHARD};
+use super::format::{FileEntry, KeyScope, Manifest, NO_SHARD, shard_stem, split_scoped};
 use super::mapped::Index;
-use super::write::records::shard_stem;
-use crate::{Error, Result};
+use crate::Result;
 
 /// What dropping keys came to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -81,16 +80,6 @@ fn find(index: &Index, key: &str) -> Result<Vec<u64>> {
             fault.map_or(Ok(found), Err)
         }
     }
-}
-
-/// A line `SHARD:KEY`.
-pub(super) fn split_scoped(line: &str) -> Result<(&str, &str)> {
-    line.split_once(':').ok_or_else(|| {
-        Error::usage(format!(
-            "the key {line:?}: keys begin anew in every shard of this index, so a list of keys has \
-             lines SHARD:KEY, such as 00012:000120007"
-        ))
-    })
 }
 
 /// What was taken down before an index was built anew, as far as its keys are there again.

@@ -97,6 +97,34 @@ impl KeyScope {
     }
 }
 
+/// What names a shard in records: the last part of its path, without `.tar`.
+pub(super) fn shard_stem(path: &str) -> &str {
+    let base = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    base.strip_suffix(".tar").or_else(|| base.strip_suffix(".parquet")).unwrap_or(base)
+}
+
+/// The key that records and samples are joined by.
+pub(super) fn join_key<'a>(shard: &str, key: &'a str, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    if shard.is_empty() {
+        return key.as_bytes();
+    }
+    scratch.clear();
+    scratch.extend_from_slice(shard_stem(shard).as_bytes());
+    scratch.push(0);
+    scratch.extend_from_slice(key.as_bytes());
+    scratch
+}
+
+/// A line `SHARD:KEY`.
+pub(super) fn split_scoped(line: &str) -> Result<(&str, &str)> {
+    line.split_once(':').ok_or_else(|| {
+        Error::usage(format!(
+            "the key {line:?}: keys begin anew in every shard of this index, so a list of keys has \
+             lines SHARD:KEY, such as 00012:000120007"
+        ))
+    })
+}
+
 /// The content of `manifest.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Manifest {

@@ -26,6 +26,7 @@ mod samples;
 mod scans;
 mod sections;
 mod tables;
+mod takeover;
 
 use std::collections::BTreeMap;
 
@@ -36,7 +37,6 @@ pub use self::part::{PartGroup, write_part};
 pub use self::records::save_records;
 pub use self::samples::{num_samples, save_known, save_samples};
 pub use self::scans::save_scans;
-pub(super) use self::sections::open_all;
 pub use self::tables::{save_parquet_rows, save_rows, write_alone};
 use super::format::KeyScope;
 use super::write::lists::Lists;

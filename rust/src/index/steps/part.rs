@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::sections::{Sections, open_all, read_each};
 use super::{About, Taking};
+use crate::index::format::join_key;
 use crate::index::format::{NO_SHARD, PART_ROWS, part_schema, write_table};
 use crate::index::steps::scans::read_scans;
 use crate::index::write::LabelSource;
 use crate::index::write::join::FileLabels;
-use crate::index::write::records::join_key;
 use crate::index::write::rows::Rows;
 use crate::job::Job;
 use crate::spill::partitions::Input;

@@ -117,11 +117,7 @@ impl Bounds {
 }
 
 /// Opens files, those in stores some at a time.
-pub(in crate::index) fn open_all(
-    places: &[PathBuf],
-    storage: &Storage,
-    job: &Job,
-) -> Result<Vec<Sections>> {
+pub(super) fn open_all(places: &[PathBuf], storage: &Storage, job: &Job) -> Result<Vec<Sections>> {
     let open = |place: &PathBuf| {
         job.check()?;
         Sections::open(place, storage, job)

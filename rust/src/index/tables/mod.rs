@@ -1,8 +1,8 @@
-//! Records in tables: their hashtags looked up without a look at every row, and an index of them without shards.
+//! Records in Parquet files, read by their dictionaries: every value of a row group is looked up once, and rows
+//! are encoded without a look at their text.
 
 pub(super) mod group;
-mod index;
 mod lookup;
-mod spool;
+pub(super) mod spool;
 
 pub use self::spool::Spool;

@@ -7,10 +7,11 @@ use arrow_schema::ArrowError;
 use rayon::prelude::*;
 
 use super::lists::Lists;
-use super::records::{Columns, Keys, join_key};
+use super::records::{Columns, Keys};
 use crate::count::{CountOptions, tag_column};
 use crate::hashtag::{RecordReader, TagColumn, Tally};
 use crate::index::format::KeyScope;
+use crate::index::format::join_key;
 use crate::job::Job;
 use crate::vocabulary::{Encoder, Vocabulary};
 use crate::{Error, Result};

@@ -8,9 +8,10 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::records::{Table, join_key};
+use super::records::Table;
 use crate::Result;
 use crate::index::format::PART_ROWS;
+use crate::index::format::join_key;
 use crate::index::part::Part;
 use crate::job::Job;
 use crate::spill::Memory;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use hashbrown::HashSet;
 
 use crate::Result;
-use crate::index::drop::split_scoped;
 use crate::index::format::KeyScope;
-use crate::index::write::records::join_key;
+use crate::index::format::join_key;
+use crate::index::format::split_scoped;
 
 /// Lists of keys to take and to leave out.
 #[derive(Debug)]

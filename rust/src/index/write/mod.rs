@@ -21,7 +21,7 @@ pub(super) mod lists;
 pub(super) mod records;
 pub(super) mod rows;
 pub(super) mod scan;
-mod taken;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,11 +37,12 @@ use self::journal::{Head, Journal, Kind, Step};
 pub use self::limits::LIMITS;
 use self::limits::check_limits;
 use self::lists::Lists;
-use self::records::{Columns, Records, join_key, shard_stem};
+use self::records::{Columns, Records};
 use self::rows::Rows;
 use self::scan::{Scan, scan_shard};
 use super::dropped::Dropped;
 use super::format::{FileEntry, KeyScope, Manifest, NO_SHARD, PART_ROWS, part_schema, write_table};
+use super::format::{join_key, shard_stem};
 use super::images::shards::Shard;
 use super::mapped::Index;
 use super::part::Part;
@@ -98,8 +99,8 @@ pub struct BuildOptions {
 /// An index being built; visible only after [`publish`](Self::publish).
 #[derive(Debug)]
 pub struct Builder {
-    folder: PathBuf,
-    options: BuildOptions,
+    pub(super) folder: PathBuf,
+    pub(super) options: BuildOptions,
     lists: Lists,
     /// The manifest that the new one replaces, and whether it is appended to.
     old: Option<Manifest>,
@@ -108,24 +109,24 @@ pub struct Builder {
     records: Records,
     counts: BTreeMap<String, u64>,
     rows: Rows,
-    parts: Vec<FileEntry>,
+    pub(super) parts: Vec<FileEntry>,
     /// Files of rows that wait for their labels, and how many have got them.
     scans: Vec<FileEntry>,
     num_labelled: usize,
-    shards: Vec<Shard>,
+    pub(super) shards: Vec<Shard>,
     num_shards_noted: usize,
     /// Shards and parts that were there before this process.
     num_shards_kept: usize,
     num_parts_kept: usize,
     /// Samples of the next shard that are done, and the ordinal of its first.
     resume_at: Option<(usize, u64)>,
-    num_samples: u64,
+    pub(super) num_samples: u64,
     /// Records alone that were read, when all were.
     num_records: usize,
-    highest_class: Option<u32>,
-    next_number: u64,
+    pub(super) highest_class: Option<u32>,
+    pub(super) next_number: u64,
     /// A key that no sample has, of records that were joined elsewhere.
-    unused_key: Option<String>,
+    pub(super) unused_key: Option<String>,
 }
 
 impl Builder {
@@ -288,7 +289,7 @@ impl Builder {
         Ok(())
     }
 
-    fn count(&mut self, name: &str) -> &mut u64 {
+    pub(super) fn count(&mut self, name: &str) -> &mut u64 {
         self.counts.entry(name.to_owned()).or_insert(0)
     }
 

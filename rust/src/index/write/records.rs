@@ -344,25 +344,3 @@ impl<'a> Texts<'a> {
         }
     }
 }
-
-/// What names a shard in records: the last part of its path, without `.tar`.
-pub(in crate::index) fn shard_stem(path: &str) -> &str {
-    let base = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    base.strip_suffix(".tar").or_else(|| base.strip_suffix(".parquet")).unwrap_or(base)
-}
-
-/// The key that records and samples are joined by.
-pub(in crate::index) fn join_key<'a>(
-    shard: &str,
-    key: &'a str,
-    scratch: &'a mut Vec<u8>,
-) -> &'a [u8] {
-    if shard.is_empty() {
-        return key.as_bytes();
-    }
-    scratch.clear();
-    scratch.extend_from_slice(shard_stem(shard).as_bytes());
-    scratch.push(0);
-    scratch.extend_from_slice(key.as_bytes());
-    scratch
-}

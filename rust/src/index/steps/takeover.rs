@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Builder, LabelSource};
+use super::sections::open_all;
+use super::{About, Inputs, ShardSamples};
 use crate::index::format::{FileEntry, NO_SHARD};
 use crate::index::images::shards::Shard;
 use crate::index::part::Part;
-use crate::index::steps::{About, Inputs, ShardSamples, open_all};
+use crate::index::write::{Builder, LabelSource};
 use crate::job::Job;
 use crate::publish::{self, Unpublished};
 use crate::{Error, Result};

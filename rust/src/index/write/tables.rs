@@ -7,13 +7,13 @@
 use arrow_array::RecordBatch;
 use arrow_schema::ArrowError;
 
-use super::group::GroupEncoder;
-use super::spool::Spool;
+use super::Builder;
+use super::encode::BatchEncoder;
+use super::records::{Columns, Keys};
 use crate::Result;
 use crate::count::CountOptions;
-use crate::index::write::Builder;
-use crate::index::write::encode::BatchEncoder;
-use crate::index::write::records::{Columns, Keys};
+use crate::index::tables::group::GroupEncoder;
+use crate::index::tables::spool::Spool;
 use crate::job::Job;
 use crate::parquet::ParquetRecords;
 use crate::vocabulary::Vocabulary;
