@@ -27,7 +27,10 @@ pub use column::TagColumn;
 pub(crate) use key::{INLINE, Key, VIEW_INLINE};
 pub use key::{Tag, hash_of};
 pub use record::RecordReader;
-pub(crate) use record::{Block, FEW, Gathered, Other};
+pub(crate) use record::{Block, Gathered, Other};
+
+/// Above this many tags a record's duplicates are sought with a table instead of one by one.
+pub(crate) const FEW: usize = 24;
 
 /// The longest tag kept, in bytes of its normalized form.
 pub const MAX_BYTES: usize = 128;

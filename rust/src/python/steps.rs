@@ -93,7 +93,7 @@ fn save_records(
     let (taking, labels) = (taking(key_scope, include, exclude)?, &vocabulary.inner);
     let memory = Memory::limited(memory_bytes, spill_dir)?;
     long_call(py, None, |job| {
-        spread::save_records(batches, &columns, &options, labels, &taking, &memory, &out, job)
+        steps::save_records(batches, &columns, &options, labels, &taking, &memory, &out, job)
     })
 }
 
@@ -119,7 +119,7 @@ fn save_samples(
     let taking = taking(key_scope, include, exclude)?;
     let memory = Memory::limited(memory_bytes, spill_dir)?;
     long_call(py, None, |job| {
-        spread::save_samples(&scans, &shards, &taking, joined, &memory, &out, job)
+        steps::save_samples(&scans, &shards, &taking, joined, &memory, &out, job)
     })
 }
 
@@ -136,7 +136,7 @@ fn save_known(
 ) -> PyResult<()> {
     let taking = taking(key_scope, None, None)?;
     let memory = Memory::limited(memory_bytes, spill_dir)?;
-    long_call(py, None, |job| spread::save_known(&folder, &taking, &memory, &out, job))
+    long_call(py, None, |job| steps::save_known(&folder, &taking, &memory, &out, job))
 }
 
 /// Samples that are taken of each shard, for each file of samples, which may lie in a store; of a file of
@@ -149,7 +149,7 @@ fn num_samples_taken(
     storage: Option<PyRef<'_, Storage>>,
 ) -> PyResult<Vec<Vec<u64>>> {
     let storage = storage::given(storage);
-    long_call(py, None, |job| spread::num_samples(&places, &storage, job))
+    long_call(py, None, |job| steps::num_samples(&places, &storage, job))
 }
 
 /// Joins some buckets of files, which may lie in a store, into a file of labels.
@@ -174,7 +174,7 @@ fn join_samples(
     let (inputs, storage) = (Inputs { records, samples, known }, storage::given(storage));
     let memory = Memory::limited(memory_bytes, spill_dir)?;
     let buckets = first_bucket..stop_bucket;
-    long_call(py, None, |job| spread::join(&inputs, buckets, &memory, &storage, &out, job))
+    long_call(py, None, |job| steps::join(&inputs, buckets, &memory, &storage, &out, job))
 }
 
 /// Scans, names of the shards, number of the group, number of its first shard, shards and samples that are
@@ -206,7 +206,7 @@ fn write_part(
     let (source, storage) = (self::label_source(label_source)?, storage::given(storage));
     let taking = taking(key_scope, include, exclude)?;
     long_call(py, None, |job| {
-        spread::write_part(&groups, source, &labels, &taking, &storage, &out, job)
+        steps::write_part(&groups, source, &labels, &taking, &storage, &out, job)
     })
 }
 
@@ -236,7 +236,7 @@ fn save_rows(
     let columns = Columns { key: key_column, shard: None, key_format };
     let (taking, labels) = (taking("global", include, exclude)?, &vocabulary.inner);
     long_call(py, None, |job| {
-        spread::save_rows(batches, &columns, &options, labels, &taking, &out, job)
+        steps::save_rows(batches, &columns, &options, labels, &taking, &out, job)
     })
 }
 
@@ -262,7 +262,7 @@ fn save_parquet_rows(
     long_call(py, None, |job| {
         let records = ParquetRecords::open(&files, hashtags_column, key_column);
         let Some(records) = records else { return Ok(false) };
-        spread::save_parquet_rows(&records, num_threads, labels, &taking, &out, job)?;
+        steps::save_parquet_rows(&records, num_threads, labels, &taking, &out, job)?;
         Ok(true)
     })
 }
@@ -278,7 +278,7 @@ fn write_alone(
 ) -> PyResult<()> {
     let wanted: Vec<_> = wanted.into_iter().map(|(file, rows)| (file, rows.0..rows.1)).collect();
     let storage = storage::given(storage);
-    long_call(py, None, |job| spread::write_alone(&wanted, &storage, &out, job))
+    long_call(py, None, |job| steps::write_alone(&wanted, &storage, &out, job))
 }
 
 fn taking(

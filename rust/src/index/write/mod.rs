@@ -15,7 +15,7 @@ pub(super) mod encode;
 mod finish;
 pub(super) mod join;
 pub(super) mod journal;
-mod late;
+mod labelling;
 mod limits;
 pub(super) mod lists;
 pub(super) mod records;

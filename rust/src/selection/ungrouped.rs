@@ -19,14 +19,14 @@ const ROWS_PER_CHECK: usize = 1 << 14;
 
 /// A pair by sample, then class, in 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Scattered {
+struct UngroupedPair {
     sample_high: u32,
     sample_low: u32,
     class: u32,
     key: u32,
 }
 
-impl Scattered {
+impl UngroupedPair {
     #[inline]
     fn sample(self) -> u64 {
         u64::from(self.sample_high) << 32 | u64::from(self.sample_low)
@@ -38,21 +38,21 @@ impl Scattered {
     }
 }
 
-impl Ord for Scattered {
+impl Ord for UngroupedPair {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         self.whole().cmp(&other.whole())
     }
 }
 
-impl PartialOrd for Scattered {
+impl PartialOrd for UngroupedPair {
     #[inline]
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Record for Scattered {
+impl Record for UngroupedPair {
     const BYTES: usize = 16;
 
     #[inline]
@@ -115,7 +115,7 @@ impl Selection {
                 for ((&sample, &class), &score) in pairs {
                     check_pair(sample, class, score, self.num_classes)?;
                     let [sample_high, sample_low] = [(sample >> 32) as u32, sample as u32];
-                    sorter.push(Scattered {
+                    sorter.push(UngroupedPair {
                         sample_high,
                         sample_low,
                         class,

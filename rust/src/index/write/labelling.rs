@@ -1,5 +1,5 @@
-//! Labels that come late: rows were written without them, for the records did not fit in memory, and get
-//! them from the join on disk.
+//! Giving rows their labels that were written without them: the records did not fit in memory, and were joined
+//! on disk.
 
 use super::{Builder, scoped_name};
 use crate::Result;

@@ -8,7 +8,7 @@ use crate::spill::Record;
 
 /// An image that a class took, in 20 bytes; by sample, then the best class first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Chosen {
+pub(super) struct ClassImage {
     sample_high: u32,
     sample_low: u32,
     key: u32,
@@ -17,7 +17,7 @@ pub(super) struct Chosen {
     rank: u32,
 }
 
-impl Chosen {
+impl ClassImage {
     /// What `class` took as its `rank`-th, from 1.
     #[inline]
     pub(super) fn new(entry: Entry, class: u32, rank: u32) -> Self {
@@ -41,21 +41,21 @@ impl Chosen {
     }
 }
 
-impl Ord for Chosen {
+impl Ord for ClassImage {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         self.whole().cmp(&other.whole()).then(self.rank.cmp(&other.rank))
     }
 }
 
-impl PartialOrd for Chosen {
+impl PartialOrd for ClassImage {
     #[inline]
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Record for Chosen {
+impl Record for ClassImage {
     const BYTES: usize = 20;
 
     #[inline]
