@@ -1,4 +1,4 @@
-"""Shards that change while an index reads them: images as they were written, or an error that names the shard.
+"""Shards that change while an index reads them: images as written, or an error that names the shard.
 
 Whatever might end the process runs in one of its own.
 """
