@@ -49,7 +49,7 @@ class Twice(Here):
         if self.place == "parts":
             patched.setattr(index_tasks, "prepare", kill)
         elif self.place == "body":
-            patched.setattr(index_tasks.storage, "write_bytes", kill)
+            patched.setattr(index_tasks.stores, "write_bytes", kill)
         else:
             # The index is there, its mark is not.
             patched.setattr(Parts, "_publish", kill)
