@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from wsl.config import StageConfig, load
+from wsl.workspace.settings import load
+from wsl.workspace.stage import StageConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wsl.cli import run
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 @pytest.fixture(scope="session")

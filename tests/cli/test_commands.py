@@ -18,7 +18,7 @@ from running import refused, wsl_json
 import wsl
 from wsl.cli import run
 from wsl.errors import exit_code, explain
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 from running import refused, wsl_json
 
-from wsl.locking import locked, shared_by_ranks
-from wsl.predictions import SCORING
+from wsl.files.locking import locked, shared_by_ranks
+from wsl.scoring.verbs import SCORING
 
 HERE = Path(__file__).parent
 

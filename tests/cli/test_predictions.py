@@ -17,9 +17,9 @@ from running import refused, wsl_json
 
 import wsl
 import wsl.cli
-from wsl.numbering import KeyedPredictions
-from wsl.prediction_files import gaps
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
+from wsl.selection.keyed import KeyedPredictions
+from wsl.selection.predictions import gaps
 
 MADE_BY = {
     "teacher_fingerprint": "one",

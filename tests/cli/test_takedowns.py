@@ -10,8 +10,8 @@ import pytest
 from running import refused, wsl_json
 
 import wsl
-from wsl.shards import write_shard
-from wsl.takedowns import Dropped
+from wsl.index.shards import write_shard
+from wsl.selection.dropped import Dropped
 
 NUM, CLASSES = 300, 5
 

@@ -14,7 +14,7 @@ from made_here import Here, World, both_ways, quick_folder
 import wsl
 from wsl import DataError, UsageError, WslError, _core
 from wsl.cluster.plan import cut
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 @given(sizes=st.lists(st.integers(0, 9)), step=st.integers(1, 12))

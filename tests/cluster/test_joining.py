@@ -14,7 +14,7 @@ from made_here import Here, World, both_ways, quick_folder
 import wsl
 from wsl import DataError, UsageError, WslError
 from wsl.cluster.parts import Parts
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 @given(

@@ -15,7 +15,8 @@ from PIL import Image
 import wsl
 from wsl import carried
 from wsl.carried import arrays, make, openclipart
-from wsl.config import WorkspaceConfig, load
+from wsl.workspace.config import WorkspaceConfig
+from wsl.workspace.settings import load
 
 
 def members(folder: Path, pattern: str) -> dict[str, bytes]:

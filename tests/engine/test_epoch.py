@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import wsl
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

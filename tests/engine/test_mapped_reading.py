@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import wsl
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is mapped elsewhere")
 

@@ -16,7 +16,7 @@ import pytest
 
 import wsl
 from wsl.cli import run
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 import wsl
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 NUM_SAMPLES, NUM_CLASSES = 20_000, 60
 

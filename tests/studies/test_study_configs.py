@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from wsl.carried import configs_folder
-from wsl.config import load
 from wsl.studies.plan import axis_values, plan_steps
 from wsl.studies.run import StudyRequest, run_study
 from wsl.studies.spec import StudyConfig
+from wsl.workspace.settings import load
 
 FILES = sorted((configs_folder() / "studies").glob("*.yaml"))
 GENERIC = {

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import wsl
-from wsl.config import StageConfig, check
-from wsl.workspace import StageInputs
+from wsl.training import evaluation, task, trainer
+from wsl.workspace.layout import StageInputs
+from wsl.workspace.settings import check
+from wsl.workspace.stage import StageConfig
 
 
 class FileIndex:
@@ -68,8 +69,9 @@ def png(pixels: Any) -> bytes:
 
 def install(set_item: Callable[..., Any]) -> None:
     """Puts the fakes in place of the engine's index and order."""
-    set_item(vars(wsl), "Index", FileIndex)
-    set_item(vars(wsl), "EpochOrder", Order)
+    for module in (evaluation, task, trainer):
+        set_item(vars(module), "Index", FileIndex)
+    set_item(vars(task), "EpochOrder", Order)
 
 
 def write_index(path: Path, num: int = 96, seed: int = 0, corrupt: tuple[int, ...] = ()) -> Path:

@@ -11,10 +11,11 @@ from fakes import FileIndex, Order, StageMaker, write_index
 from safetensors.torch import load_file
 
 import wsl
-from wsl.config import WorkspaceConfig, check
 from wsl.training.stages import RunSummary, run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
+from wsl.workspace.config import WorkspaceConfig
+from wsl.workspace.settings import check
 
 
 @pytest.fixture(autouse=True)

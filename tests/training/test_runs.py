@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 
 import wsl
 from wsl.cli import run as wsl_command
-from wsl.config import StageConfig
 from wsl.training import checkpoint, watch
 from wsl.training.distillation import TeacherScores, collect_scores
 from wsl.training.evaluation import evaluate_run
@@ -33,6 +32,7 @@ from wsl.training.stages import RunSummary, run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
 from wsl.training.trainer import Trainer
+from wsl.workspace.stage import StageConfig
 
 
 def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
