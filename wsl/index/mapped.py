@@ -126,10 +126,7 @@ class Index:
         """The encoded images of samples; empty for a sample that was taken down.
 
         Neighbours are read together, at most 256 shards are kept open, and no thread outlives the call.
-        DataError names the shard that was replaced or cut after the index was built. Small images that the
-        page cache holds are copied out of mapped shards, whose pages then count among the process's (Linux;
-        not under a limit of address space); a handler of SIGBUS stands from then on, which passes on every
-        fault elsewhere.
+        DataError names the shard that was replaced or cut after the index was built.
 
         In stores neighbours are images with at most `gap_bytes` between them (`wsl.files.stores`), and
         `num_requests` are in flight at once whatever `num_threads` says; OSError where the store fails for
