@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import socket
 import subprocess
@@ -15,15 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.help.workspaces import NUM_TEST, SIZES
+from tests.test_pages import PAGES, README, blocks
 from wsl.cli import run
-from wsl.config import StageConfig, load
+from wsl.workspace.settings import load
+from wsl.workspace.stage import StageConfig
 
 pytestmark = pytest.mark.xdist_group("project")
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = README + "".join(page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/**/*.md")))
-WALKS = ("walk: fashion-mnist", "walk: openclipart", "walk: counts", "walk: more")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -35,11 +33,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PATH": path, **more}
 
 
-def fenced(mark: str) -> list[str]:
-    """The lines of the fenced block after a marker in the README or another page."""
-    found = re.search(rf"<!-- {re.escape(mark)} -->\n```sh\n(.*?)```", PAGES, re.DOTALL)
-    assert found, mark
-    return found.group(1).strip().splitlines()
+def set_up(name: str) -> list[str]:
+    """The lines of one of the README's two set-up commands."""
+    (found,) = (block for block in blocks(README) if block.before == f"<!-- setup: {name} -->")
+    return found.text.strip().splitlines()
 
 
 def test_every_stage_config_and_every_deepspeed_config_loads() -> None:
@@ -58,18 +55,17 @@ def test_no_module_hides_one_of_the_standard_library() -> None:
     assert not names & sys.stdlib_module_names
 
 
-def test_the_tree_in_the_readme_names_files_that_are_there() -> None:
-    block = re.search(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)
-    assert block
-    for line in block.group(1).splitlines():
+def test_the_tree_names_files_that_are_there() -> None:
+    (tree,) = (block for page in PAGES for block in blocks(page) if block.before == "<!-- tree -->")
+    for line in tree.text.splitlines():
         name = line.split("  ")[0].strip()
         if name:
             assert (ROOT / name).exists(), name
 
 
 def test_the_set_up_commands_are_what_the_check_runs() -> None:
-    assert fenced("setup: demo")[-1].endswith("wsl demo")
-    assert fenced("setup: test")[-1].endswith("python -m pytest")
+    assert set_up("demo")[-1].endswith("wsl demo")
+    assert set_up("test")[-1].endswith("python -m pytest")
     check = (ROOT / ".ci" / "run").read_text()
     assert "run_readme_command demo" in check
     assert "run_readme_command test" in check
@@ -77,8 +73,9 @@ def test_the_set_up_commands_are_what_the_check_runs() -> None:
 
 
 def walk() -> list[str]:
-    """The commands of all walks, one after another, without what is said of them."""
-    lines = [line.split("#")[0].strip() for mark in WALKS for line in fenced(mark)]
+    """The commands of the blocks that are run, page after page, without what is said of them."""
+    texts = [block.text for page in PAGES for block in blocks(page) if block.before.startswith("<!-- walk: ")]
+    lines = [line.split("#")[0].strip() for text in texts for line in text.splitlines()]
     return [line for line in lines if line]
 
 
@@ -106,7 +103,7 @@ def cut_down(command: str) -> list[str]:
     return arguments
 
 
-def test_every_command_of_the_readme_runs_in_this_process_with_a_few_steps(
+def test_every_command_of_the_pages_runs_in_this_process_with_a_few_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     like_the_root(tmp_path)
@@ -122,7 +119,7 @@ def test_every_command_of_the_readme_runs_in_this_process_with_a_few_steps(
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_every_command_of_the_readme_runs_as_written(tmp_path: Path) -> None:
+def test_every_command_of_the_pages_runs_as_written(tmp_path: Path) -> None:
     """The walk in a folder like the repository's root; the student trains on two ranks in it."""
     like_the_root(tmp_path)
     for command in walk():

@@ -11,34 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsl._core import DataError, UsageError, WslError, __version__
-    from wsl.building import build_index, drop_samples
-    from wsl.epoch import EpochOrder, MixedOrder, label_noise
-    from wsl.hashtags import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
-    from wsl.index import Index, JoinedIndex, repeat_factors
-    from wsl.selection import TopK
-    from wsl.shards import pack_shards
-    from wsl.vocabulary import Vocabulary
+    from wsl.hashtags.counts import HashtagCounts, ZipfFit, count_hashtags, fit_zipf
+    from wsl.hashtags.vocabulary import Vocabulary
+    from wsl.index.build import build_index, drop_samples
+    from wsl.index.mapped import Index, JoinedIndex
+    from wsl.index.order import EpochOrder, MixedOrder, label_noise
+    from wsl.index.sampling import repeat_factors
+    from wsl.index.shards import pack_shards
+    from wsl.selection.topk import TopK
 
 _HOME = {
     "DataError": "wsl._core",
     "UsageError": "wsl._core",
     "WslError": "wsl._core",
     "__version__": "wsl._core",
-    "HashtagCounts": "wsl.hashtags",
-    "Vocabulary": "wsl.vocabulary",
-    "ZipfFit": "wsl.hashtags",
-    "count_hashtags": "wsl.hashtags",
-    "fit_zipf": "wsl.hashtags",
-    "EpochOrder": "wsl.epoch",
-    "MixedOrder": "wsl.epoch",
-    "Index": "wsl.index",
-    "JoinedIndex": "wsl.index",
-    "build_index": "wsl.building",
-    "drop_samples": "wsl.building",
-    "label_noise": "wsl.epoch",
-    "pack_shards": "wsl.shards",
-    "repeat_factors": "wsl.index",
-    "TopK": "wsl.selection",
+    "HashtagCounts": "wsl.hashtags.counts",
+    "Vocabulary": "wsl.hashtags.vocabulary",
+    "ZipfFit": "wsl.hashtags.counts",
+    "count_hashtags": "wsl.hashtags.counts",
+    "fit_zipf": "wsl.hashtags.counts",
+    "EpochOrder": "wsl.index.order",
+    "MixedOrder": "wsl.index.order",
+    "Index": "wsl.index.mapped",
+    "JoinedIndex": "wsl.index.mapped",
+    "build_index": "wsl.index.build",
+    "drop_samples": "wsl.index.build",
+    "label_noise": "wsl.index.order",
+    "pack_shards": "wsl.index.shards",
+    "repeat_factors": "wsl.index.sampling",
+    "TopK": "wsl.selection.topk",
 }
 
 __all__ = [

@@ -28,11 +28,12 @@ import os
 import signal
 
 from wsl._core import UsageError
-from wsl.config import STAGES, StageConfig, dump, load
 from wsl.errors import exit_code, explain
 from wsl.training.launch import launch_ranks
 from wsl.training.stop import Stopped, remember_launcher
-from wsl.workspace import StageInputs, Workspace
+from wsl.workspace.layout import StageInputs, Workspace
+from wsl.workspace.settings import dump, load
+from wsl.workspace.stage import STAGES, StageConfig
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,10 +3,10 @@
 //! Shards: tar headers beside a bare scan, which maps the file, takes name and size out of each header
 //! without checking anything, and adds up the lengths.
 //!
-//! Folders of indexes: random whole samples in calls of 256, fetched (what Python's `Index.read` copies out of
-//! mapped shards is in `tests/bench/index.py`), beside a bare loop of `pread`, which knows
-//! beforehand from which open file and where each sample is read, header and image in one call, and does
-//! nothing with it. All shards should be in the page cache.
+//! Folders of indexes: random whole samples in calls of 256, fetched (Python's `Index.read` is in
+//! `tests/bench/index.py`), beside a bare loop of `pread`, which knows beforehand from which open file and
+//! where each sample is read, header and image in one call, and does nothing with it.
+//! All shards should be in the page cache.
 //!
 //! Both run in turns on one thread; the table shows what is done in a CPU second, the best of five rounds.
 
@@ -18,8 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use wsl_core::index::Index;
-use wsl_core::index::map::Map;
 use wsl_core::job::Job;
+use wsl_core::map::Map;
 use wsl_core::shard::{BLOCK, Member, Scanner};
 
 const ROUNDS: usize = 5;

@@ -7,23 +7,16 @@
 #[inline(always)]
 pub fn prefetch<T>(items: &[T], at: usize) {
     if let Some(item) = items.get(at) {
-        prefetch_address(std::ptr::from_ref(item).cast());
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: every x86-64 processor has the instruction; it changes nothing but caches and raises
+            // no signal, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        std::hint::black_box(item);
     }
-}
-
-/// Makes the processor fetch the cache line at an address, and look up its page, without waiting for it;
-/// nothing need be there.
-#[inline(always)]
-pub(crate) fn prefetch_address(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 processor has the instruction; it changes nothing but caches and raises
-        // no signal, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::hint::black_box(address);
 }
 
 /// Asks for pages of two mebibytes for memory that was not written yet: a page that is written for the first

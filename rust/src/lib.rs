@@ -20,19 +20,15 @@ pub mod hashtag;
 mod hints;
 pub mod index;
 pub mod job;
-pub mod members;
-pub mod noise;
+pub mod map;
 pub mod parquet;
 pub mod publish;
 mod radix;
-pub mod resample;
 pub mod selection;
 pub mod shard;
 pub mod spill;
 pub mod store;
 pub mod vocabulary;
-pub mod wordnet;
-pub mod zipf;
 
 #[cfg(feature = "python")]
 mod python;

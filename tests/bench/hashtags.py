@@ -122,7 +122,7 @@ def run_index(folder: str) -> int:
 def run_decoding(folder: str) -> int:
     import pyarrow as pa
 
-    from wsl.source import open_stream
+    from wsl.files.tables import open_stream
 
     reader = pa.RecordBatchReader.from_stream(open_stream(f"{folder}/*.parquet", ["hashtags"]))
     return sum(batch.num_rows for batch in reader)

@@ -89,7 +89,7 @@ def images() -> Iterator[bytes]:
 
 
 def small_shards(folder: Path) -> list[Path]:
-    from wsl.shards import write_shard
+    from wsl.index.shards import write_shard
 
     paths = [folder / f"small-{number}.tar" for number in range(SHARDS)]
     if not paths[-1].exists():
@@ -102,7 +102,7 @@ def small_shards(folder: Path) -> list[Path]:
 
 
 def large_shard(folder: Path) -> Path:
-    from wsl.shards import write_shard
+    from wsl.index.shards import write_shard
 
     path = folder / "large.tar"
     if not path.exists():
@@ -416,7 +416,7 @@ def bench_open(options: argparse.Namespace) -> None:
 
 def bench_epoch(options: argparse.Namespace) -> None:
     import wsl
-    import wsl.epoch
+    import wsl.index.order
 
     num, path = options.samples, options.folder / f"factors-{options.samples}.f32"
     if not path.exists():

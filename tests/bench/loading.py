@@ -64,7 +64,7 @@ def encoded_images(number: int) -> Iterator[bytes]:
 
 def make_shards(folder: Path, number: int) -> list[Path]:
     """Four tar shards, each image with a class."""
-    from wsl.shards import write_shard
+    from wsl.index.shards import write_shard
 
     paths = [folder / f"load-{shard}.tar" for shard in range(4)]
     if not all(path.exists() for path in paths):

@@ -37,7 +37,7 @@ import numpy as np
 from peak import peak_mib
 
 if TYPE_CHECKING:
-    import wsl.selection
+    import wsl.selection.topk
 
 THREADS = 2
 NUM_CLASSES = 1000
@@ -117,7 +117,7 @@ def run_wsl_limited(folder: str) -> int:
     return num_rows(top.finish())
 
 
-def num_rows(selection: wsl.selection.Selection) -> int:
+def num_rows(selection: wsl.selection.topk.Selection) -> int:
     """The rows of sample, class, score and rank, all of which are made."""
     import pyarrow as pa
 
@@ -127,7 +127,7 @@ def num_rows(selection: wsl.selection.Selection) -> int:
 def run_wsl_stream(folder: str) -> int:
     """The same out of Polars' batches."""
     import wsl
-    from wsl.source import open_stream
+    from wsl.files.tables import open_stream
 
     top = wsl.TopK(NUM_CLASSES, k=K, p=P, num_threads=THREADS)
     top.update_pairs(open_stream(f"{folder}/*.parquet", ["sample", "class", "score"]))
@@ -137,7 +137,7 @@ def run_wsl_stream(folder: str) -> int:
 def run_decoding(folder: str) -> int:
     import pyarrow as pa
 
-    from wsl.source import open_stream
+    from wsl.files.tables import open_stream
 
     stream = open_stream(f"{folder}/*.parquet", ["sample", "class", "score"])
     return sum(batch.num_rows for batch in pa.RecordBatchReader.from_stream(stream))

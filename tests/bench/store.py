@@ -29,9 +29,10 @@ SIZE, NUM_SHARDS = 20_000, 128
 
 OURS = """
 import json, sys, time, numpy as np
-from wsl import storage, Index
+from wsl.files import stores
+from wsl import Index
 asked = json.loads(sys.argv[1])
-storage.use(asked["options"], num_requests=asked["in_flight"], gap_bytes=asked["gap"])
+stores.use(asked["options"], num_requests=asked["in_flight"], gap_bytes=asked["gap"])
 index = Index.open(asked["index"])
 wanted = np.random.default_rng(1).permutation(len(index))[: asked["number"]]
 index.read(wanted[:64])
@@ -92,8 +93,8 @@ def prepare(server: Server, folder: Path, num_samples: int) -> dict[str, Any]:
     import numpy as np
 
     import wsl
-    from wsl import storage
-    from wsl.shards import write_shard
+    from wsl.files import stores
+    from wsl.index.shards import write_shard
 
     bucket = server.bucket("bench")
     rng = np.random.default_rng(0)
@@ -103,7 +104,7 @@ def prepare(server: Server, folder: Path, num_samples: int) -> dict[str, Any]:
             for n in range(num_samples // NUM_SHARDS)
         ]
         write_shard(server.root / "bench" / f"part-{shard}.tar", samples)
-    storage.use(server.options())
+    stores.use(server.options())
     uris = [f"{bucket}/part-{shard}.tar" for shard in range(NUM_SHARDS)]
     wsl.build_index(folder / "index", uris, label_kind="class")
     return {"index": str(folder / "index"), "bucket": "bench", "size": SIZE}

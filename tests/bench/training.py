@@ -29,17 +29,19 @@ from rich.table import Table
 from torch import nn
 
 import wsl
-from wsl import carried, indexing
-from wsl.config import StageConfig, check
+from wsl import carried
 from wsl.data.dataset import Images, LabelledExamples
 from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
-from wsl.models import build_model, num_parameters
+from wsl.index import jobs
 from wsl.training import checkpoint, deepspeed, universal
 from wsl.training.launch import launch_ranks
 from wsl.training.loop import Batches, peak_memory_bytes
+from wsl.training.models import build_model, num_parameters
 from wsl.training.step import Stepper
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import check
+from wsl.workspace.stage import StageConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("speed", "stages", "memory", "checkpoints", "scaling")
@@ -113,8 +115,8 @@ def batches(folder: Path, options: StageConfig, index_name: str = "labelled") ->
 
 def make_workspace(folder: Path, dataset: str = "fashion-mnist") -> Path:
     carried.make_workspace(folder, dataset)
-    for _, path, settings, root in indexing.index_jobs(Workspace.find(folder), None):
-        indexing.build_one_index(path, settings, root)
+    for _, path, settings, root in jobs.index_jobs(Workspace.find(folder), None):
+        jobs.build_one_index(path, settings, root)
     return folder
 
 

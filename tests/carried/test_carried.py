@@ -16,7 +16,8 @@ import wsl
 from wsl import carried
 from wsl.carried import arrays, make, openclipart
 from wsl.cli import run
-from wsl.config import WorkspaceConfig, load
+from wsl.workspace.config import WorkspaceConfig
+from wsl.workspace.settings import load
 
 
 def members(folder: Path, pattern: str) -> dict[str, bytes]:

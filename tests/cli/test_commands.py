@@ -19,7 +19,7 @@ from tests.help.commands import refused, wsl_json
 from tests.help.workspaces import NUM_TEST
 from wsl.cli import run
 from wsl.errors import exit_code, explain
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import wsl
 from tests.help.commands import refused, wsl_json
 from wsl.cli import run
 from wsl.cli.options import parse_bytes
-from wsl.report import plots
-from wsl.shards import write_shard
+from wsl.figures import plots
+from wsl.index.shards import write_shard
 
 WORDNET = Path("/usr/share/wordnet")
 

@@ -35,7 +35,7 @@ from tests.help.servers import find_server
 WSL = [
     sys.executable,
     "-c",
-    "import os, wsl.scoring; wsl.scoring.RANGE = int(os.environ['SHOWN_RANGE']); "
+    "import os, wsl.selection.states; wsl.selection.states.RANGE = int(os.environ['SHOWN_RANGE']); "
     "from wsl.cli import main; main()",
 ]
 
@@ -326,13 +326,13 @@ class Show:
         code = (
             "import sys\n"
             "from pathlib import Path\n"
-            "from wsl.cluster import running, tasks\n"
+            "from wsl.cluster import ray, tasks\n"
             "from wsl.cluster.parts import Part, Parts\n"
             "from wsl.cluster.plan import Stage\n"
-            "from wsl.config import ClusterConfig\n"
+            "from wsl.workspace.config import ClusterConfig\n"
             "number, folder, address = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
             "level = [Part('note', n, {'text': 'x' * 100}) for n in range(number)]\n"
-            "with running.connect(ClusterConfig(address=address)) as cluster:\n"
+            "with ray.connect(ClusterConfig(address=address)) as cluster:\n"
             "    cluster.make(Parts(folder), Stage('note', [level]))\n"
             "said = Path('/proc/self/status').read_text()\n"
             "print('peak', int(said.split('VmHWM:')[1].split()[0]) // 1024, flush=True)\n"

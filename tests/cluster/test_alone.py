@@ -15,7 +15,7 @@ from tests.help.parts import Here, World, both_ways, quick_folder
 from tests.help.thoroughness import examples
 from wsl import DataError, UsageError, WslError, _core
 from wsl.cluster.plan import cut
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 @given(sizes=st.lists(st.integers(0, 9)), step=st.integers(1, 12))

@@ -149,7 +149,7 @@ def test_an_index_with_a_join_is_the_same(
     classes = ["--shards", shards, "--label-kind", "class"]
     run(capsys, "index", "build", *classes, "--out", tmp_path / "three")
     # As if other nodes did not see the folder of the index.
-    monkeypatch.setattr("wsl.cluster.running.Cluster._see", lambda *_: False)
+    monkeypatch.setattr("wsl.cluster.ray.Cluster._see", lambda *_: False)
     run(capsys, "index", "build", *classes, "--out", tmp_path / "four", "--cluster", cluster, *GROUP)
     assert same_files(tmp_path / "three", tmp_path / "four", "[!.]*") >= 5
 
@@ -197,7 +197,7 @@ def test_scores_and_selections_are_the_same(
 ) -> None:
     import torch
 
-    monkeypatch.setattr("wsl.scoring.RANGE", 16)
+    monkeypatch.setattr("wsl.selection.states.RANGE", 16)
     shards = clustered.write_shards(tmp_path / "shards", 2, 40)
     index, teacher = tmp_path / "index", clustered.write_teacher(tmp_path / "teacher")
     run(capsys, "index", "build", "--shards", shards, "--out", index)
@@ -234,12 +234,12 @@ def test_a_node_with_another_version_is_asked_and_refused(
     records = clustered.write_records(tmp_path / "records", 2, 5)
     given = ["counts", "build", "--records", records, "--out", tmp_path / "two", "--cluster", cluster]
     with monkeypatch.context() as other:
-        other.setattr("wsl.cluster.running.__version__", "9.9.9")
+        other.setattr("wsl.cluster.ray.__version__", "9.9.9")
         said = run(capsys, *given, code=2)
         assert f"has wsl {_core.__version__}, and this process has wsl 9.9.9" in said
     with monkeypatch.context() as other:
         known = platform.python_version()
-        other.setattr("wsl.cluster.running.platform", SimpleNamespace(python_version=lambda: "3.99.1"))
+        other.setattr("wsl.cluster.ray.platform", SimpleNamespace(python_version=lambda: "3.99.1"))
         said = run(capsys, *given, code=2)
         assert f"has Python {known}, and this process has Python 3.99.1" in said
     assert not (tmp_path / "two").exists()
@@ -314,8 +314,8 @@ def test_a_node_that_differs_is_named(tmp_path: Path) -> None:
     import platform
 
     from wsl._core import UsageError, __version__
-    from wsl.cluster.running import Cluster
-    from wsl.config import ClusterConfig
+    from wsl.cluster.ray import Cluster
+    from wsl.workspace.config import ClusterConfig
 
     cluster = Cluster(None, ClusterConfig(), secure=True)
     good = {"wsl": __version__, "Python": platform.python_version(), "auth": "token", "missing": {}}

@@ -18,7 +18,7 @@ from tests.help.parts import Here, World, both_ways, content_of
 from wsl import DataError, UsageError
 from wsl.cluster import index_tasks, tasks
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.seen import status
+from wsl.cluster.status import status
 
 
 class Killed(BaseException):
@@ -49,7 +49,7 @@ class Twice(Here):
         if self.place == "parts":
             patched.setattr(index_tasks, "prepare", kill)
         elif self.place == "body":
-            patched.setattr(index_tasks.storage, "write_bytes", kill)
+            patched.setattr(index_tasks.stores, "write_bytes", kill)
         else:
             # The index is there, its mark is not.
             patched.setattr(Parts, "_publish", kill)
@@ -130,10 +130,10 @@ def test_a_task_that_was_given_up_for_lost_is_waited_for(
                 super().make(parts, levels)
                 return
             with held(tmp_path / "two") as told:
-                monkeypatch.setattr("wsl.locking.TASK_WAITS_S", 0.0)
+                monkeypatch.setattr("wsl.files.locking.TASK_WAITS_S", 0.0)
                 with pytest.raises(UsageError, match="another task is building this index"):
                     super().make(parts, levels)
-                monkeypatch.setattr("wsl.locking.TASK_WAITS_S", 30.0)
+                monkeypatch.setattr("wsl.files.locking.TASK_WAITS_S", 30.0)
                 threading.Timer(1.0, told.set).start()
                 super().make(parts, levels)
 
@@ -190,7 +190,7 @@ def test_shards_with_classes_or_nothing_are_built_and_appended(tmp_path: Path, k
         world.add_shard()
     taken = wsl.Index.open(tmp_path / "two").keys([0])
     for name in ("one", "two"):
-        assert wsl.building.drop_samples(tmp_path / name, [f"shard-000:{taken[0]}"])[0] == 1
+        assert wsl.index.build.drop_samples(tmp_path / name, [f"shard-000:{taken[0]}"])[0] == 1
     # What was taken down stays so when the index is built anew.
     both_ways(tmp_path, 1, given | {"shards": world.shards[:4], "overwrite": True})
     assert wsl.Index.open(tmp_path / "two").manifest["counts"]["samples_dropped"] == 1

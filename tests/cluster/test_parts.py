@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tests.help import clustered
 from wsl import DataError, UsageError, _core
-from wsl.cluster import running
+from wsl.cluster import ray
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import FAN_IN, file_groups, merge_tree, missing
-from wsl.cluster.seen import Tally, status
+from wsl.cluster.status import Tally, status
 
 
 def written(parts: Parts, part: Part, content: bytes) -> None:
@@ -216,16 +216,16 @@ def test_the_line_says_how_many_how_fast_and_how_long(monkeypatch: pytest.Monkey
 )
 def test_an_address_without_a_cluster_is_refused_before_ray_tries(address: str, words: str) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsl[ray]'")
-    from wsl.cluster.running import connect
-    from wsl.config import ClusterConfig
+    from wsl.cluster.ray import connect
+    from wsl.workspace.config import ClusterConfig
 
     with pytest.raises(UsageError, match=words), connect(ClusterConfig(address=address)):
         pass
 
 
 def test_an_address_beyond_loopback_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wsl.cluster.running import connect
-    from wsl.config import ClusterConfig
+    from wsl.cluster.ray import connect
+    from wsl.workspace.config import ClusterConfig
 
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
@@ -239,8 +239,8 @@ def test_an_address_beyond_loopback_needs_a_token(tmp_path: Path, monkeypatch: p
 def test_without_ray_the_command_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from wsl.cluster.running import connect
-    from wsl.config import ClusterConfig
+    from wsl.cluster.ray import connect
+    from wsl.workspace.config import ClusterConfig
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
@@ -254,7 +254,7 @@ def test_a_command_is_told_without_the_secrets_of_stores(monkeypatch: pytest.Mon
     given = ["stats", "--storage-option", "aws_secret_access_key=abc", "--records", "s3://b/a b.csv"]
     given += ["--storage-option=aws_session_token=d=ef", "--json"]
     monkeypatch.setattr("sys.argv", ["/bin/wsl", *given])
-    assert running.command() == (
+    assert ray.command() == (
         "wsl stats --storage-option aws_secret_access_key=... --records 's3://b/a b.csv' "
         "--storage-option=aws_session_token=... --json"
     )

@@ -20,14 +20,16 @@ from tests.help.parts import Here, World, both_ways
 from tests.help.proxy import Fault, proxy
 from tests.help.servers import SECRET, Server
 from tests.help.shards import padded
-from wsl import DataError, storage
+from wsl import DataError
 from wsl.cluster.counting import count_levels
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import merge_tree
-from wsl.config import ClusterConfig
-from wsl.counting import UNLIMITED, Columns
-from wsl.hashtags import HashtagCounts
-from wsl.selection import TopK
+from wsl.files import stores
+from wsl.files.memory import UNLIMITED
+from wsl.hashtags.counting import Columns
+from wsl.hashtags.counts import HashtagCounts
+from wsl.selection.topk import TopK
+from wsl.workspace.config import ClusterConfig
 
 
 @pytest.fixture
@@ -54,23 +56,23 @@ def test_a_part_is_an_object_and_then_a_mark(bucket: str, temporary: Path) -> No
     mark = parts.finished(part)
     assert mark is not None
     assert (mark.size, parts.marked()) == (5, {part.name})
-    assert storage.read_bytes(parts.place(part.name)) == b"bytes"
+    assert stores.read_bytes(parts.place(part.name)) == b"bytes"
     with parts.held(part.name) as (file,):
         assert file.read_bytes() == b"bytes"
     assert os.listdir(temporary) == []
-    names = [one.uri.removeprefix(f"{bucket}/") for one in storage.listing(bucket)]
+    names = [one.uri.removeprefix(f"{bucket}/") for one in stores.listing(bucket)]
     assert names == [f"a/b/{part.name}", f"a/b/marks/{part.name}.json"]
 
 
 def test_an_object_that_is_another_is_no_finished_part(bucket: str) -> None:
     parts, part = Parts(bucket), Part("count", 0, {})
     written(parts, part, b"bytes")
-    storage.write_bytes(parts.place(part.name), b"other")
+    stores.write_bytes(parts.place(part.name), b"other")
     with pytest.raises(DataError, match="not as it was written"), parts.held(part.name):
         pass
-    storage.write_bytes(parts.place(part.name), b"byt")
+    stores.write_bytes(parts.place(part.name), b"byt")
     assert parts.finished(part) is None
-    storage.delete(parts.place(part.name))
+    stores.delete(parts.place(part.name))
     assert parts.finished(part) is None
 
 
@@ -89,14 +91,14 @@ def test_two_writers_are_harmless_where_bytes_agree_and_stop_where_not(bucket: s
 def test_a_body_without_its_mark_is_made_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parts, part = Parts(bucket), Part("count", 0, {})
 
-    def refuse(place: storage.Place, content: bytes) -> None:
+    def refuse(place: stores.Place, content: bytes) -> None:
         raise OSError(5, "no more", place)
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "write_bytes", refuse)
+        patched.setattr(stores, "write_bytes", refuse)
         with pytest.raises(OSError, match="no more"):
             written(parts, part, b"bytes")
-    assert storage.read_bytes(parts.place(part.name)) == b"bytes"
+    assert stores.read_bytes(parts.place(part.name)) == b"bytes"
     assert (parts.finished(part), parts.marked()) == (None, set())
     written(parts, part, b"bytes")
     assert parts.marked() == {part.name}
@@ -126,7 +128,7 @@ def test_a_failed_write_leaves_nothing(bucket: str, temporary: Path) -> None:
     parts, part = Parts(bucket), Part("count", 0, {})
     with pytest.raises(ZeroDivisionError), parts.making(part) as out:
         out.write_bytes(b"half" * (1 // len(part.inputs)))
-    assert (storage.listing(bucket), os.listdir(temporary)) == ([], [])
+    assert (stores.listing(bucket), os.listdir(temporary)) == ([], [])
 
 
 def test_counts_in_a_store_are_the_counts(bucket: str, tmp_path: Path, temporary: Path) -> None:
@@ -160,7 +162,7 @@ def test_a_selection_in_a_store_is_the_selection(
         pl.DataFrame(rows, schema=schema, orient="row").write_parquet(files[-1])
     about = {"num_classes": 3, "k": 6, "p": 2, "order": order, "columns": list(schema)}
     leaves = [
-        Part("select", number, {"files": {file: storage.stamp(file)}, **about})
+        Part("select", number, {"files": {file: stores.stamp(file)}, **about})
         for number, file in enumerate(files)
     ]
     levels = merge_tree(leaves, "mergestates", {}, {})
@@ -187,11 +189,11 @@ def test_an_index_whose_parts_lie_in_a_store_is_the_index(
     # A part of the join that is another is found by who reads it.
     name = next(name for name in here.made if name.startswith("records-"))
     place = here.parts.place(name)
-    whole = storage.read_bytes(place)
-    storage.write_bytes(place, bytes([whole[0] ^ 1]) + whole[1:])
+    whole = stores.read_bytes(place)
+    stores.write_bytes(place, bytes([whole[0] ^ 1]) + whole[1:])
     for other in here.parts.marked():
         if other.startswith("join-"):
-            storage.delete(here.parts.place("marks", f"{other}.json"))
+            stores.delete(here.parts.place("marks", f"{other}.json"))
     with pytest.raises(DataError, match=f"{place}.*run the command again"):
         both_ways(tmp_path, 1, given | {"overwrite": True}, parts=f"{bucket}/index")
     assert os.listdir(temporary) == []
@@ -204,7 +206,7 @@ def test_shards_records_and_parts_all_in_a_store(bucket: str, tmp_path: Path) ->
         padded(pl.read_parquet(table)).write_parquet(table)
     for file in [*world.shards, *map(Path, world.tables)]:
         placed[file.name] = f"{bucket}/data/{file.name}"
-        storage.write_bytes(placed[file.name], file.read_bytes())
+        stores.write_bytes(placed[file.name], file.read_bytes())
     given = world.options() | {"records": [placed[Path(table).name] for table in world.tables]}
     both_ways(
         tmp_path,
@@ -216,7 +218,7 @@ def test_shards_records_and_parts_all_in_a_store(bucket: str, tmp_path: Path) ->
     alone["limits"] = given["limits"] | {"keys_doubled": 1.0}
     here = both_ways(tmp_path, 1, given | alone, parts=f"{bucket}/parts")
     assert {name.split("-")[0] for name in here.made} == {"rows", "alone"}
-    held = [storage.read_bytes(one.uri) for one in storage.listing(f"{bucket}/parts")]
+    held = [stores.read_bytes(one.uri) for one in stores.listing(f"{bucket}/parts")]
     assert held
     assert not any(SECRET.encode() in content for content in held)
 
@@ -237,7 +239,7 @@ def test_parts_come_through_every_fault_of_a_store(
         return FAULTS[name] if number % 3 == 0 and (name != "stall" or number < 30) else None
 
     with proxy(server.address, plan) as (url, seen):
-        storage.use(server.options(url), timeout_s=0.5, retry_s=30.0)
+        stores.use(server.options(url), timeout_s=0.5, retry_s=30.0)
         both_ways(tmp_path, 1, given, parts=f"{bucket}/{name}")
     assert len(seen.requests) > 100
 

@@ -28,7 +28,7 @@ from wsl.data.dataset import Images, LabelledExamples, sharing_decoded
 from wsl.data.epochs import EpochDataset, ImageBatch, collate
 from wsl.data.loader import Loader
 from wsl.data.sampler import StepSampler
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 BATCH, STEPS = 12, 10
 OPTIONS = ImageOptions(image_size=16, augment_layers=2)
@@ -292,7 +292,8 @@ def test_operations_are_those_of_torchvision(name: str, monkeypatch: pytest.Monk
 def test_importing_starts_no_thread() -> None:
     code = (
         "import os, numpy, polars; count = lambda: len(os.listdir('/proc/self/task'))\n"
-        "before = count(); import wsl, wsl.building, wsl.epoch, wsl.indexing; print(count() - before)"
+        "before = count(); import wsl, wsl.index.build, wsl.index.order, wsl.index.jobs\n"
+        "print(count() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]

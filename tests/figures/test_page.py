@@ -6,9 +6,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from wsl.report import plots
-from wsl.report.charts import Band, Chart, Point, chart
-from wsl.report.page import (
+from wsl.figures import plots
+from wsl.figures.charts import Band, Chart, Point, chart
+from wsl.figures.page import (
     Badge,
     GalleryBlock,
     Group,

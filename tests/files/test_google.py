@@ -19,7 +19,8 @@ import pytest
 
 import wsl
 from tests.help import clustered
-from wsl import DataError, storage
+from wsl import DataError
+from wsl.files import stores
 
 pytestmark = pytest.mark.usefixtures("plain_storage")
 
@@ -60,7 +61,7 @@ def upload() -> Iterator[Upload]:
             names = ("client_email", "private_key", "private_key_id")
             account = {"gcs_base_url": url, "disable_oauth": True} | dict.fromkeys(names, "")
             options = {"google_service_account_key": json.dumps(account), "google_skip_signature": "true"}
-            storage.use(options | {"allow_http": "true"}, gap_bytes=0)
+            stores.use(options | {"allow_http": "true"}, gap_bytes=0)
             yield put
         finally:
             child.kill()
@@ -85,21 +86,21 @@ def test_an_index_and_counts_of_a_bucket_are_those_of_files(upload: Upload, tmp_
     assert two.keys(wanted) == one.keys(wanted)
     assert [row.tolist() for row in two.labels(wanted)] == [row.tolist() for row in one.labels(wanted)]
     two.verify()
-    storage.use(cache=str(tmp_path / "cache"), cache_bytes=1 << 26)
+    stores.use(cache=str(tmp_path / "cache"), cache_bytes=1 << 26)
     assert wsl.Index.open(tmp_path / "two").read(wanted) == one.read(wanted)
-    storage.use(cache=None, cache_bytes=None)
+    stores.use(cache=None, cache_bytes=None)
 
     wsl.count_hashtags(records).save(tmp_path / "counts")
     for source, separator in (("gs://bucket/records/", None), ("gs://bucket/text/*.csv", " ")):
         wsl.count_hashtags(source, separator=separator).save(tmp_path / "stored")
         assert (tmp_path / "stored").read_bytes() == (tmp_path / "counts").read_bytes()
 
-    listed = [storage.stamp(one.uri) for one in storage.listing("gs://bucket/records/")]
-    storage.use(num_requests=4)
-    assert [storage.stamp(f"gs://bucket/records/records-{n:04}.parquet") for n in range(3)] == listed
+    listed = [stores.stamp(one.uri) for one in stores.listing("gs://bucket/records/")]
+    stores.use(num_requests=4)
+    assert [stores.stamp(f"gs://bucket/records/records-{n:04}.parquet") for n in range(3)] == listed
 
     upload(f"a b/shards/{shards[0].name}", shards[1].read_bytes())
     with pytest.raises(DataError, match="was replaced after it was indexed"):
         wsl.Index.open(tmp_path / "two").read(wanted)
     with pytest.raises(FileNotFoundError, match="no such object"):
-        storage.read_bytes("gs://none/a")
+        stores.read_bytes("gs://none/a")

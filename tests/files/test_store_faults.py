@@ -12,7 +12,7 @@ from tests.help.proxy import Fault, Plan, every, proxy
 from tests.help.servers import Server
 from tests.help.shards import both
 from tests.index.test_stored_shards import epoch
-from wsl import storage
+from wsl.files import stores
 
 pytestmark = pytest.mark.usefixtures("plain_storage")
 
@@ -34,7 +34,7 @@ def test_reads_and_an_epoch_are_the_local_ones(
     # A stalled body is waited for as long as the timeout, so only some stand still.
     plan = every(2, FAULTS[name]) if name != "stall" else _some(5, FAULTS[name])
     with proxy(server.address, plan) as (url, seen):
-        storage.use(server.options(url), timeout_s=0.5, retry_s=30.0, gap_bytes=0, num_requests=8)
+        stores.use(server.options(url), timeout_s=0.5, retry_s=30.0, gap_bytes=0, num_requests=8)
         index = wsl.Index.open(stored.path)
         wanted = np.random.default_rng(1).permutation(len(local))[:30]
         assert index.read(wanted) == local.read(wanted)
@@ -60,23 +60,23 @@ def _some(number: int, fault: Fault) -> Plan:
 
 def test_writing_goes_on_after_faults(server: Server, bucket: str) -> None:
     with proxy(server.address, every(3, Fault(status=503), method="PUT")) as (url, seen):
-        storage.use(server.options(url))
+        stores.use(server.options(url))
         for number in range(3):
-            storage.write_bytes(f"{bucket}/{number}", b"whole %d" % number)
-    storage.use(server.options())
-    assert [storage.read_bytes(f"{bucket}/{n}") for n in range(3)] == [b"whole 0", b"whole 1", b"whole 2"]
+            stores.write_bytes(f"{bucket}/{number}", b"whole %d" % number)
+    stores.use(server.options())
+    assert [stores.read_bytes(f"{bucket}/{n}") for n in range(3)] == [b"whole 0", b"whole 1", b"whole 2"]
     assert seen.count("PUT") > 3
 
 
 def test_a_store_that_stays_down_is_given_up_at_the_deadline(server: Server, bucket: str) -> None:
     with proxy(server.address, lambda *_: Fault(status=503)) as (url, seen):
-        storage.use(server.options(url), retry_s=0.5)
+        stores.use(server.options(url), retry_s=0.5)
         with pytest.raises(OSError, match=r"fewer requests.*tried \d+ times"):
-            storage.read_bytes(f"{bucket}/a")
+            stores.read_bytes(f"{bucket}/a")
     assert len(seen.requests) > 2
-    storage.use(server.options("http://127.0.0.1:9"), retry_s=0.2)
+    stores.use(server.options("http://127.0.0.1:9"), retry_s=0.2)
     with pytest.raises(OSError, match="cannot be reached"):
-        storage.read_bytes(f"{bucket}/a")
+        stores.read_bytes(f"{bucket}/a")
 
 
 def test_credentials_that_expire_in_the_middle_are_said_and_the_build_goes_on(
@@ -85,7 +85,7 @@ def test_credentials_that_expire_in_the_middle_are_said_and_the_build_goes_on(
     local, stored = both(tmp_path, bucket, num_shards=4)
     expired = Fault(status=400, code="ExpiredToken")
     with proxy(server.address, lambda number, _: expired if number >= 2 else None) as (url, _):
-        storage.use(server.options(url))
+        stores.use(server.options(url))
         with pytest.raises(PermissionError, match="credentials have expired") as raised:
             wsl.build_index(
                 tmp_path / "again", stored.shard_paths(), label_kind="class", num_threads=1, part_rows=10
@@ -93,7 +93,7 @@ def test_credentials_that_expire_in_the_middle_are_said_and_the_build_goes_on(
         assert "ExpiredToken" in str(raised.value)
         assert bucket in str(raised.value)
     assert not (tmp_path / "again" / "manifest.json").exists()
-    storage.use(server.options())
+    stores.use(server.options())
     built = wsl.build_index(
         tmp_path / "again", stored.shard_paths(), label_kind="class", num_threads=1, part_rows=10
     )

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 import wsl
 from tests.help.servers import SECRET, Server
 from tests.help.thoroughness import examples
-from wsl import _core, storage
+from wsl import _core
 from wsl.cli import run
-from wsl.config import StorageConfig, WorkspaceConfig, check, dump
-from wsl.workspace import Workspace
+from wsl.files import stores
+from wsl.workspace.config import StorageConfig, WorkspaceConfig
+from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import check, dump
 
 pytestmark = pytest.mark.usefixtures("plain_storage")
 
@@ -32,23 +34,23 @@ def test_what_is_written_is_read_listed_and_removed(
     base = str(tmp_path / "folder") if kind == "folder" else request.getfixturevalue(kind)
     content = np.random.default_rng(0).bytes(300_000)
     for name in ("a/one.bin", "a/two.bin", "a/deep/one.bin", "b/one.bin"):
-        storage.write_bytes(storage.join(base, name), content + name.encode())
-    assert storage.read_bytes(storage.join(base, "a/two.bin")) == content + b"a/two.bin"
-    seen = storage.head(storage.join(base, "a/one.bin"))
+        stores.write_bytes(stores.join(base, name), content + name.encode())
+    assert stores.read_bytes(stores.join(base, "a/two.bin")) == content + b"a/two.bin"
+    seen = stores.head(stores.join(base, "a/one.bin"))
     assert seen is not None
     assert seen.size == len(content) + 9
     assert seen.etag
-    found = {pattern: [one.uri for one in storage.listing(f"{base}/{pattern}")] for pattern in PATTERNS}
+    found = {pattern: [one.uri for one in stores.listing(f"{base}/{pattern}")] for pattern in PATTERNS}
     expected = {pattern: [f"{base}/{name}" for name in names] for pattern, names in PATTERNS.items()}
     assert found == expected
-    storage.write_bytes(storage.join(base, "a/one.bin"), b"")
-    assert storage.read_bytes(storage.join(base, "a/one.bin")) == b""
-    assert storage.stamp(storage.join(base, "a/one.bin")) != [seen.size, seen.etag]
+    stores.write_bytes(stores.join(base, "a/one.bin"), b"")
+    assert stores.read_bytes(stores.join(base, "a/one.bin")) == b""
+    assert stores.stamp(stores.join(base, "a/one.bin")) != [seen.size, seen.etag]
     for _ in range(2):
-        storage.delete(storage.join(base, "a/one.bin"))
-    assert not storage.exists(storage.join(base, "a/one.bin"))
+        stores.delete(stores.join(base, "a/one.bin"))
+    assert not stores.exists(stores.join(base, "a/one.bin"))
     with pytest.raises(FileNotFoundError):
-        storage.read_bytes(storage.join(base, "a/one.bin"))
+        stores.read_bytes(stores.join(base, "a/one.bin"))
 
 
 PATTERNS = {
@@ -64,41 +66,41 @@ PATTERNS = {
 def test_files_go_up_and_down_whole(bucket: str, tmp_path: Path) -> None:
     content = np.random.default_rng(1).bytes(70 << 20)
     (tmp_path / "large.bin").write_bytes(content)
-    storage.upload(tmp_path / "large.bin", f"{bucket}/large.bin")
-    seen = storage.download(f"{bucket}/large.bin", tmp_path / "again.bin")
+    stores.upload(tmp_path / "large.bin", f"{bucket}/large.bin")
+    seen = stores.download(f"{bucket}/large.bin", tmp_path / "again.bin")
     assert (tmp_path / "again.bin").read_bytes() == content
     assert seen.size == len(content)
     assert {path.name for path in tmp_path.iterdir()} == {"large.bin", "again.bin"}
     with pytest.raises(FileNotFoundError):
-        storage.download(f"{bucket}/none.bin", tmp_path / "none.bin")
+        stores.download(f"{bucket}/none.bin", tmp_path / "none.bin")
     assert not (tmp_path / "none.bin").exists()
 
 
 def test_a_bucket_or_object_that_is_not_there_is_told_apart(bucket: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such object in the bucket"):
-        storage.read_bytes(f"{bucket}/none")
+        stores.read_bytes(f"{bucket}/none")
     with pytest.raises(FileNotFoundError, match='no bucket "gone"'):
-        storage.read_bytes("s3://gone/none")
+        stores.read_bytes("s3://gone/none")
     with pytest.raises(FileNotFoundError, match='no bucket "gone"'):
-        storage.listing("s3://gone/*.tar")
-    assert storage.listing(f"{bucket}/*.tar") == []
+        stores.listing("s3://gone/*.tar")
+    assert stores.listing(f"{bucket}/*.tar") == []
 
 
 def test_wrong_credentials_are_said_without_repeating_them(server: Server, bucket: str) -> None:
-    storage.use({"aws_secret_access_key": "hunter2"})
+    stores.use({"aws_secret_access_key": "hunter2"})
     with pytest.raises(PermissionError, match="refuses these credentials") as raised:
-        storage.read_bytes(f"{bucket}/none")
+        stores.read_bytes(f"{bucket}/none")
     assert "hunter2" not in str(raised.value)
     assert "aws_skip_signature" in str(raised.value)
 
 
 def test_an_https_endpoint_without_a_server_is_an_error_and_no_panic() -> None:
     options = {"aws_endpoint_url": "https://127.0.0.1:9", "aws_skip_signature": "true"}
-    storage.use(options, retry_s=0.1)
+    stores.use(options, retry_s=0.1)
     with pytest.raises(OSError, match="cannot be reached"):
-        storage.read_bytes("s3://bucket/key")
+        stores.read_bytes("s3://bucket/key")
     with pytest.raises(OSError, match="cannot be reached"):
-        storage.read_bytes("https://127.0.0.1:9/key")
+        stores.read_bytes("https://127.0.0.1:9/key")
 
 
 @pytest.mark.parametrize(
@@ -112,31 +114,31 @@ def test_an_https_endpoint_without_a_server_is_an_error_and_no_panic() -> None:
 )
 def test_uris_that_are_none_are_refused(uri: str, said: str) -> None:
     with pytest.raises(wsl.UsageError, match=said) as raised:
-        storage.read_bytes(uri)
+        stores.read_bytes(uri)
     assert "hunter2" not in str(raised.value)
 
 
 def test_options_are_checked_and_merged(tmp_path: Path) -> None:
     with pytest.raises(wsl.UsageError, match='no store knows the option "aws_regin"'):
-        storage.use({"aws_regin": "x"})
+        stores.use({"aws_regin": "x"})
     with pytest.raises(wsl.UsageError, match="request_bytes"):
-        storage.use(request_bytes=1)
+        stores.use(request_bytes=1)
     with pytest.raises(wsl.UsageError, match="unknown field 'gap'"):
-        storage.use(gap=1)
-    storage.use_workspace({"options": {"aws_region": "here", "aws_access_key_id": "k"}, "gap_bytes": 5})
-    storage.use({"aws_region": "there"}, retry_s=3.0)
-    now = storage.current()
+        stores.use(gap=1)
+    stores.use_workspace({"options": {"aws_region": "here", "aws_access_key_id": "k"}, "gap_bytes": 5})
+    stores.use({"aws_region": "there"}, retry_s=3.0)
+    now = stores.current()
     assert dict(now.options) == {"aws_region": "there", "aws_access_key_id": "k"}
     assert (now.gap_bytes, now.retry_s) == (5, 3.0)
     # Processes that are started have the same, and a workspace there changes nothing of it.
-    code = "from wsl import storage; storage.use_workspace({'options': {'aws_region': 'x'}});"
-    code += "print(dict(storage.current().options), storage.current().gap_bytes)"
+    code = "from wsl import storage; stores.use_workspace({'options': {'aws_region': 'x'}});"
+    code += "print(dict(stores.current().options), stores.current().gap_bytes)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [*str(dict(now.options)).split(), "5"]
-    storage.use()
-    storage.use_workspace({})
-    assert storage.current() == storage.Settings()
-    assert storage.ENVIRONMENT not in os.environ
+    stores.use()
+    stores.use_workspace({})
+    assert stores.current() == stores.Settings()
+    assert stores.ENVIRONMENT not in os.environ
 
 
 def test_the_block_of_a_workspace_holds_and_its_secrets_are_never_shown(
@@ -149,14 +151,14 @@ def test_the_block_of_a_workspace_holds_and_its_secrets_are_never_shown(
     }
     (tmp_path / "wsl.yaml").write_text(json.dumps({"indexes": {}, "storage": block}))
     workspace = Workspace.find(tmp_path)
-    now = storage.current()
+    now = stores.current()
     assert dict(now.options) == {
         "aws_secret_access_key": SECRET,
         "aws_skip_signature": "true",
         "timeout": "5",
     }
     assert (now.cache, now.cache_bytes) == (str(tmp_path / "shards"), 2 << 30)
-    shown = [repr(workspace), dump(workspace.config), repr(now), repr(now.core()), repr(storage.core())]
+    shown = [repr(workspace), dump(workspace.config), repr(now), repr(now.core()), repr(stores.core())]
     assert not [text for text in shown if SECRET in text]
     for wrong, said in [
         ({"options": {"x": "y"}, "cache": "a"}, "cache_bytes"),
@@ -174,9 +176,9 @@ def test_the_block_of_a_workspace_holds_and_its_secrets_are_never_shown(
 
 
 def test_polars_gets_the_same_options() -> None:
-    assert storage.polars_options() is None
-    storage.use({"aws_endpoint_url": "http://127.0.0.1:1"})
-    assert storage.polars_options() == {"aws_endpoint_url": "http://127.0.0.1:1", "aws_allow_http": "true"}
+    assert stores.polars_options() is None
+    stores.use({"aws_endpoint_url": "http://127.0.0.1:1"})
+    assert stores.polars_options() == {"aws_endpoint_url": "http://127.0.0.1:1", "aws_allow_http": "true"}
     assert StorageConfig().settings(Path("/")) == {}
 
 
@@ -190,27 +192,27 @@ def test_globs_of_stores_match_as_paths_do(pattern: str, name: str) -> None:
 
     parts, wanted = name.split("/"), pattern.split("/")
     expected = len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-    assert bool(storage._matcher(pattern).fullmatch(name)) == expected
+    assert bool(stores._matcher(pattern).fullmatch(name)) == expected
 
 
 def test_a_forked_child_reads_with_a_runtime_of_its_own(bucket: str) -> None:
-    storage.write_bytes(f"{bucket}/a", b"before")
-    assert storage.read_bytes(f"{bucket}/a") == b"before"
+    stores.write_bytes(f"{bucket}/a", b"before")
+    assert stores.read_bytes(f"{bucket}/a") == b"before"
     for _ in range(2):
         child = os.fork()
         if child == 0:
             inner = os.fork()
-            good = storage.read_bytes(f"{bucket}/a") == b"before"
+            good = stores.read_bytes(f"{bucket}/a") == b"before"
             if inner == 0:
                 os._exit(0 if good else 1)
             _, status = os.waitpid(inner, 0)
             os._exit(0 if good and status == 0 else 1)
         _, status = os.waitpid(child, 0)
         assert status == 0
-    assert storage.read_bytes(f"{bucket}/a") == b"before"
+    assert stores.read_bytes(f"{bucket}/a") == b"before"
 
 
 def test_the_engine_names_what_it_was_built_with() -> None:
     assert _core.HAS_STORES
-    assert not storage.is_remote("hf://a/b")
-    assert storage.is_remote("gs://a/b")
+    assert not stores.is_remote("hf://a/b")
+    assert stores.is_remote("gs://a/b")

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pytest
 
 import wsl
-from wsl import source
-from wsl.shards import write_shard
+from wsl.files import tables
+from wsl.index.shards import write_shard
 
 RECORDS: list[list[str | None] | None] = [
     ["#Dog", "cat", "dog"],
@@ -93,7 +93,7 @@ def test_files_of_text_count_the_same_compressed_or_not(
     found = wsl.count_hashtags(f"{path}{compression}", separator=separator)
     assert counts_of(found) == PLAIN
     # Keys of text files stay text, zeros and all.
-    records = source.open_records(f"{path}{compression}", key_column="key", hashtags_column="hashtags")
+    records = tables.open_records(f"{path}{compression}", key_column="key", hashtags_column="hashtags")
     assert pl.DataFrame(records.stream)["key"].to_list() == frame["key"].to_list()
 
 
@@ -237,25 +237,25 @@ def test_rows_are_told_beforehand_by_footers_and_about_by_text(tmp_path: Path) -
     frame = pl.DataFrame({"hashtags": [["a"]] * 70})
     frame.write_parquet(tmp_path / "a.parquet")
     frame.write_ipc(tmp_path / "a.arrow")
-    assert source.expected_rows(tmp_path / "a.parquet") == 70
-    assert source.expected_rows(tmp_path / "a.arrow") == 70
+    assert tables.expected_rows(tmp_path / "a.parquet") == 70
+    assert tables.expected_rows(tmp_path / "a.arrow") == 70
     lines = pl.DataFrame({"hashtags": [f"tag{i % 9}" for i in range(200_000)]})
     lines.write_csv(tmp_path / "a.csv")
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
     for name in ("a.csv", "a.csv.gz"):
-        assert source.expected_rows(tmp_path / name) == pytest.approx(200_000, rel=0.1)
+        assert tables.expected_rows(tmp_path / name) == pytest.approx(200_000, rel=0.1)
     (tmp_path / "bad.csv.gz").write_bytes(b"no gzip")
-    assert source.expected_rows(tmp_path / "bad.csv.gz") is None
-    assert source.expected_rows([]) == 0
-    assert source.expected_rows(tmp_path / "none.parquet") is None
+    assert tables.expected_rows(tmp_path / "bad.csv.gz") is None
+    assert tables.expected_rows([]) == 0
+    assert tables.expected_rows(tmp_path / "none.parquet") is None
 
 
 def test_samples_of_shards_are_told_beforehand_about(tmp_path: Path) -> None:
     for number in range(10):
         samples = [(f"{number}-{i}", {"txt": b"a b"}) for i in range(30)]
         write_shard(tmp_path / f"{number}.tar", samples)
-    assert source.expected_rows(tmp_path) == 300
-    assert source.expected_rows(tmp_path / "1.tar") is None
+    assert tables.expected_rows(tmp_path) == 300
+    assert tables.expected_rows(tmp_path / "1.tar") is None
 
 
 def test_progress_of_text_says_how_long_it_takes(tmp_path: Path) -> None:

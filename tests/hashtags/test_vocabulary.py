@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import wsl
 from tests.help.thoroughness import examples
 from wsl import _core
-from wsl.vocabulary import Coverage, Share
+from wsl.hashtags.vocabulary import Coverage, Share
 
 DICT = Path("/usr/share/wordnet")
 WORDS = """crane cr-ane bank bank_building depository dog domestic_dog canis_familiaris car auto machine

@@ -12,7 +12,7 @@ import polars as pl
 import yaml
 from PIL import Image
 
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 def _tag(draw: random.Random) -> str:
@@ -53,8 +53,9 @@ def write_teacher(folder: Path, num_classes: int = 10) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from wsl.config import StageConfig, check
-    from wsl.models import build_model
+    from wsl.training.models import build_model
+    from wsl.workspace.settings import check
+    from wsl.workspace.stage import StageConfig
 
     tree = {
         "stage": "teacher",

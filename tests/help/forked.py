@@ -126,9 +126,9 @@ def _run(request: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], hard))
     command: list[str] = request["command"]
     if command[0] == "rank":
-        from wsl import scoring_rank
+        from wsl.scoring import rank
 
-        return scoring_rank.main(command[1:])
+        return rank.main(command[1:])
     import wsl.cli
 
     return wsl.cli.run(command)
@@ -152,16 +152,17 @@ def main() -> None:
     import polars.io.plugins  # noqa: F401
 
     import wsl.cli
-    import wsl.indexing
-    import wsl.pseudolabels  # noqa: F401
+    import wsl.index.jobs
+    import wsl.scoring.pseudolabels
 
     if "scores" in sys.argv:
         import torch
 
-        from wsl import scoring, scoring_rank  # noqa: F401
+        import wsl.scoring.rank
+        import wsl.selection.states
 
         torch.set_num_threads(1)
-        scoring.RANGE = 128
+        wsl.selection.states.RANGE = 128
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

@@ -23,7 +23,7 @@ import polars.io.plugins  # noqa: F401
 
 import wsl.carried
 import wsl.cli
-import wsl.pseudolabels
+import wsl.scoring.pseudolabels
 
 
 def run(command: list[str], kill_at: int) -> tuple[int, int]:
@@ -48,12 +48,13 @@ def main(job: dict[str, Any]) -> int:
     if job["scores"]:
         import torch
 
-        import wsl.scoring
-        import wsl.scoring_rank
+        import wsl.scoring.network
+        import wsl.scoring.rank
+        import wsl.selection.states
 
         torch.set_num_threads(1)
-        wsl.scoring.RANGE = job["scores"]
-        wsl.scoring.SAVING_SHARE = float("inf")
+        wsl.selection.states.RANGE = job["scores"]
+        wsl.scoring.network.SAVING_SHARE = float("inf")
     folder, command = Path(job["folder"]), job["command"]
 
     def put_back() -> None:

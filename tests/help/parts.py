@@ -13,13 +13,13 @@ import polars as pl
 
 import wsl
 from wsl import WslError
-from wsl.building import Wanted
 from wsl.cluster import tasks
-from wsl.cluster.indexing import plan_of
+from wsl.cluster.index_plan import plan_of
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import missing
-from wsl.config import ClusterConfig
-from wsl.shards import write_shard
+from wsl.index.build import Wanted
+from wsl.index.shards import write_shard
+from wsl.workspace.config import ClusterConfig
 
 SCHEMA = {"key": pl.String, "hashtags": pl.List(pl.String)}
 

@@ -22,7 +22,6 @@ from torch import nn
 
 from tests.help.stages import StageMaker
 from wsl._core import WslError
-from wsl.config import StageConfig
 from wsl.data.dataset import Images, LabelledExamples
 from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
@@ -33,6 +32,7 @@ from wsl.training.launch import LAUNCHER
 from wsl.training.loop import Batch, Batches
 from wsl.training.step import Stepper, StepResult
 from wsl.training.stop import Stopped
+from wsl.workspace.stage import StageConfig
 
 ZERO = {number: {"deepspeed": f"configs/deepspeed/zero{number}.json"} for number in range(4)}
 WORLD: dict[str, Any] = {"num_steps": 12, "checkpoint_every": 100, "log_every": 1, "micro_batch_size": 4}

@@ -10,8 +10,8 @@ import polars as pl
 from PIL import Image
 
 import wsl
-from wsl import storage
-from wsl.shards import write_shard
+from wsl.files import stores
+from wsl.index.shards import write_shard
 
 
 def make_shards(folder: Path, num_shards: int = 3, num_samples: int = 20) -> list[Path]:
@@ -36,8 +36,8 @@ def put(paths: list[Path], base: str) -> list[str]:
     """The URIs of shards that are copied below `base`."""
     uris = []
     for path in paths:
-        uris.append(storage.join(base, path.name))
-        storage.write_bytes(uris[-1], path.read_bytes())
+        uris.append(stores.join(base, path.name))
+        stores.write_bytes(uris[-1], path.read_bytes())
     return uris
 
 

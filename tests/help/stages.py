@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 import wsl
-from wsl.config import StageConfig, check
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 from wsl.training.stages import run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
-from wsl.workspace import StageInputs
+from wsl.workspace.layout import StageInputs
+from wsl.workspace.settings import check
+from wsl.workspace.stage import StageConfig
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 

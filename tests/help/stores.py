@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.help.servers import Server, found_server
-from wsl import _core, storage
+from wsl import _core
+from wsl.files import stores
 
 _number = itertools.count()
 
@@ -19,13 +20,13 @@ def plain_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing set before or after; no store of the machine's own."""
     if not _core.HAS_STORES:
         pytest.skip("this wsl was built without object stores (Cargo feature cloud)")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", storage.ENVIRONMENT):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", stores.ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
-    storage.use()
-    storage.use_workspace({})
+    stores.use()
+    stores.use_workspace({})
     yield
-    storage.use()
-    storage.use_workspace({})
+    stores.use()
+    stores.use_workspace({})
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def bucket(plain_storage: None, server: Server) -> str:
     """The URI of an empty bucket of the server, which is what storage reaches."""
-    storage.use(server.options())
+    stores.use(server.options())
     return server.bucket(f"bucket-{next(_number)}")
 
 

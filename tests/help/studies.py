@@ -11,9 +11,9 @@ import polars as pl
 import yaml
 from PIL import Image
 
-from wsl.indexing import build_one_index, index_jobs
-from wsl.shards import Sample, write_shards
-from wsl.workspace import Workspace
+from wsl.index.jobs import build_one_index, index_jobs
+from wsl.index.shards import Sample, write_shards
+from wsl.workspace.layout import Workspace
 
 MODEL = "model: {name: narrow, stem: patch, stem_width: 4, widths: [4], image_size: 8}\n"
 REST = "data: {crop: false, flip: false}\nbatch_size: 8\nnum_steps: 3\n"

@@ -17,7 +17,7 @@ import pytest
 import wsl
 from tests.help.thoroughness import Places
 from wsl.cli import run
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 @pytest.fixture

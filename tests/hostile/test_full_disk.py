@@ -18,7 +18,7 @@ import pytest
 
 import wsl
 from tests.help.forked import Forked, ForkServer
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 NUM_SAMPLES, NUM_CLASSES = 20_000, 60
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import wsl
 from tests.help.thoroughness import examples
 from wsl import _core
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 NAMES = st.text(alphabet="ab./é-_0", min_size=1, max_size=12) | st.text(
     alphabet="abc/", min_size=90, max_size=300

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 
 import wsl
-from wsl import source
 from wsl.cli import run
+from wsl.files import tables
 
 # Counts each file named; one line for each: what became of it.
 CHILD = """
@@ -133,7 +133,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
         file.write(b'"]}\n{"hashtags": ["b"]}\n')
     with pytest.raises(wsl.DataError, match="the line at byte 20 has more than"):
         wsl.count_hashtags(path)
-    monkeypatch.setattr(source, "MAX_LINE_BYTES", 64)
+    monkeypatch.setattr(tables, "MAX_LINE_BYTES", 64)
     short = tmp_path / "short.ndjson"
     short.write_bytes(b'{"hashtags": ["a"]}\n' * 5000)
     assert wsl.count_hashtags(short).num_hashtags == 5000

@@ -15,12 +15,12 @@ import polars as pl
 import pytest
 
 import wsl
-from wsl.building import BUILDING
 from wsl.cli import run
-from wsl.config import IndexConfig
-from wsl.indexing import build_one_index
-from wsl.locking import locked
-from wsl.shards import write_shard
+from wsl.files.locking import locked
+from wsl.index.build import BUILDING
+from wsl.index.jobs import build_one_index
+from wsl.index.shards import write_shard
+from wsl.workspace.config import IndexConfig
 
 MIB = 1 << 20
 

@@ -16,8 +16,8 @@ import wids
 
 import wsl
 from wsl.cli import run
-from wsl.exporting import export_index
-from wsl.shards import write_shard
+from wsl.index.export import export_index
+from wsl.index.shards import write_shard
 
 STORED = Path(__file__).with_name("exports")
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)

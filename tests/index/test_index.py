@@ -21,7 +21,7 @@ from polars.testing import assert_frame_equal
 import wsl
 from tests.help.thoroughness import examples
 from wsl.cli import run
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 
 def make_shards(folder: Path, sizes: list[int], *, classes: bool = True) -> list[Path]:

@@ -16,7 +16,7 @@ from scipy import stats
 
 import wsl
 from tests.help.thoroughness import examples
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import wsl
 from tests.help.thoroughness import examples
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 
 SIZES = [1, 511, 512, 513, 5000, 70_000, 300_000, 1_200_000]
 

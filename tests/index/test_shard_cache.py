@@ -19,8 +19,8 @@ from tests.help.proxy import Fault, proxy
 from tests.help.servers import Server
 from tests.help.shards import both
 from tests.index.test_stored_shards import epoch, write_other
-from wsl import storage
 from wsl.errors import explain
+from wsl.files import stores
 
 pytestmark = pytest.mark.usefixtures("plain_storage")
 
@@ -32,7 +32,7 @@ def shards_in(folder: Path) -> list[Path]:
 
 def test_shards_are_fetched_once_and_read_as_files(memory: str, fetched: Path, tmp_path: Path) -> None:
     local, stored = both(tmp_path, memory)
-    storage.use(cache=str(fetched), cache_bytes=1 << 30)
+    stores.use(cache=str(fetched), cache_bytes=1 << 30)
     index = wsl.Index.open(stored.path)
     wanted = np.random.default_rng(0).permutation(60)
     assert index.read(wanted) == local.read(wanted)
@@ -53,7 +53,7 @@ def test_a_limit_holds_and_nothing_of_others_is_removed(memory: str, fetched: Pa
     foreign = [fetched / "precious.shard", fetched / "wsl-shards" / "precious.shard", fetched / "a.tar"]
     for path in foreign:
         path.write_bytes(b"x" * size * 5)
-    storage.use(cache=str(fetched), cache_bytes=int(size * 2.5))
+    stores.use(cache=str(fetched), cache_bytes=int(size * 2.5))
     index = wsl.Index.open(stored.path)
     for shard in (0, 1, 0, 2, 3, 0):
         assert index.read([shard * 20 + 1]) == local.read([shard * 20 + 1])
@@ -65,11 +65,11 @@ def test_a_limit_holds_and_nothing_of_others_is_removed(memory: str, fetched: Pa
 
 def test_a_limit_under_one_shard_and_a_full_disk_are_said(memory: str, fetched: Path, tmp_path: Path) -> None:
     local, stored = both(tmp_path, memory)
-    storage.use(cache=str(fetched), cache_bytes=1000)
+    stores.use(cache=str(fetched), cache_bytes=1000)
     with pytest.raises(wsl.UsageError, match=r"may hold 1000 bytes, and the shard .*part-0\.tar has"):
         wsl.Index.open(stored.path).read([0])
     assert not fetched.exists()
-    storage.use(cache=str(fetched), cache_bytes=1 << 30)
+    stores.use(cache=str(fetched), cache_bytes=1 << 30)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -93,7 +93,7 @@ def test_a_real_full_disk_is_said(memory: str, tmp_path: Path) -> None:
     if os.getuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
-        storage.use(cache=str(folder), cache_bytes=1 << 30)
+        stores.use(cache=str(folder), cache_bytes=1 << 30)
         with pytest.raises(OSError, match="No space left") as raised:
             wsl.Index.open(stored.path).read([0])
         assert "no space is left" in explain(raised.value)
@@ -115,10 +115,10 @@ print(index.read_report()["num_requests"])
 def test_processes_share_a_folder(server: Server, bucket: str, fetched: Path, tmp_path: Path) -> None:
     local, stored = both(tmp_path, bucket, num_shards=8)
     size = (tmp_path / "data" / "part-0.tar").stat().st_size
-    storage.use(cache=str(fetched), cache_bytes=1 << 30)
+    stores.use(cache=str(fetched), cache_bytes=1 << 30)
     assert sum(_children(stored, local, 3)) == 8, "each shard is fetched once"
     shutil.rmtree(fetched)
-    storage.use(cache=str(fetched), cache_bytes=size * 3)
+    stores.use(cache=str(fetched), cache_bytes=size * 3)
     assert sum(_children(stored, local, 3)) > 8
     assert len(shards_in(fetched)) <= 3
     assert not list(fetched.rglob("*.part"))
@@ -145,14 +145,14 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_a_shard(
         return Fault(stall_s=20.0)
 
     with proxy(server.address, plan) as (url, _):
-        storage.use(server.options(url), cache=str(fetched), cache_bytes=1 << 30)
+        stores.use(server.options(url), cache=str(fetched), cache_bytes=1 << 30)
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(stored.path), "0", str(local.path)])
         assert stalled.wait(30)
         child.kill()
         child.wait()
     assert shards_in(fetched) == []
     assert list(fetched.rglob("*.part"))
-    storage.use(server.options())
+    stores.use(server.options())
     index = wsl.Index.open(stored.path)
     assert index.read(np.arange(60)) == local.read(np.arange(60))
     assert len(shards_in(fetched)) == 3
@@ -161,8 +161,8 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_a_shard(
 
 def test_a_replaced_shard_is_not_taken_from_the_folder(memory: str, fetched: Path, tmp_path: Path) -> None:
     _, stored = both(tmp_path, memory)
-    storage.use(cache=str(fetched), cache_bytes=1 << 30)
-    storage.write_bytes(f"{memory}/part-1.tar", write_other(tmp_path / "other.tar"))
+    stores.use(cache=str(fetched), cache_bytes=1 << 30)
+    stores.write_bytes(f"{memory}/part-1.tar", write_other(tmp_path / "other.tar"))
     with pytest.raises(wsl.DataError, match="replaced after it was indexed"):
         wsl.Index.open(stored.path).read([25])
     assert shards_in(fetched) == []

@@ -10,7 +10,7 @@ import pytest
 import webdataset
 
 import wsl
-from wsl.shards import write_shard, write_shards
+from wsl.index.shards import write_shard, write_shards
 
 
 def make_tree(folder: Path) -> None:

@@ -17,12 +17,12 @@ import pytest
 import wsl
 from tests.help.servers import Server
 from tests.help.shards import both, make_shards, padded, put
-from wsl import storage
 from wsl.cli import run
 from wsl.data.augment import ImageOptions
 from wsl.data.epochs import EpochDataset
-from wsl.exporting import export_index
-from wsl.shards import write_shard
+from wsl.files import stores
+from wsl.index.export import export_index
+from wsl.index.shards import write_shard
 
 pytestmark = pytest.mark.usefixtures("plain_storage")
 
@@ -58,7 +58,7 @@ def test_neighbours_come_with_one_request_and_the_report_says_what_it_took(
     assert report["num_retries"] == 0
     assert report["wanted_bytes"] == sum(map(len, images)) < report["read_bytes"]
     assert report["amplification"] == report["read_bytes"] / report["wanted_bytes"]
-    storage.use(gap_bytes=0)
+    stores.use(gap_bytes=0)
     apart = wsl.Index.open(stored.path)
     assert apart.read(wanted) == images
     report = apart.read_report()
@@ -73,10 +73,10 @@ def test_large_images_are_skipped_by_the_scan_and_read_in_several_requests(
     samples = [(f"s{n}", {"png": rng.bytes(3 << 20), "cls": b"0"}) for n in range(8)]
     write_shard(tmp_path / "a.tar", samples)
     uri = put([tmp_path / "a.tar"], memory)
-    storage.use(request_bytes=1 << 20)
-    before = storage.core().report()
+    stores.use(request_bytes=1 << 20)
+    before = stores.core().report()
     stored = wsl.build_index(tmp_path / "index", uri, label_kind="class")
-    after = storage.core().report()
+    after = stores.core().report()
     assert after[3] - before[3] < 4 << 20, "the scan read over the images"
     assert stored.read(np.arange(8)) == [members["png"] for _, members in samples]
     assert stored.read_report()["num_requests"] == 8 * 4
@@ -100,13 +100,13 @@ def epoch(index: wsl.Index, batch: int = 16) -> Any:
 def test_a_shard_that_was_replaced_is_an_error_everywhere(base: str, tmp_path: Path) -> None:
     _, stored = both(tmp_path, base)
     changed = write_other(tmp_path / "other.tar")
-    storage.write_bytes(f"{base}/part-1.tar", changed)
+    stores.write_bytes(f"{base}/part-1.tar", changed)
     with pytest.raises(wsl.DataError, match=r"part-1\.tar: the object was replaced after it was indexed"):
         stored.read([25])
     assert stored.read([0]) == wsl.Index.open(tmp_path / "local").read([0])
     with pytest.raises(wsl.DataError, match=r"part-1\.tar: expected the \d+ bytes that were indexed"):
         stored.verify()
-    storage.delete(f"{base}/part-2.tar")
+    stores.delete(f"{base}/part-2.tar")
     with pytest.raises(FileNotFoundError, match="no such object"):
         stored.read([45])
 
@@ -120,7 +120,7 @@ def write_other(path: Path) -> bytes:
 
 def test_the_same_bytes_written_anew_are_taken_for_another_shard(memory: str, tmp_path: Path) -> None:
     _, stored = both(tmp_path, memory)
-    storage.write_bytes(f"{memory}/part-0.tar", storage.read_bytes(f"{memory}/part-0.tar"))
+    stores.write_bytes(f"{memory}/part-0.tar", stores.read_bytes(f"{memory}/part-0.tar"))
     with pytest.raises(wsl.DataError, match="expected etag"):
         stored.read([0])
     with pytest.raises(wsl.DataError, match="written anew"):
@@ -149,7 +149,7 @@ def test_a_damaged_or_empty_shard_is_told_by_its_uri(memory: str, tmp_path: Path
         (path.read_bytes()[:5000], "past the end of the file|ends here"),
         (b"x" * 5000, "no tar header here"),
     ]:
-        storage.write_bytes(uri, content)
+        stores.write_bytes(uri, content)
         with pytest.raises(wsl.DataError, match=said) as raised:
             wsl.build_index(tmp_path / "index", [uri])
         assert uri in str(raised.value)
@@ -167,7 +167,7 @@ def test_hashtags_come_from_shards_and_tables_in_a_store(bucket: str, tmp_path: 
     inside = wsl.build_index(tmp_path / "inside", uris, label_kind="hashtag", hashtags_column="tags")
     records = pl.DataFrame({"key": [f"s{n}" for n in range(9)], "hashtags": [TAGS[n % 3] for n in range(9)]})
     padded(records).write_parquet(tmp_path / "r.parquet")
-    storage.upload(tmp_path / "r.parquet", f"{bucket}/tags/r.parquet")
+    stores.upload(tmp_path / "r.parquet", f"{bucket}/tags/r.parquet")
     for source in (
         f"{bucket}/tags/r.parquet",
         f"{bucket}/tags/*.parquet",
@@ -195,14 +195,14 @@ def test_predictions_are_read_from_a_store_and_the_selection_is_written_to_one(
         pairs = {"sample": np.repeat(np.arange(50) + 50 * number, 4), "class": np.tile(np.arange(4), 50)}
         frame = pl.DataFrame(pairs | {"score": rng.normal(size=200).astype(np.float32)})
         padded(frame).write_parquet(tmp_path / f"p{number}.parquet")
-        storage.upload(tmp_path / f"p{number}.parquet", f"{bucket}/predictions/p{number}.parquet")
+        stores.upload(tmp_path / f"p{number}.parquet", f"{bucket}/predictions/p{number}.parquet")
     options = ["--k", "20", "--p", "2"]
     local, away = str(tmp_path / "local.parquet"), f"{bucket}/out/away.parquet"
     command = ["pseudolabel", *options, "--predictions"]
     assert run([*command, str(tmp_path / "p*.parquet"), "--out", local]) == 0
     for pattern in (f"{bucket}/predictions/*.parquet", f"{bucket}/predictions/"):
         assert run([*command, pattern, "--out", away, "--overwrite"]) == 0
-        storage.download(away, tmp_path / "away.parquet")
+        stores.download(away, tmp_path / "away.parquet")
         assert pl.read_parquet(tmp_path / "away.parquet").equals(pl.read_parquet(local))
     assert run([*command, f"{bucket}/none/*.parquet", "--out", away]) == 2
 
@@ -217,13 +217,13 @@ def test_the_command_line_reads_shards_by_glob_and_adds_new_ones(
     block = {"options": server.options(), "gap_bytes": "64KiB"}
     indexes = {"all": {"shards": f"{bucket}/shards/part-*.tar", "label_kind": "class"}}
     (tmp_path / "work" / "wsl.yaml").write_text(json.dumps({"indexes": indexes, "storage": block}))
-    storage.use()
+    stores.use()
     assert wsl_command("index", "build") == (0, "built, 40 samples")
     assert wsl_command("index", "build") == (0, "up to date, 40 samples")
     put_one = [*paths[2:]]
-    storage.use(server.options())
+    stores.use(server.options())
     put(put_one, f"{bucket}/shards")
-    storage.use()
+    stores.use()
     assert wsl_command("index", "build") == (0, "appended, 60 samples")
     for command in (["verify"], ["get", "41", "--out", "one.png"]):
         code, said = wsl_command("index", command[0], "index/all", *command[1:])
@@ -242,7 +242,7 @@ def wsl_command(*arguments: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         check=False,
-        env={k: v for k, v in os.environ.items() if k != storage.ENVIRONMENT},
+        env={k: v for k, v in os.environ.items() if k != stores.ENVIRONMENT},
     )
     said = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
     return done.returncode, said.partition(": ")[2].partition(" in ")[
@@ -262,7 +262,7 @@ def test_an_index_over_a_store_is_exported(memory: str, tmp_path: Path) -> None:
 
 def test_options_on_the_command_line_hold(server: Server, bucket: str, tmp_path: Path) -> None:
     put(make_shards(tmp_path / "data", 1), bucket)
-    storage.use()
+    stores.use()
     options = [f"--storage-option={key}={value}" for key, value in server.options().items()]
     out = str(tmp_path / "index")
     assert run(["index", "build", "--shards", f"{bucket}/*.tar", "--out", out, *options]) == 0

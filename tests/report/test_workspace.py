@@ -16,18 +16,19 @@ import pytest
 from PIL import Image
 
 import wsl
-from wsl import pseudolabels
 from wsl._core import DataError, UsageError
 from wsl.cli import run
-from wsl.pages.pictures import MAX_SIDE, thumbnail
-from wsl.pages.runs import read_curves
-from wsl.pages.selection import best_classes, disagreeing, read_selection
-from wsl.pages.workspace import workspace_page
-from wsl.report.page import render
-from wsl.shards import write_shard
+from wsl.figures.page import render
+from wsl.index.shards import write_shard
+from wsl.report.pictures import MAX_SIDE, thumbnail
+from wsl.report.runs import read_curves
+from wsl.report.selection import best_classes, disagreeing, read_selection
+from wsl.report.workspace import workspace_page
+from wsl.scoring import pseudolabels
+from wsl.scoring.request import SelectionRequest
 from wsl.studies.page import write_study
 from wsl.studies.spec import StudyConfig
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
 
 NUM_IMAGES, NUM_CLASSES = 24, 3
 HOSTILE = "<b>Cat & Dog</b>"
@@ -101,9 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     predictions.mkdir(parents=True)
     scores_table().write_parquet(predictions / "scores-000000000000.parquet")
     pseudolabels.select(
-        pseudolabels.SelectionRequest(
-            k=14, p=2, predictions=str(predictions), index=root / "index" / "unlabelled"
-        ),
+        SelectionRequest(k=14, p=2, predictions=str(predictions), index=root / "index" / "unlabelled"),
         root,
     )
     config = StudyConfig.model_validate(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from wsl.training.intervals import macro_interval, wilson
+from wsl.runs.intervals import macro_interval, wilson
 
 
 @given(st.integers(1, 500), st.data())

@@ -17,8 +17,8 @@ import pytest
 
 from tests.help.commands import refused, wsl_json
 from tests.help.thoroughness import Places
-from wsl.locking import locked, shared_by_ranks
-from wsl.predictions import SCORING
+from wsl.files.locking import locked, shared_by_ranks
+from wsl.scoring.verbs import SCORING
 
 pytestmark = pytest.mark.xdist_group("kill")
 

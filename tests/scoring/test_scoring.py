@@ -15,28 +15,29 @@ import pytest
 import wsl
 from tests.help.commands import refused, select, wsl_json
 from tests.help.forked import Forked, ForkServer
-from wsl import scoring, scoring_rank
 from wsl.cli import run
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
+from wsl.scoring import network, rank
+from wsl.selection import states
 
 
 def test_scores_go_straight_into_a_state_that_serves_smaller_k_and_any_p(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "RANGE", 128)
-    monkeypatch.setattr(scoring, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(states, "RANGE", 128)
+    monkeypatch.setattr(network, "SAVING_SHARE", float("inf"))
     base = ["-w", workspace, "--json"]
     report, first = select(capsys, tmp_path / "a.parquet", *base, "--k", 400, "--p", 2, "--compare-orders")
     assert 0 < report["agreement_of_orders"] < 1
-    states = list((workspace / "predictions").rglob("*.state"))
-    assert len(states) == 2
+    saved = list((workspace / "predictions").rglob("*.state"))
+    assert len(saved) == 2
     assert not list((workspace / "predictions").rglob("*.parquet"))
 
     def broken(*_: object) -> None:
         raise AssertionError("the network ran again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "Scorer", broken)
+        patch.setattr(network, "Scorer", broken)
         _, smaller = select(capsys, tmp_path / "b.parquet", *base, "--k", 100, "--p", 1)
     # A mark is taken away, as a kill would: what it stood for is scored again, with the same end.
     for mark in (workspace / "predictions").rglob("done-*.json"):
@@ -77,15 +78,15 @@ def test_what_was_scored_stays_valid_when_the_index_is_added_to(
     monkeypatch: pytest.MonkeyPatch,
     kept: str,
 ) -> None:
-    monkeypatch.setattr(scoring, "RANGE", 64)
+    monkeypatch.setattr(states, "RANGE", 64)
     seen: list[tuple[int, int]] = []
-    score = scoring.Scorer.score
+    score = network.Scorer.score
 
-    def watched(self: scoring.Scorer, start: int = 0, stop: int | None = None) -> Any:
+    def watched(self: network.Scorer, start: int = 0, stop: int | None = None) -> Any:
         seen.append((start, stop or 0))
         return score(self, start, stop)
 
-    monkeypatch.setattr(scoring.Scorer, "score", watched)
+    monkeypatch.setattr(network.Scorer, "score", watched)
     index = tmp_path / "index"
     build = ["index", "build", "--shards", tmp_path / "shards" / "*.tar", "--out", index, "--json"]
     teacher = ["--checkpoint", workspace / "runs" / "teacher", "--index", index]
@@ -139,7 +140,7 @@ def forks() -> Iterator[ForkServer]:
 def test_two_ranks_write_the_files_of_one_and_a_killed_rank_goes_on(
     forks: ForkServer, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "RANGE", 128)
+    monkeypatch.setattr(states, "RANGE", 128)
     job = {
         "run": str(workspace / "runs" / "teacher"),
         "index": str(workspace / "index" / "unlabelled"),
@@ -162,7 +163,7 @@ def test_two_ranks_write_the_files_of_one_and_a_killed_rank_goes_on(
     killed.wait()
     ranks = [start(0, two), start(1, two)]
     assert [process.wait() for process in ranks] == [0, 0]
-    scoring_rank.run(job | {"out": str(one)}, 0, 1)
+    rank.run(job | {"out": str(one)}, 0, 1)
     names = sorted(path.name for path in one.glob("scores-*"))
     assert len(names) > 3
     assert names == sorted(path.name for path in two.glob("scores-*"))

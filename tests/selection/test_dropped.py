@@ -10,8 +10,8 @@ import pytest
 
 import wsl
 from tests.help.commands import refused, wsl_json
-from wsl.shards import write_shard
-from wsl.takedowns import Dropped
+from wsl.index.shards import write_shard
+from wsl.selection.dropped import Dropped
 
 NUM, CLASSES = 300, 5
 

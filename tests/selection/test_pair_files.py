@@ -19,7 +19,7 @@ from polars.testing import assert_frame_equal
 import wsl
 from tests.help.thoroughness import Places, examples
 from wsl import _core
-from wsl.selection import TopK
+from wsl.selection.topk import TopK
 
 NUM_CLASSES = 7
 INTEGERS = [pa.int32(), pa.uint32(), pa.int64(), pa.uint64(), pa.uint16()]

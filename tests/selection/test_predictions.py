@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 import wsl
 import wsl.cli
 from tests.help.commands import refused, wsl_json
-from wsl.numbering import KeyedPredictions
-from wsl.prediction_files import gaps
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
+from wsl.selection.keyed import KeyedPredictions
+from wsl.selection.predictions import gaps
 
 MADE_BY = {
     "teacher_fingerprint": "one",

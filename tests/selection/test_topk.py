@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import wsl
-import wsl.selection
+import wsl.selection.topk
 from tests.help.thoroughness import examples
 from wsl import _core
-from wsl.selection import Order, TopK
+from wsl.selection.topk import Order, TopK
 
 ORDERS: tuple[Order, Order] = ("class-first", "image-first")
 SCHEMA = {"sample": pl.UInt64, "class": pl.UInt32, "score": pl.Float32}
@@ -61,7 +61,7 @@ def by_duckdb(pairs: pl.DataFrame, k: int, p: int, order: Order) -> pl.DataFrame
     return pl.DataFrame(connection.sql(query).to_arrow_table())
 
 
-def table_of(selection: wsl.selection.Selection) -> pl.DataFrame:
+def table_of(selection: wsl.selection.topk.Selection) -> pl.DataFrame:
     return selection.table.drop("probability")
 
 

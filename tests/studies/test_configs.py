@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from wsl.carried import configs_folder, fashion_mnist, openclipart
-from wsl.config import load
-from wsl.shards import Sample
+from wsl.index.shards import Sample
 from wsl.studies.plan import axis_values, plan_steps
 from wsl.studies.run import StudyRequest, run_study
 from wsl.studies.spec import StudyConfig
+from wsl.workspace.settings import load
 
 FILES = sorted((configs_folder() / "studies").glob("*.yaml"))
 GENERIC = {
@@ -52,9 +52,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield tmp_path_factory.mktemp("studies")
 
 
-def test_the_study_in_the_readme_holds_together(tmp_path: Path) -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"```yaml\n(title: .*?)```", readme, re.DOTALL)
+def test_the_study_on_the_page_of_studies_holds_together(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "guide" / "studies.md"
+    found = re.search(r"```yaml\n(title: .*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert found
     (tmp_path / "mine.yaml").write_text(found.group(1))
     study = load(StudyConfig, tmp_path / "mine.yaml")

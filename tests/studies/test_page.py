@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from tests.help.frames import frame, row, rows_of, sweep, sweep_rows
 from tests.help.thoroughness import examples
 from wsl._core import DataError, UsageError
-from wsl.config import load
-from wsl.report.charts import Chart, Point, begins_at_zero, chart
-from wsl.report.page import render
+from wsl.figures.charts import Chart, Point, begins_at_zero, chart
+from wsl.figures.page import render
 from wsl.studies import figures
 from wsl.studies.figures import chart_of, figure_data, table_of
 from wsl.studies.findings import judge_all
 from wsl.studies.page import read_study, study_page, write_study
 from wsl.studies.plan import axis_values, plan_steps
 from wsl.studies.spec import Figure, StudyConfig
+from wsl.workspace.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = {

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wsl
-from wsl.config import load
 from wsl.studies.plan import Place, Plan, StepPlan, axis_values, plan_indexes, plan_steps
 from wsl.studies.run import with_axes
 from wsl.studies.spec import RunStep, SelectionStep, StudyConfig
+from wsl.workspace.settings import load
 
 BASE: dict[str, Any] = {
     "title": "Sweep",

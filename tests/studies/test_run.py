@@ -20,11 +20,12 @@ from polars.testing import assert_frame_equal
 import wsl
 from tests.help.studies import STUDY, make_world, write_yaml
 from wsl.cli import run
-from wsl.pseudolabels import SelectionRequest, select
-from wsl.scoring import Scorer
+from wsl.scoring.network import Scorer
+from wsl.scoring.pseudolabels import select
+from wsl.scoring.request import SelectionRequest
 from wsl.studies.run import StudyRequest, StudyResult, run_study
 from wsl.training.launch import LAUNCH_VARIABLES
-from wsl.workspace import read_run
+from wsl.workspace.run import read_run
 
 
 @pytest.fixture(scope="module")

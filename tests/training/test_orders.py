@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import wsl
-from wsl.config import StageConfig, check
-from wsl.shards import write_shard
+from wsl.index.shards import write_shard
 from wsl.training.task import make_order, prepare_task
-from wsl.workspace import StageInputs
+from wsl.workspace.layout import StageInputs
+from wsl.workspace.settings import check
+from wsl.workspace.stage import StageConfig
 
 
 def make_index(folder: Path, num_shards: int) -> Path:

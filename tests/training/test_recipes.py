@@ -11,11 +11,13 @@ import yaml
 
 import wsl
 from wsl.cli import run
-from wsl.config import StageConfig, WorkspaceConfig, check, dump, load
-from wsl.models import build_model, num_parameters
 from wsl.training import deepspeed
 from wsl.training.execution import find_blocks, prepare_model
+from wsl.training.models import build_model, num_parameters
 from wsl.training.schedule import learning_rate, peak_rate
+from wsl.workspace.config import WorkspaceConfig
+from wsl.workspace.settings import check, dump, load
+from wsl.workspace.stage import StageConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs" / "stages").glob("*.yaml"))

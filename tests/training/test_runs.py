@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 import wsl
 from tests.help.stages import CLASSES, StageMaker, key_of, stopped, write_index
-from wsl.config import StageConfig
 from wsl.training import checkpoint, watch
 from wsl.training.distillation import TeacherScores, collect_scores
 from wsl.training.evaluation import evaluate_run
@@ -31,6 +30,7 @@ from wsl.training.stages import RunSummary, run_stage
 from wsl.training.step import Stepper
 from wsl.training.stop import Stopped
 from wsl.training.trainer import Trainer
+from wsl.workspace.stage import StageConfig
 
 
 def names(checkpoints: Path) -> list[str]:

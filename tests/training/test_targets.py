@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.help.thoroughness import examples
-from wsl.config import ExecutionConfig, RegularizationConfig
 from wsl.training.ema import Ema
 from wsl.training.execution import prepare_model
 from wsl.training.losses import cross_entropy_of_images, distillation_of_images
 from wsl.training.metrics import Accuracy, Evaluation
 from wsl.training.mixing import check_even, mix
+from wsl.workspace.stage import ExecutionConfig, RegularizationConfig
 
 
 def batch(num: int = 8, num_classes: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

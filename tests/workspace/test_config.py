@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import wsl
-from wsl.config import WorkspaceConfig, check
+from wsl.workspace.config import WorkspaceConfig
+from wsl.workspace.settings import check
 
 
 @pytest.mark.parametrize(

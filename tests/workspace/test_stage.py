@@ -10,7 +10,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 import wsl
-from wsl.config import Config, StageConfig, check
+from wsl.workspace.settings import Config, check
+from wsl.workspace.stage import StageConfig
 
 BASE = {"stage": "finetune"}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wsl._core import UsageError
 from wsl.carried import fashion_mnist, openclipart
-from wsl.publish import publish_text
+from wsl.files.publish import publish_text
 
 HERE = Path(__file__).resolve().parent
 MARKER = "data/made.json"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsl._core import DataError
-from wsl.publish import publishing
+from wsl.files.publish import publishing
 
 Arrays = dict[str, npt.NDArray[np.uint8]]
 MAX_BYTES = 1 << 30

@@ -15,7 +15,7 @@ from PIL import Image
 
 from wsl._core import DataError, UsageError
 from wsl.carried.arrays import read_arrays
-from wsl.shards import Sample, write_shards
+from wsl.index.shards import Sample, write_shards
 
 FILE = "fashion-mnist.xz"
 CLASSES = [

@@ -23,7 +23,7 @@ from PIL import Image
 
 from wsl._core import UsageError
 from wsl.carried.arrays import read_arrays
-from wsl.shards import Sample, write_shards
+from wsl.index.shards import Sample, write_shards
 
 FILE = "openclipart.xz"
 SIDE = 48

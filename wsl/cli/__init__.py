@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from wsl._core import UsageError, __version__
-from wsl.cli import cluster, data, demo, doctor, hashtags, index, report, selection, study, training
+from wsl.cli import cluster, demo, doctor, hashtags, index, report, selection, study, training, workspace
 from wsl.cli.console import print_error
 from wsl.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, exit_code, explain
 
@@ -53,14 +53,14 @@ def _use_storage_of_workspace() -> None:
     file = Path(os.environ.get("WSL_WORKSPACE") or ".") / "wsl.yaml"
     if not file.is_file() or b"storage" not in file.read_bytes():
         return
-    from wsl.workspace import Workspace
+    from wsl.workspace.layout import Workspace
 
     # A command that needs the workspace says what is wrong with it.
     with contextlib.suppress(UsageError):
         Workspace.find()
 
 
-for group in (demo, data, hashtags, index, training, selection, study, report, cluster, doctor):
+for group in (demo, workspace, hashtags, index, training, selection, study, report, cluster, doctor):
     group.register(app)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,9 @@ from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import JsonOption, StorageOption, WorkspaceOption, parse_bytes
 
 if TYPE_CHECKING:
-    from wsl.config import ClusterConfig
-    from wsl.workspace import Workspace
+    from wsl.cluster.executor import ClusterExecutor
+    from wsl.workspace.config import ClusterConfig
+    from wsl.workspace.layout import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="Runs on a Ray cluster.")
 
@@ -45,15 +45,6 @@ ClusterGroupOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The cluster that a command runs on, and where its parts lie."""
-
-    settings: ClusterConfig
-    folder: str
-    """A path, or the URI of one in a store."""
-
-
 def register(root: typer.Typer) -> None:
     root.add_typer(app, name="cluster")
 
@@ -65,7 +56,7 @@ def choose_cluster(
     memory_bytes: int | None,
     workspace: Path | None,
     beside: Path | None = None,
-) -> Chosen | None:
+) -> ClusterExecutor | None:
     """What the options and `wsl.yaml` say; None where the command runs on this machine.
 
     `memory_bytes` is what the engine may take in a task, `beside` the folder where none is named.
@@ -74,8 +65,9 @@ def choose_cluster(
     known = None if found is None else found.config.cluster
     if address == HERE or (address is None and known is None):
         return None
-    from wsl import storage
-    from wsl.config import ClusterConfig
+    from wsl.cluster.executor import ClusterExecutor
+    from wsl.files import stores
+    from wsl.workspace.config import ClusterConfig
 
     settings = (known or ClusterConfig()).model_copy()
     if address is not None:
@@ -88,7 +80,7 @@ def choose_cluster(
     if chosen is None:
         chosen = (Path() if found is None else found.root) / "cluster"
     place = os.fspath(chosen)
-    return Chosen(settings, place if storage.is_remote(place) else os.path.abspath(place))
+    return ClusterExecutor(settings, place if stores.is_remote(place) else os.path.abspath(place))
 
 
 def _folder(settings: ClusterConfig, found: Workspace | None) -> Path | str | None:
@@ -98,7 +90,7 @@ def _folder(settings: ClusterConfig, found: Workspace | None) -> Path | str | No
 
 
 def _workspace(folder: Path | None) -> Workspace | None:
-    from wsl.workspace import ENVIRONMENT, WORKSPACE_FILE, Workspace
+    from wsl.workspace.layout import ENVIRONMENT, WORKSPACE_FILE, Workspace
 
     root = folder or Path(os.environ.get(ENVIRONMENT) or ".")
     return Workspace.find(root) if (root / WORKSPACE_FILE).is_file() else None
@@ -115,14 +107,14 @@ def status(
 ) -> None:
     """Say of each run how many of its parts are done, and what failed. Needs no cluster."""
     from wsl._core import UsageError
-    from wsl.cluster import seen
+    from wsl.cluster import status
     from wsl.cluster.parts import Parts
 
     if folder is None:
         chosen = choose_cluster("auto", None, None, None, workspace)
         assert chosen is not None
         folder = chosen.folder
-    runs = seen.status(Parts(folder))
+    runs = status.status(Parts(folder))
     if not runs:
         raise UsageError(
             f"{folder} holds no parts of a run on a cluster; name the folder that was given with "

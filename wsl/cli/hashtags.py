@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from wsl.cli.cluster import (
-    Chosen,
-    ClusterDirOption,
-    ClusterGroupOption,
-    ClusterOption,
-    choose_cluster,
-)
+from wsl.cli.cluster import ClusterDirOption, ClusterGroupOption, ClusterOption, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
@@ -32,12 +27,13 @@ from wsl.cli.options import (
     WordNetOption,
     parse_bytes,
 )
-from wsl.progress import progress
+from wsl.progress import progress, silent
 
 if TYPE_CHECKING:
-    from wsl.counting import Memory
-    from wsl.hashtags import HashtagCounts, ZipfFit
-    from wsl.vocabulary import Vocabulary
+    from wsl.files.memory import Memory
+    from wsl.hashtags.counting import Executor
+    from wsl.hashtags.counts import HashtagCounts, ZipfFit
+    from wsl.hashtags.vocabulary import Vocabulary
 
 counts = typer.Typer(no_args_is_help=True, help="Count hashtags in parts, and join the parts.")
 vocabulary = typer.Typer(no_args_is_help=True, help="Make a vocabulary: which hashtag is which label.")
@@ -78,15 +74,15 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Count hashtags: how many, how Zipf-like, what the head holds."""
-    from wsl import fit_zipf
+    from wsl.hashtags.counts import fit_zipf
 
     _check_plot(plot, overwrite)
     limits = _memory(memory, spill_dir)
-    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target)
-    counted = _counted(target, records, counts, hashtags_column, separator, limits, workers, chosen)
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target)
+    counted = _counted(target, records, counts, hashtags_column, separator, limits, workers, executor)
     fit = fit_zipf(counted, x_min=x_min)
     if plot is not None:
-        from wsl.report import plots
+        from wsl.figures import plots
 
         plots.save_zipf(
             plot,
@@ -163,30 +159,25 @@ def build_counts(
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags of records, or of one part of the files, into a file."""
-    from wsl import counting
-    from wsl.source import expected_rows
+    from wsl.hashtags import counting
+    from wsl.index.sources import sources_of
 
     limits = _memory(memory, spill_dir)
-    sources = counting.part_of(counting.sources_of(_target(target, records), records or []), part)
+    sources = counting.part_of(sources_of(_target(target, records), records or []), part)
     columns = counting.Columns(hashtags_column, separator)
     beside = out.with_name(f"{out.name}.parts")
-    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target, beside)
-    if chosen is not None:
-        from wsl.cluster.counting import load
-
-        counter = partial(load, sources, columns, limits, chosen.settings, chosen.folder)
-        made = counting.build_counts(sources, columns, out, overwrite=overwrite, counter=counter)
-    else:
-        with progress("count", total=expected_rows(sources), unit="records") as advance:
-            made = counting.build_counts(
-                sources,
-                columns,
-                out,
-                memory=limits,
-                num_threads=workers,
-                overwrite=overwrite,
-                progress=advance,
-            )
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target, beside)
+    with _counting(sources, executor) as advance:
+        made = counting.build_counts(
+            sources,
+            columns,
+            out,
+            memory=limits,
+            num_threads=workers,
+            overwrite=overwrite,
+            progress=advance,
+            executor=executor,
+        )
     _say_counts(out, made, as_json, files=len(sources))
 
 
@@ -200,7 +191,7 @@ def merge_counts(
     as_json: JsonOption = False,
 ) -> None:
     """Join counts that were made apart."""
-    from wsl import counting
+    from wsl.hashtags import counting
 
     made = counting.merge_counts(parts, out, memory=_memory(memory, spill_dir), overwrite=overwrite)
     _say_counts(out, made, as_json, parts=len(parts))
@@ -238,13 +229,14 @@ def build_vocabulary(
     as_json: JsonOption = False,
 ) -> None:
     """Make a vocabulary of records or counts, and say what it covers."""
-    from wsl import Vocabulary, counting
     from wsl._core import UsageError
+    from wsl.hashtags.vocabulary import Vocabulary
+    from wsl.index.sources import sources_of
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: the file exists already; pass --overwrite to replace it")
     limits = _memory(memory, spill_dir)
-    sources = [] if counts else counting.sources_of(_target(target, records), records or [])
+    sources = [] if counts else sources_of(_target(target, records), records or [])
     counted = _counted(target, sources or None, counts, hashtags_column, separator, limits, workers)
     left_out = [] if exclude_tags is None else exclude_tags.read_text(encoding="utf-8").split("\n")
     made = Vocabulary.build(
@@ -327,8 +319,9 @@ def weights(
     as_json: JsonOption = False,
 ) -> None:
     """Repeat factors: how often an epoch shows each sample, and what that does to the labels."""
-    from wsl import Index, repeat_factors
-    from wsl import balance as balancing
+    from wsl.index import sampling as balancing
+    from wsl.index.mapped import Index
+    from wsl.index.sampling import repeat_factors
 
     _check_plot(plot, overwrite)
     opened = Index.open(index)
@@ -336,7 +329,7 @@ def weights(
     factors = repeat_factors(opened, scheme=name, threshold=threshold, epoch_length=epoch_length)
     found = balancing.balance(opened, factors)
     if plot is not None:
-        from wsl.report import plots
+        from wsl.figures import plots
 
         plots.save_balance(
             plot, found.before.tolist(), found.after.tolist(), title=f"Labels, {name} sampling"
@@ -363,7 +356,7 @@ def _target(target: Path | None, records: list[str] | None) -> Path | None:
 
 
 def _memory(memory: str | None, spill_dir: Path | None) -> Memory:
-    from wsl.counting import Memory
+    from wsl.files.memory import Memory
 
     return Memory(None if memory is None else parse_bytes(memory), spill_dir)
 
@@ -385,29 +378,31 @@ def _counted(
     separator: str | None,
     memory: Memory,
     workers: int | None,
-    cluster: Chosen | None = None,
+    executor: Executor | None = None,
 ) -> HashtagCounts:
     """Counts of records, or those of files of counts."""
-    from wsl import count_hashtags, counting
     from wsl._core import UsageError
-    from wsl.source import expected_rows
+    from wsl.hashtags import counting
+    from wsl.index.sources import sources_of
 
     if files:
         if target is not None or records:
             raise UsageError("--counts: give either counts or records, not both")
         return counting.load_counts(files, memory=memory)
-    sources = counting.sources_of(_target(target, records), records or [])
-    if cluster is not None:
-        from wsl.cluster.counting import load
-
-        columns = counting.Columns(hashtags_column, separator)
-        return load(sources, columns, memory, cluster.settings, cluster.folder)
-    with progress("count", total=expected_rows(sources), unit="records") as advance:
-        return count_hashtags(
-            sources,
-            hashtags_column=hashtags_column,
-            separator=separator,
-            num_threads=workers,
-            progress=advance,
-            **memory.options(),
+    sources = sources_of(_target(target, records), records or [])
+    columns = counting.Columns(hashtags_column, separator)
+    with _counting(sources, executor) as advance:
+        return counting.count_sources(
+            sources, columns, memory=memory, num_threads=workers, progress=advance, executor=executor
         )
+
+
+def _counting(
+    sources: list[str], executor: Executor | None
+) -> AbstractContextManager[Callable[[int], object]]:
+    """The progress line of a count; an executor shows its own."""
+    from wsl.files.tables import expected_rows
+
+    if executor is not None:
+        return nullcontext(silent)
+    return progress("count", total=expected_rows(sources), unit="records")

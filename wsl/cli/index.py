@@ -78,11 +78,12 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one."""
-    from wsl import indexing
     from wsl._core import UsageError
-    from wsl.config import IndexConfig, VocabularyConfig, check
-    from wsl.counting import Memory
-    from wsl.workspace import Workspace
+    from wsl.files.memory import Memory
+    from wsl.index import jobs
+    from wsl.workspace.config import IndexConfig, VocabularyConfig
+    from wsl.workspace.layout import Workspace
+    from wsl.workspace.settings import check
 
     if shards or records:
         if out is None:
@@ -99,20 +100,20 @@ def build(
         settings.vocabulary = VocabularyConfig(
             min_count=min_count, max_labels=max_labels, file=vocabulary, wordnet=wordnet, synsets=synsets
         )
-        jobs = [(out.name, out, settings, Path.cwd())]
+        to_build = [(out.name, out, settings, Path.cwd())]
     else:
-        jobs = indexing.index_jobs(Workspace.find(workspace), name)
-        for job in jobs:
+        to_build = jobs.index_jobs(Workspace.find(workspace), name)
+        for job in to_build:
             job[2].limits = job[2].limits | _shares(limit)
     limits = Memory(None if memory is None else parse_bytes(memory), spill_dir)
     beside = None if out is None else out.with_name(f"{out.name}.parts")
-    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, workspace, beside)
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, workspace, beside)
     built = []
-    for job_name, path, settings, root in jobs:
+    for job_name, path, settings, root in to_build:
         # A cluster has a line of its own.
-        line = progress(f"index {job_name}", unit="shards") if chosen is None else nullcontext(silent)
+        line = progress(f"index {job_name}", unit="shards") if executor is None else nullcontext(silent)
         with line as advance:
-            result = indexing.build_one_index(
+            result = jobs.build_one_index(
                 path,
                 settings,
                 root,
@@ -120,7 +121,7 @@ def build(
                 memory=limits,
                 overwrite=overwrite,
                 progress=advance,
-                cluster=None if chosen is None else (chosen.settings, chosen.folder),
+                executor=executor,
             )
         note(f"index {job_name}: {result.state}, {len(result.index):,} samples in {path}")
         built.append({"name": job_name, "path": str(path), "state": result.state, **result.index.info()})
@@ -135,7 +136,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in an index."""
-    from wsl.index import Index
+    from wsl.index.mapped import Index
 
     content = Index.open(index).info()
     if as_json:
@@ -151,7 +152,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte of an index and hold it, and its shards, against the recorded checksums."""
-    from wsl.index import Index
+    from wsl.index.mapped import Index
 
     with progress("verify", unit="bytes") as advance:
         Index.open(index).verify(progress=advance)
@@ -174,7 +175,7 @@ def get(
 ) -> None:
     """Print one sample, or write its image out."""
     from wsl._core import UsageError
-    from wsl.indexing import get_sample
+    from wsl.index.jobs import get_sample
 
     content, image = get_sample(index, sample, by_key=by_key)
     if out is not None:
@@ -197,9 +198,9 @@ def drop(
     as_json: JsonOption = False,
 ) -> None:
     """Take samples down: ordinals stay, their images and labels are given out no more."""
-    from wsl import drop_samples
     from wsl._core import UsageError
-    from wsl.indexing import read_keys
+    from wsl.index.build import drop_samples
+    from wsl.index.jobs import read_keys
 
     wanted = [*(keys or []), *(read_keys(file) if file is not None else [])]
     if not wanted:
@@ -224,7 +225,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a neighbour's index over the same shards: wids JSON, DALI .idx or Energon .tar.idx."""
-    from wsl.exporting import export_index
+    from wsl.index.export import export_index
 
     with progress("export", unit="shards") as advance:
         paths = export_index(index, out, format, overwrite=overwrite, progress=advance)

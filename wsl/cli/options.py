@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wsl.sizes import parse_size
+from wsl.files.sizes import parse_size
 
 
 def parse_bytes(text: str) -> int:
@@ -22,8 +22,8 @@ def parse_bytes(text: str) -> int:
 
 def _use_storage_options(options: list[str] | None) -> list[str] | None:
     """KEY=VALUE texts hold from here on, for this process and those it starts."""
-    from wsl import storage
     from wsl._core import UsageError
+    from wsl.files import stores
 
     chosen = {}
     for option in options or []:
@@ -33,7 +33,7 @@ def _use_storage_options(options: list[str] | None) -> list[str] | None:
             raise UsageError("--storage-option: expected KEY=VALUE, such as aws_region=eu-west-1")
         chosen[key] = value
     if chosen:
-        storage.use(chosen)
+        stores.use(chosen)
     return options
 
 

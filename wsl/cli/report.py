@@ -29,8 +29,8 @@ def report(
 ) -> None:
     """Write a workspace as one self-contained page: every step's figures, sample images, studies."""
     from wsl._core import UsageError
-    from wsl.pages.workspace import workspace_page
-    from wsl.report.page import write
+    from wsl.figures.page import write
+    from wsl.report.workspace import workspace_page
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists already; pass --overwrite to replace it, or --out FILE")

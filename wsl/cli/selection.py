@@ -90,9 +90,11 @@ def pseudolabel(
     """Select pseudo-labels; the teacher scores first where predictions are missing."""
     if context.invoked_subcommand is not None:
         return
-    from wsl import pseudolabels, storage
     from wsl._core import UsageError
-    from wsl.predictions import ScoringOptions
+    from wsl.files import stores
+    from wsl.scoring import pseudolabels
+    from wsl.scoring.request import SelectionRequest
+    from wsl.scoring.verbs import ScoringOptions
 
     if k is None or p is None:
         raise UsageError(
@@ -101,21 +103,19 @@ def pseudolabel(
         )
     _check_plot(plot)
     limit = None if memory is None else parse_bytes(memory)
-    beside = None if out is None or storage.is_remote(out) else Path(f"{out}.parts")
-    chosen = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
-    settings = None if chosen is None else chosen.settings
-    request = pseudolabels.SelectionRequest(
+    beside = None if out is None or stores.is_remote(out) else Path(f"{out}.parts")
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
+    request = SelectionRequest(
         k=k,
         p=p,
         order=order,
         predictions=predictions,
         checkpoint=checkpoint,
         index=index,
-        out=None if out is None else storage.as_place(out),
+        out=None if out is None else stores.as_place(out),
         state=state,
         keep=keep,
-        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, cluster=settings),
-        cluster_dir=None if chosen is None else chosen.folder,
+        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, executor=executor),
         allow_truncated=allow_truncated,
         compare_orders=compare_orders,
         truth=truth,
@@ -126,7 +126,7 @@ def pseudolabel(
         overwrite=overwrite,
     )
     # A cluster has a line of its own.
-    with progress("select", unit="rows") if settings is None else nullcontext(silent) as advance:
+    with progress("select", unit="rows") if executor is None else nullcontext(silent) as advance:
         report = pseudolabels.select(request, workspace, progress=advance, warn=_warn)
     _show(report, as_json, plot)
 
@@ -146,12 +146,13 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Join the states of parts scored apart; the result is the same however the work was split."""
-    from wsl import pseudolabels, storage
+    from wsl.files import stores
+    from wsl.scoring import pseudolabels
 
     _check_plot(plot)
     report = pseudolabels.merge_states(
         parts,
-        storage.as_place(out),
+        stores.as_place(out),
         index,
         k=k,
         p=p,
@@ -177,7 +178,7 @@ def _warn(text: str) -> None:
 def _show(report: dict[str, Any], as_json: bool, plot: Path | None) -> None:
     rows = report["classes"]
     if plot is not None:
-        from wsl.report.plots import save_selection
+        from wsl.figures.plots import save_selection
 
         save_selection(plot, rows, report["images_by_classes"])
     if as_json:

@@ -96,14 +96,13 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score every sample of an index with a trained network; a killed run goes on where it was."""
-    from wsl import predictions
+    from wsl.scoring import verbs
 
-    paths = predictions.scoring_paths(checkpoint, index, out, workspace)
-    kept = predictions.parse_keep(keep)
-    chosen = choose_cluster(cluster, None, None, None, workspace)
-    settings = None if chosen is None else chosen.settings
-    options = predictions.ScoringOptions(flip, temperature, batch_size, num_accelerators, settings)
-    report = predictions.score(paths, keep=kept, options=options)
+    paths = verbs.scoring_paths(checkpoint, index, out, workspace)
+    kept = verbs.parse_keep(keep)
+    executor = choose_cluster(cluster, None, None, None, workspace)
+    options = verbs.ScoringOptions(flip, temperature, batch_size, num_accelerators, executor)
+    report = verbs.score(paths, keep=kept, options=options)
     if as_json:
         print_json(report)
     else:
@@ -118,9 +117,9 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Top-1, top-5, per-class recall and confusion of a run on held-out data."""
-    from wsl.training.compare import most_confused, recall_rows, share
+    from wsl.runs.compare import most_confused, recall_rows, share
     from wsl.training.evaluation import evaluate_run
-    from wsl.workspace import read_run
+    from wsl.workspace.run import read_run
 
     result = evaluate_run(run, index)
     if as_json:
@@ -187,7 +186,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Show runs side by side: what they measured, and the settings in which they differ."""
-    from wsl.training.compare import compare_runs, comparison_rows, differing_settings
+    from wsl.runs.compare import compare_runs, comparison_rows, differing_settings
 
     found = compare_runs(runs)
     different = differing_settings(found)

@@ -6,15 +6,16 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from wsl import storage
 from wsl.cluster.parts import Part, Parts, Run
 from wsl.cluster.plan import Stage, absolute, merge_tree, record_groups
-from wsl.cluster.running import connect
-from wsl.config import ClusterConfig
-from wsl.counting import Columns, Memory
-from wsl.files import kind_of
-from wsl.hashtags import HashtagCounts, count_hashtags
-from wsl.source import scan
+from wsl.cluster.ray import connect
+from wsl.files import stores
+from wsl.files.globs import kind_of
+from wsl.files.memory import Memory
+from wsl.files.tables import scan
+from wsl.hashtags.counting import Columns
+from wsl.hashtags.counts import HashtagCounts, count_hashtags
+from wsl.workspace.config import ClusterConfig
 
 
 def count_levels(
@@ -26,7 +27,7 @@ def count_levels(
     about = {"hashtags_column": columns.hashtags, "separator": columns.separator}
     paths = [absolute(path) for path in sources]
     leaves = [
-        Part("count", number, {"records": {path: storage.stamp(path) for path in group}, **about}, (), limits)
+        Part("count", number, {"records": {path: stores.stamp(path) for path in group}, **about}, (), limits)
         for number, group in enumerate(record_groups(paths, settings.group_bytes))
     ]
     return merge_tree(leaves, "mergecounts", {}, limits)
@@ -34,7 +35,7 @@ def count_levels(
 
 def _check_columns(sources: Sequence[str], columns: Columns) -> None:
     """Refuses options that no part could do anything with, as they would be refused here."""
-    if sources and not storage.is_remote(sources[0]) and kind_of([sources[0]]) in ("parquet", "ipc"):
+    if sources and not stores.is_remote(sources[0]) and kind_of([sources[0]]) in ("parquet", "ipc"):
         count_hashtags(
             scan([sources[0]]).head(0), hashtags_column=columns.hashtags, separator=columns.separator
         )
@@ -45,7 +46,7 @@ def load(
     columns: Columns,
     memory: Memory,
     settings: ClusterConfig,
-    folder: storage.Place,
+    folder: stores.Place,
     run: Run | None = None,
 ) -> HashtagCounts:
     """The counts of record files, counted on the cluster; its parts lie in `folder`.

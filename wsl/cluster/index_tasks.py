@@ -21,16 +21,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsl import _core, storage
+from wsl import _core
 from wsl._core import DataError
-from wsl.building import BUILDING, Ending, prepare
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps
-from wsl.files import plain_parquet
-from wsl.index import MANIFEST
-from wsl.locking import held_by_task
-from wsl.source import Records, open_records
-from wsl.vocabulary import Vocabulary
+from wsl.files import stores
+from wsl.files.globs import plain_parquet
+from wsl.files.locking import held_by_task
+from wsl.files.tables import Records, open_records
+from wsl.hashtags.vocabulary import Vocabulary
+from wsl.index.build import BUILDING, Ending, prepare
+from wsl.index.mapped import MANIFEST
 
 
 def _memory(limits: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def _scan(parts: Parts, part: Part, out: Path) -> None:
         with_classes=given["with_classes"],
         key_scope=given["key_scope"],
         num_threads=part.limits["num_threads"],
-        storage=storage.core(),
+        storage=stores.core(),
     )
     check_stamps(given["shards"])
 
@@ -140,7 +141,7 @@ def _join(parts: Parts, part: Part, out: Path) -> None:
         known=places[middle] if len(places) > middle else None,
         first_bucket=given["first_bucket"],
         stop_bucket=given["stop_bucket"],
-        storage=storage.core(),
+        storage=stores.core(),
         **_memory(part.limits),
     )
 
@@ -167,7 +168,7 @@ def _part(parts: Parts, part: Part, out: Path) -> None:
             out,
             label_source=given["labels"],
             key_scope=given["key_scope"],
-            storage=storage.core(),
+            storage=stores.core(),
             **_lists(parts, lists),
         )
 
@@ -175,7 +176,7 @@ def _part(parts: Parts, part: Part, out: Path) -> None:
 def _alone(parts: Parts, part: Part, out: Path) -> None:
     rows = [(first, last) for first, last in part.arguments["rows"]]
     wanted = list(zip(map(parts.place, part.inputs), rows, strict=True))
-    _core.write_alone(wanted, out, storage=storage.core())
+    _core.write_alone(wanted, out, storage=stores.core())
 
 
 def _known(parts: Parts, part: Part, out: Path) -> None:
@@ -199,12 +200,12 @@ def _manifest(parts: Parts, part: Part, out: Path) -> None:
     with held_by_task(folder, BUILDING):
         if hash_of_manifest(given["folder"]) == given["replaces"]:
             builder, text = _prepared(parts, part, folder)
-            storage.write_bytes(parts.place(part.name), text)
+            stores.write_bytes(parts.place(part.name), text)
             builder.publish()
         else:
             text = (folder / MANIFEST).read_bytes() if (folder / MANIFEST).is_file() else b""
-            seen = storage.head(parts.place(part.name))
-            if seen is None or storage.read_bytes(parts.place(part.name)) != text:
+            seen = stores.head(parts.place(part.name))
+            if seen is None or stores.read_bytes(parts.place(part.name)) != text:
                 raise DataError(
                     f"{folder}: the index was changed while the run went on; run the command again when it "
                     f"stays as it is"
@@ -227,7 +228,7 @@ def _prepared(parts: Parts, part: Part, folder: Path) -> tuple[_core.IndexBuilde
         limits=about["limits"],
         part_rows=about["part_rows"],
         append=ending.is_appended,
-        storage=storage.core(),
+        storage=stores.core(),
         **_lists(parts, lists),
         **_memory(part.limits),
     )

@@ -11,9 +11,9 @@ there.
     <folder>/failed/<name>.json         what the last try said; gone when the part is made
     <folder>/runs/<root>.json           the names of all parts of a run, level by level
 
-The folder is one that all nodes see, or the URI of one in a store (`wsl.storage`). What is made for a store
-is written to a private temporary file and uploaded; what must be a file to be read comes to one, and goes
-with its use.
+The folder is one that all nodes see, or the URI of one in a store (`wsl.files.stores`). What is made for a
+store is written to a private temporary file and uploaded; what must be a file to be read comes to one, and
+goes with its use.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wsl import storage
 from wsl._core import DataError, __version__
-from wsl.publish import TEMPORARY_PREFIX, sync
+from wsl.files import stores
+from wsl.files.publish import TEMPORARY_PREFIX, sync
 
 MARKS, FAILED, RUNS = "marks", "failed", "runs"
 ABANDONED_S = 3600.0
@@ -91,9 +91,9 @@ class Run:
 class Parts:
     """The parts in a folder that all nodes see, or in a store. No more is asked of either than this."""
 
-    def __init__(self, folder: storage.Place) -> None:
+    def __init__(self, folder: stores.Place) -> None:
         named = os.fspath(folder)
-        self.is_remote = storage.is_remote(named)
+        self.is_remote = stores.is_remote(named)
         self.folder = named.rstrip("/") if self.is_remote else os.path.abspath(named)
         """The folder's path, or its URI."""
 
@@ -111,14 +111,14 @@ class Parts:
 
     def place(self, *names: str) -> str:
         """Where a body lies: its path or URI, which the engine's readers of parts take."""
-        return storage.join(self.folder, *names)
+        return stores.join(self.folder, *names)
 
     def finished(self, part: Part) -> Mark | None:
         """The mark of a part where it is finished, with a body of the length that the mark says."""
         mark = self._read_mark(part)
         if mark is None:
             return None
-        seen = storage.head(self.place(part.name))
+        seen = stores.head(self.place(part.name))
         return mark if seen is not None and seen.size == mark.size else None
 
     @contextmanager
@@ -133,9 +133,9 @@ class Parts:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wsl-parts-")))
                 files = [folder / name for name in names]
                 for name, file in zip(names, files, strict=True):
-                    storage.download(self.place(name), file)
+                    stores.download(self.place(name), file)
             for name, file in zip(names, files, strict=True):
-                mark = json.loads(storage.read_bytes(self._mark_of(name)))
+                mark = json.loads(stores.read_bytes(self._mark_of(name)))
                 if _sha256(file) != mark["sha256"]:
                     raise DataError(
                         f"{self.place(name)}: the part is not as it was written; remove it and run the "
@@ -174,7 +174,7 @@ class Parts:
         if self.finished(part) is not None:
             self._check_same(part, sha256)
         if self.is_remote:
-            storage.upload(temporary, self.place(part.name))
+            stores.upload(temporary, self.place(part.name))
         else:
             sync(temporary)
             temporary.replace(self.place(part.name))
@@ -195,7 +195,7 @@ class Parts:
     def _mark(self, part: Part, sha256: str, size: int) -> Mark:
         text = json.dumps({"key": part.key, "sha256": sha256, "size": size})
         self._write(self._mark_of(part.name), text)
-        storage.delete(self.place(FAILED, f"{part.name}.json"))
+        stores.delete(self.place(FAILED, f"{part.name}.json"))
         return Mark(part.name, sha256, size)
 
     def note_failure(self, part: Part, text: str) -> None:
@@ -204,7 +204,7 @@ class Parts:
 
     def forget(self, part: Part) -> None:
         """Removes the mark of a part, which is to be made again."""
-        storage.delete(self._mark_of(part.name))
+        stores.delete(self._mark_of(part.name))
 
     def note_run(self, root: str, command: str, levels: list[list[str]], *, is_whole: bool = True) -> None:
         """Says which parts a run is of, all of them where `is_whole`; `root` is what the run is called."""
@@ -227,24 +227,24 @@ class Parts:
         """What the notes in a folder are about."""
         place = self.place(folder)
         if self.is_remote:
-            files = [one.uri.rpartition("/")[2] for one in storage.listing(f"{place}/")]
+            files = [one.uri.rpartition("/")[2] for one in stores.listing(f"{place}/")]
         else:
             files = os.listdir(place) if os.path.isdir(place) else []
         known = [name for name in files if name.endswith(".json") and not name.startswith(".")]
         return sorted(name.removesuffix(".json") for name in known)
 
     def _read(self, folder: str, name: str) -> Any:
-        return json.loads(storage.read_bytes(self.place(folder, f"{name}.json")))
+        return json.loads(stores.read_bytes(self.place(folder, f"{name}.json")))
 
     def _write(self, place: str, text: str) -> None:
-        storage.write_bytes(place, f"{text}\n".encode())
+        stores.write_bytes(place, f"{text}\n".encode())
 
     def _mark_of(self, name: str) -> str:
         return self.place(MARKS, f"{name}.json")
 
     def _read_mark(self, part: Part) -> Mark | None:
         try:
-            known = json.loads(storage.read_bytes(self._mark_of(part.name)))
+            known = json.loads(stores.read_bytes(self._mark_of(part.name)))
         except (FileNotFoundError, ValueError):
             return None
         if known.get("key") != part.key:

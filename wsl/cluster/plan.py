@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsl import storage
 from wsl._core import DataError
 from wsl.cluster.parts import Part, Parts
-from wsl.files import are_beside_shards
+from wsl.files import stores
+from wsl.files.globs import are_beside_shards
 
 FAN_IN = 16
 """Parts that one merge takes."""
@@ -89,7 +89,7 @@ def record_groups(files: Sequence[str], group_bytes: int) -> list[list[str]]:
 
 def size_of(file: str) -> int:
     """Bytes of a file or object; what cannot be asked counts as one group."""
-    seen = storage.head(file) if storage.is_remote(file) or "://" not in file else None
+    seen = stores.head(file) if stores.is_remote(file) or "://" not in file else None
     return 1 << 62 if seen is None else seen.size
 
 
@@ -102,7 +102,7 @@ def absolute(file: str | os.PathLike[str]) -> str:
 def check_stamps(files: Mapping[str, list[Any]]) -> None:
     """Refuses files that are not as they were when the run was planned."""
     for file, stamp in files.items():
-        if storage.stamp(file) != stamp:
+        if stores.stamp(file) != stamp:
             raise DataError(
                 f"{file}: the file was changed while the run went on; run the command again when it stays "
                 f"as it is"

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsl import storage
 from wsl._core import UsageError
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import Stage, absolute, file_groups, merge_tree, size_of
-from wsl.cluster.running import Result, connect
-from wsl.config import ClusterConfig
-from wsl.index import Index
-from wsl.prediction_files import SCORED_BY, gaps, scored_parts
-from wsl.selection import TopK
+from wsl.cluster.ray import Result, connect
+from wsl.files import stores
+from wsl.index.mapped import Index
+from wsl.selection.predictions import SCORED_BY, gaps, scored_parts
+from wsl.selection.topk import TopK
+from wsl.workspace.config import ClusterConfig
 
 ACTORS = frozenset({"score", "scorestate"})
 
@@ -32,7 +32,7 @@ def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterC
 
     `job` is what ranks are told, `made_by` the provenance of the scores.
     """
-    from wsl.scoring import RANGE, covered_by, file_of
+    from wsl.selection.states import RANGE, covered_by, file_of
 
     out, index = Path(job["out"]).absolute(), Index.open(Path(job["index"]))
     keep, num_classes = job["keep"], int(made_by["num_classes"])
@@ -69,7 +69,7 @@ def score_into_state(
     selection: Mapping[str, Any],
     memory: Mapping[str, Any],
     settings: ClusterConfig,
-    folder: storage.Place,
+    folder: stores.Place,
 ) -> TopK:
     """Lets the network score all samples into one selection; `selection` holds its options."""
     index = Index.open(Path(job["index"]))
@@ -89,7 +89,7 @@ def select(
     selection: Mapping[str, Any],
     memory: Mapping[str, Any],
     settings: ClusterConfig,
-    folder: storage.Place,
+    folder: stores.Place,
 ) -> TopK:
     """A selection that has taken all pairs of the files.
 
@@ -100,7 +100,7 @@ def select(
         Part(
             "select",
             number,
-            {"files": {path: storage.stamp(path) for path in group}, "columns": list(columns), **selection},
+            {"files": {path: stores.stamp(path) for path in group}, "columns": list(columns), **selection},
             (),
             limits,
         )
@@ -115,7 +115,7 @@ def _merged(
     limits: Mapping[str, Any],
     memory: Mapping[str, Any],
     settings: ClusterConfig,
-    folder: storage.Place,
+    folder: stores.Place,
 ) -> TopK:
     parts = Parts(folder)
     levels = merge_tree(leaves, "mergestates", {}, limits)

@@ -15,9 +15,9 @@ from wsl._core import DataError, UsageError
 from wsl.cluster import index_tasks
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps
-from wsl.prediction_files import scored_parts
-from wsl.selection import TopK
-from wsl.source import open_stream
+from wsl.files.tables import open_stream
+from wsl.selection.predictions import scored_parts
+from wsl.selection.topk import TopK
 
 
 def make(parts: Parts, part: Part) -> None:
@@ -32,7 +32,7 @@ def _note(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _count(parts: Parts, part: Part, out: Path) -> None:
-    from wsl.hashtags import count_hashtags
+    from wsl.hashtags.counts import count_hashtags
 
     given = part.arguments
     check_stamps(given["records"])
@@ -49,7 +49,8 @@ def _count(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _merge_counts(parts: Parts, part: Part, out: Path) -> None:
-    from wsl.counting import Memory, load_counts
+    from wsl.files.memory import Memory
+    from wsl.hashtags.counting import load_counts
 
     limit = part.limits.get("memory_bytes")
     memory = Memory(limit, part.limits.get("spill_dir"))
@@ -64,7 +65,7 @@ _scorers: dict[str, Any] = {}
 def _scorer(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Any:
     import torch
 
-    from wsl.scoring import Scorer
+    from wsl.scoring.network import Scorer
 
     options = {name: given[name] for name in ("flip", "temperature", "batch_size")}
     key = json.dumps([given["run"], given["index"], options, given["made_by"]], sort_keys=True)
@@ -85,7 +86,7 @@ def _scorer(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Any:
 
 
 def _score(parts: Parts, part: Part, out: Path) -> None:
-    from wsl.scoring import write_range
+    from wsl.scoring.network import write_range
 
     given = part.arguments
     scorer = _scorer(given, part.limits)

@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from wsl.data.transforms import centre_box, crop_box, crop_boxes, flip, normalise, shift, uniforms
 
 if TYPE_CHECKING:
-    from wsl.config import DataConfig, ModelConfig
+    from wsl.workspace.stage import DataConfig, ModelConfig
 
 # What Pillow warns of (odd metadata, large images) is no news in a million images. The filter is set once:
 # `warnings.catch_warnings` around each image would race between the threads that decode.

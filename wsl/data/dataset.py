@@ -18,10 +18,10 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-import wsl
 from wsl._core import DataError, UsageError
-from wsl.config import DataConfig, ModelConfig
 from wsl.data.augment import ImageOptions, cut, decode_image
+from wsl.index.order import label_noise
+from wsl.workspace.stage import DataConfig, ModelConfig
 
 T = TypeVar("T")
 Ordinals = npt.NDArray[np.int64]
@@ -202,7 +202,7 @@ class LabelledExamples(Examples):
         if self.noise == 0.0:
             rows = [np.asarray(row, dtype=np.int64) for row in self.index.labels(examples)]
         else:
-            noisy = wsl.label_noise(self.index, examples, share=self.noise, seed=self.seed)
+            noisy = label_noise(self.index, examples, share=self.noise, seed=self.seed)
             rows = [np.asarray(row, dtype=np.int64) for row in noisy]
         return pad(rows, [np.full(len(row), 1 / max(len(row), 1)) for row in rows])
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsl.pages.workspace import page_facts, workspace_sections
-from wsl.report import plots
-from wsl.report.page import Page, Section, SvgBlock, TableBlock
-from wsl.workspace import Workspace
+from wsl.figures import plots
+from wsl.figures.page import Page, Section, SvgBlock, TableBlock
+from wsl.report.workspace import page_facts, workspace_sections
+from wsl.workspace.layout import Workspace
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,17 @@ from typing import Any
 
 from rich.console import Console
 
-from wsl import carried, indexing, pseudolabels
-from wsl.config import Stage, StageConfig, load
+from wsl import carried
 from wsl.demo.page import Outcome, demo_page
-from wsl.index import Index
-from wsl.report.page import write
+from wsl.figures.page import write
+from wsl.index import jobs
+from wsl.index.mapped import Index
+from wsl.scoring import pseudolabels
+from wsl.scoring.request import SelectionRequest
 from wsl.training.stages import RunSummary, run_stage
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import load
+from wsl.workspace.stage import Stage, StageConfig
 
 Note = Callable[[str], object]
 
@@ -84,7 +88,7 @@ class _Demo:
         built = Index.open(workspace.built_index("unlabelled"))
         k = len(built) // 10
         self.note(f"fashion-mnist: the teacher scores {len(built):,} images; the {k:,} best of each class")
-        pseudolabels.select(pseudolabels.SelectionRequest(k=k, p=10), folder, warn=self.note)
+        pseudolabels.select(SelectionRequest(k=k, p=10), folder, warn=self.note)
         student = self._train(workspace, "student")
         finetuned = self._train(workspace, "finetune")
         scratch = self._train(workspace, "teacher", name="scratch")
@@ -117,8 +121,8 @@ class _Demo:
         folder = self.out / dataset
         self.note(f"{dataset}: workspace and indexes in {folder}")
         carried.make_workspace(folder, dataset, **sizes)
-        for _, path, settings, root in indexing.index_jobs(Workspace.find(folder), None):
-            indexing.build_one_index(path, settings, root)
+        for _, path, settings, root in jobs.index_jobs(Workspace.find(folder), None):
+            jobs.build_one_index(path, settings, root)
         return folder
 
     def _train(

@@ -21,14 +21,15 @@ import polars as pl
 
 from wsl import carried
 from wsl._core import UsageError
-from wsl.config import IndexConfig, change, check
-from wsl.index import VOCABULARY, Index
-from wsl.indexing import build_one_index, index_jobs
-from wsl.publish import publish_text
-from wsl.source import scan
+from wsl.files.publish import publish_text
+from wsl.files.tables import scan
+from wsl.index.jobs import build_one_index, index_jobs
+from wsl.index.mapped import VOCABULARY, Index
 from wsl.studies.plan import IndexPlan, Place
 from wsl.studies.spec import CarriedData, Draw, StudyConfig
-from wsl.workspace import Workspace
+from wsl.workspace.config import IndexConfig
+from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import change, check
 
 Note = Callable[[str], object]
 KEYS_AT_ONCE = 65_536

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsl._core import UsageError
-from wsl.report.charts import Band, Chart, Point, number_text
+from wsl.figures.charts import Band, Chart, Point, number_text
 from wsl.studies.findings import axis_values, without_best
 from wsl.studies.rows import BEST, Rows
 from wsl.studies.spec import Figure

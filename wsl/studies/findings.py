@@ -24,7 +24,7 @@ from typing import Any, Literal
 import polars as pl
 
 from wsl._core import UsageError, WslError
-from wsl.report.charts import number_text
+from wsl.figures.charts import number_text
 from wsl.studies.rows import BEST, LOWER_IS_BETTER, Rows
 from wsl.studies.spec import Finding, Peak, Side, StudyConfig
 from wsl.studies.statistics import Estimate, differences

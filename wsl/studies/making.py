@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
-from wsl import pseudolabels
-from wsl.predictions import ScoringOptions, ScoringPaths, score
-from wsl.pseudolabels import SelectionRequest
-from wsl.publish import publish_text, publishing
+from wsl.files.publish import publish_text, publishing
+from wsl.scoring import pseudolabels
+from wsl.scoring.request import SelectionRequest
+from wsl.scoring.verbs import ScoringOptions, ScoringPaths, score
 from wsl.studies.steps import DONE, Scoring, Selecting, Step, Training
 from wsl.training.stages import run_stage
 

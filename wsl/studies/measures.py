@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.studies.data import StudyData, read_truth
 from wsl.studies.spec import Group
 from wsl.studies.steps import Selecting, Step, Training
-from wsl.workspace import read_run
+from wsl.workspace.run import read_run
 
 
 def measure(step: Step, data: StudyData) -> dict[str, float]:

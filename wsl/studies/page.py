@@ -18,12 +18,11 @@ from typing import Any
 import polars as pl
 from pydantic import ValidationError
 
-import wsl
-from wsl._core import DataError, WslError
-from wsl.publish import publish_text
-from wsl.report import page
-from wsl.report.charts import begins_at_zero, chart, number_text, save_chart
-from wsl.report.page import Badge, HeadingBlock, Lines, Page, Section, SvgBlock, TableBlock, TextBlock
+from wsl._core import DataError, WslError, __version__
+from wsl.figures import page
+from wsl.figures.charts import begins_at_zero, chart, number_text, save_chart
+from wsl.figures.page import Badge, HeadingBlock, Lines, Page, Section, SvgBlock, TableBlock, TextBlock
+from wsl.files.publish import publish_text
 from wsl.studies import figures
 from wsl.studies.figures import FigureData, figure_data
 from wsl.studies.findings import FindingResult, PeakResult, SideResult, Verdict, judge_all
@@ -333,7 +332,7 @@ def _time(seconds: float) -> str:
 
 
 def _versions() -> list[tuple[str, str]]:
-    found = [("wsl", wsl.__version__)]
+    found = [("wsl", __version__)]
     for name in VERSIONS:
         try:
             found.append((name, importlib.metadata.version(name)))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from wsl._core import UsageError
-from wsl.config import Config, check
 from wsl.studies.spec import SEED, RunStep, Scalar, SelectionStep, StudyConfig, StudyIndex
+from wsl.workspace.settings import Config, check
 
 Values = dict[str, Scalar]
 """Axis to value; of an axis of mappings, the name of the mapping."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from wsl.publish import publishing
+from wsl.files.publish import publishing
 from wsl.studies.plan import Place
 from wsl.studies.spec import SEED, Scalar, StudyConfig
 

@@ -15,9 +15,8 @@ import yaml
 
 from wsl import carried
 from wsl._core import UsageError, WslError
-from wsl.config import check, load
 from wsl.data.dataset import sharing_decoded
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.progress import silent
 from wsl.studies.data import StudyData, lay_out
 from wsl.studies.making import make
@@ -27,7 +26,8 @@ from wsl.studies.progress import Progress
 from wsl.studies.results import results_table, write_results
 from wsl.studies.spec import SEED, Scalar, StudyConfig
 from wsl.studies.steps import Steps
-from wsl.workspace import Workspace
+from wsl.workspace.layout import Workspace
+from wsl.workspace.settings import check, load
 
 Note = Callable[[str], object]
 FOLDER = "studies"

@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wsl.config import Config, IndexConfig, Positive, Stage
+from wsl.workspace.config import IndexConfig
+from wsl.workspace.settings import Config, Positive
+from wsl.workspace.stage import Stage
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 Scalar = str | int | float | bool

@@ -21,14 +21,16 @@ from typing import Any
 
 from wsl import carried
 from wsl._core import UsageError
-from wsl.config import StageConfig, StageSource, flat, load
-from wsl.index import Index
+from wsl.index.mapped import Index
 from wsl.studies.data import StudyData
 from wsl.studies.plan import Place, Plan, StepPlan
 from wsl.studies.spec import RunStep, SelectionStep
 from wsl.training.deepspeed import read_settings
 from wsl.training.stages import FREE_TO_CHANGE
-from wsl.workspace import StageInputs
+from wsl.workspace.config import StageSource
+from wsl.workspace.layout import StageInputs
+from wsl.workspace.settings import flat, load
+from wsl.workspace.stage import StageConfig
 
 DONE = "step.json"
 PSEUDOLABELS = "pseudolabels.parquet"

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from wsl.config import DataConfig, ModelConfig, StageConfig
-from wsl.models import num_parameters, torchvision_name
+from wsl.training.models import num_parameters, torchvision_name
 from wsl.training.schedule import peak_rate
+from wsl.workspace.stage import DataConfig, ModelConfig, StageConfig
 
 MAX_CLASSES = 50
 """Classes that the card lists one by one."""

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from wsl._core import DataError, WslError
-from wsl.publish import publish_text, sync
+from wsl.files.publish import publish_text, sync
 from wsl.training import deepspeed, universal
 from wsl.training.ema import Ema
 

@@ -30,8 +30,8 @@ import torch
 from torch import nn
 
 from wsl._core import UsageError, WslError
-from wsl.config import StageConfig
 from wsl.training.launch import free_port
+from wsl.workspace.stage import StageConfig
 
 _control: Any = None
 """The gloo group that flags travel in; None is the default group (which is gloo on a CPU)."""

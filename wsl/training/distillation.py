@@ -17,7 +17,7 @@ import polars as pl
 import torch
 
 from wsl._core import DataError, UsageError
-from wsl.publish import publishing
+from wsl.files.publish import publishing
 
 FILE = "teacher-scores.npy"
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-import wsl
 from wsl._core import DataError, UsageError
 from wsl.data import transforms
 from wsl.data.dataset import ImageIndex, Images, pad
 from wsl.data.loader import CorruptCount
+from wsl.index.mapped import Index
 from wsl.training import deepspeed
 from wsl.training.export import load_run
 from wsl.training.metrics import Accuracy, Evaluation
@@ -77,7 +77,7 @@ def _labels(index: ImageIndex, ordinals: Any, num_labels: int) -> tuple[torch.Te
 def evaluate_run(run: Path, index: Path | ImageIndex, *, batch_size: int = 256) -> Evaluation:
     """Accuracy of a complete run on every labelled sample of `index`; one process, no DeepSpeed."""
     loaded = load_run(run)
-    opened: ImageIndex = wsl.Index.open(index) if isinstance(index, Path | str) else index
+    opened: ImageIndex = Index.open(index) if isinstance(index, Path | str) else index
     made, found = loaded.info.get("vocabulary_fingerprint"), opened.vocabulary_fingerprint
     if made is not None and found is not None and made != found:
         raise UsageError(

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from wsl._core import UsageError
-from wsl.config import ExecutionConfig
+from wsl.workspace.stage import ExecutionConfig
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

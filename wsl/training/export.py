@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from wsl._core import DataError, UsageError
-from wsl.config import DataConfig, ModelConfig, StageConfig, check, load
 from wsl.data import transforms
 from wsl.data.augment import ImageOptions, cut, decode_image
-from wsl.models import build_model, torchvision_name
-from wsl.publish import publish_text, publishing
+from wsl.files.publish import publish_text, publishing
 from wsl.training.card import LoadedModel, model_card, preprocessing
-from wsl.workspace import read_run
+from wsl.training.models import build_model, torchvision_name
+from wsl.workspace.run import read_run
+from wsl.workspace.settings import check, load
+from wsl.workspace.stage import DataConfig, ModelConfig, StageConfig
 
 WEIGHTS = "model.safetensors"
 BEST = "best.safetensors"

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wsl.config import StageConfig
 from wsl.data.loader import Loader
 from wsl.data.sampler import Sampler
 from wsl.training.distillation import TeacherScores
 from wsl.training.mixing import mix
+from wsl.workspace.stage import StageConfig
 
 
 @dataclass(frozen=True)

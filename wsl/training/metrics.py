@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wsl.training.intervals import Interval, macro_interval, wilson
+from wsl.runs.intervals import Interval, macro_interval, wilson
 
 COLUMNS = (
     *("step", "loss", "lr", "images_per_second", "waiting_share", "memory_bytes", "num_corrupt"),

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from wsl._core import UsageError
-from wsl.config import RegularizationConfig
 from wsl.data.transforms import uniforms
+from wsl.workspace.stage import RegularizationConfig
 
 DRAW_SHARE, DRAW_KIND, DRAW_Y, DRAW_X = range(100, 104)
 

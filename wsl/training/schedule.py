@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from wsl.config import OptimizerConfig
+from wsl.workspace.stage import OptimizerConfig
 
 
 def peak_rate(options: OptimizerConfig, batch_size: int) -> float:

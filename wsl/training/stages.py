@@ -25,22 +25,23 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-import wsl
-from wsl._core import UsageError
-from wsl.config import StageConfig, check, dump, flat
+from wsl._core import UsageError, WslError, __version__
 from wsl.data.sampler import Sampler
-from wsl.models import num_parameters
-from wsl.publish import publish_text
+from wsl.files.publish import publish_text
 from wsl.training import checkpoint, deepspeed, universal
 from wsl.training.distillation import FILE, collect_scores
 from wsl.training.execution import lay_out_weights, prepare_model
 from wsl.training.export import BEST, WEIGHTS
 from wsl.training.metrics import Evaluation
 from wsl.training.mixing import check_even
+from wsl.training.models import num_parameters
 from wsl.training.task import Task, make_model, prepare_task
 from wsl.training.trainer import NOT_FINITE, Trainer
 from wsl.training.watch import Watch
-from wsl.workspace import StageInputs, read_run
+from wsl.workspace.layout import StageInputs
+from wsl.workspace.run import read_run
+from wsl.workspace.settings import check, dump, flat
+from wsl.workspace.stage import StageConfig
 
 Resume = Literal["auto", "never"] | Path
 
@@ -200,7 +201,7 @@ def _set_up(
             if found and marker and marker["world_size"] != world_size and deepspeed.zero_stage(settings) > 0:
                 watch.doing("converts a checkpoint", marker["step"])
                 converted = universal.convert(found)
-        except (OSError, RuntimeError, KeyError, wsl.WslError) as error:
+        except (OSError, RuntimeError, KeyError, WslError) as error:
             failure = error
     deepspeed.agree(failure)
     converted = deepspeed.gather(converted)[0]
@@ -309,7 +310,7 @@ def _info(config: StageConfig, task: Task, state: str) -> dict[str, Any]:
         "inputs": task.inputs,
         "config": config.model_dump(mode="json"),
         "versions": {
-            "wsl": wsl.__version__,
+            "wsl": __version__,
             "torch": torch.__version__,
             "deepspeed": library.__version__,
             "python": platform.python_version(),

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from wsl.config import StageConfig
 from wsl.training import deepspeed
 from wsl.training.guard import Guard, NotFiniteError
 from wsl.training.loop import Batch
 from wsl.training.losses import cross_entropy_of_images, distillation_of_images
+from wsl.workspace.stage import StageConfig
 
 
 @dataclass

@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from wsl.config import StageConfig
-from wsl.training.compare import share
+from wsl.runs.compare import share
 from wsl.training.stages import RunSummary
-from wsl.workspace import read_run
+from wsl.workspace.run import read_run
+from wsl.workspace.stage import StageConfig
 
 Row = tuple[str, str]
 

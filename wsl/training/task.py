@@ -10,21 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import wsl
 from wsl._core import DataError, UsageError
-from wsl.config import Config, StageConfig
-from wsl.data.dataset import (
-    Examples,
-    ImageIndex,
-    LabelledExamples,
-    PseudolabelledExamples,
-    read_pseudolabels,
-)
+from wsl.data.dataset import Examples, ImageIndex, LabelledExamples, PseudolabelledExamples, read_pseudolabels
 from wsl.data.sampler import Order
-from wsl.models import build_model, last_layer
+from wsl.files.globs import fingerprint
+from wsl.index.mapped import Index, JoinedIndex
+from wsl.index.order import EpochOrder, MixedOrder
+from wsl.index.sampling import repeat_factors
 from wsl.training.distillation import prediction_files
 from wsl.training.export import WEIGHTS, apply_weights, load_run, load_weights, read_weights
-from wsl.workspace import StageInputs, fingerprint
+from wsl.training.models import build_model, last_layer
+from wsl.workspace.layout import StageInputs
+from wsl.workspace.settings import Config
+from wsl.workspace.stage import StageConfig
 
 MAX_NAMED = 5
 """Classes named in a warning."""
@@ -57,9 +55,9 @@ def prepare_task(config: StageConfig, inputs: StageInputs, settings: dict[str, A
     here, before a step is taken, those of the held-out index too.
     """
     weights = [weight for _, weight in inputs.mixed] or None
-    index: ImageIndex = wsl.Index.open(inputs.index)
+    index: ImageIndex = Index.open(inputs.index)
     if weights is not None:
-        index = wsl.JoinedIndex([wsl.Index.open(path) for path, _ in inputs.mixed])
+        index = JoinedIndex([Index.open(path) for path, _ in inputs.mixed])
     facts: dict[str, Any] = {"index_fingerprint": index.fingerprint, "deepspeed": settings}
     if weights is not None:
         facts["index_weights"] = weights
@@ -95,7 +93,7 @@ def _student_task(config: StageConfig, inputs: StageInputs, index: ImageIndex, f
     num_labels = int(metadata.get("num_labels") or metadata.get("num_classes") or highest)
     names = metadata.get("class_names")
     if inputs.evaluate is not None:
-        held_out: ImageIndex = wsl.Index.open(inputs.evaluate)
+        held_out: ImageIndex = Index.open(inputs.evaluate)
         num_labels = max(num_labels, held_out.num_labels)
         names = getattr(held_out, "class_names", None) or names
     if highest > num_labels:
@@ -122,21 +120,21 @@ def make_order(config: StageConfig, task: Task) -> Order:
     """The stream of the task's examples: each index in its own order, as `data.sampling` weighs its samples,
     and several mixed by their weights."""
 
-    def own(index: ImageIndex, num_examples: int, seed: int) -> wsl.EpochOrder:
+    def own(index: ImageIndex, num_examples: int, seed: int) -> EpochOrder:
         factors, data = None, config.data
         if data.sampling != "natural":
-            opened = cast("wsl.Index", index)
-            factors = wsl.repeat_factors(opened, scheme=data.sampling, threshold=data.threshold)
+            opened = cast("Index", index)
+            factors = repeat_factors(opened, scheme=data.sampling, threshold=data.threshold)
         if data.window is not None:
-            return wsl.EpochOrder(cast("wsl.Index", index), factors, seed=seed, window=data.window)
-        return wsl.EpochOrder(num_examples, factors, seed=seed)
+            return EpochOrder(cast("Index", index), factors, seed=seed, window=data.window)
+        return EpochOrder(num_examples, factors, seed=seed)
 
     if task.weights is None:
         return own(task.index, task.examples.num_examples, config.seed)
-    parts = cast("wsl.JoinedIndex", task.index).indexes
+    parts = cast("JoinedIndex", task.index).indexes
     # Indexes of one length must not run through the same permutation side by side.
     orders = [own(part, len(part), (config.seed + number) % 2**63) for number, part in enumerate(parts)]
-    return wsl.MixedOrder(orders, task.weights, seed=config.seed)
+    return MixedOrder(orders, task.weights, seed=config.seed)
 
 
 def _label_counts(index: ImageIndex) -> npt.NDArray[np.uint64] | None:
@@ -158,7 +156,7 @@ def _missing(counts: npt.NDArray[Any] | None, names: list[str] | None, what: str
 
 def _check_held_out(task: Task, inputs: StageInputs) -> None:
     assert inputs.evaluate is not None
-    held_out: ImageIndex = wsl.Index.open(inputs.evaluate)
+    held_out: ImageIndex = Index.open(inputs.evaluate)
     made, found = task.vocabulary_fingerprint, held_out.vocabulary_fingerprint
     if made is not None and found is not None and made != found:
         raise UsageError(

@@ -15,12 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 
-import wsl
-from wsl.config import StageConfig
 from wsl.data.dataset import ImageIndex, Images
 from wsl.data.loader import CorruptCount, Loader
 from wsl.data.sampler import Sampler
-from wsl.publish import publish_text, publishing
+from wsl.files.publish import publish_text, publishing
+from wsl.index.mapped import Index
 from wsl.training import checkpoint, deepspeed
 from wsl.training.distillation import TeacherScores
 from wsl.training.ema import Ema
@@ -33,7 +32,8 @@ from wsl.training.step import NotFiniteError, Stepper, StepResult
 from wsl.training.stop import Stopped, StopRequest
 from wsl.training.task import Task, make_order
 from wsl.training.watch import DATA, Watch
-from wsl.workspace import StageInputs
+from wsl.workspace.layout import StageInputs
+from wsl.workspace.stage import StageConfig
 
 NOT_FINITE = "not-finite.json"
 
@@ -217,7 +217,7 @@ class Trainer:
         """Accuracy on the held-out index, of the average of the weights where there is one."""
         if self._held_out is None:
             assert self.inputs.evaluate is not None
-            opened = wsl.Index.open(self.inputs.evaluate)
+            opened = Index.open(self.inputs.evaluate)
             self._held_out = Images.of(opened, self.config.model, self.config.data), opened
         images, index = self._held_out
         with self.published_weights():

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from wsl.publish import sync
+from wsl.files.publish import sync
 
 MOMENTUM = "momentum_buffer"
 FIRST_MOMENT, SECOND_MOMENT, STEP = "exp_avg", "exp_avg_sq", "step"

@@ -19,8 +19,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{BLOCK, MAX_FACTOR};
 use crate::hints::prefetch;
-use crate::index::map::Map;
 use crate::job::Job;
+use crate::map::Map;
 use crate::publish::Unpublished;
 use crate::{Error, Result};
 

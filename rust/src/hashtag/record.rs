@@ -3,11 +3,8 @@
 use hashbrown::HashTable;
 
 use super::column::Raw;
-use super::{Key, Rejection, Scratch, Tag, TagColumn, Tally, normalize};
+use super::{FEW, Key, Rejection, Scratch, Tag, TagColumn, Tally, normalize};
 use crate::{Error, Result};
-
-/// Above this many tags a record's duplicates are sought with a table instead of one by one.
-pub(crate) const FEW: usize = 24;
 
 /// Reads records: splits, normalizes, rejects, drops duplicates, and keeps the books.
 ///

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use super::read::Index;
+use super::mapped::Index;
 use crate::epoch::Factors;
+use crate::epoch::resample::{RepeatFactors, Scheme};
 use crate::job::Job;
 use crate::publish::Unpublished;
-use crate::resample::{RepeatFactors, Scheme};
 use crate::{Error, Result};
 
 /// Samples between two looks at the [`Job`].

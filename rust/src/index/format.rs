@@ -27,6 +27,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use crate::map::Map;
 use crate::publish::Unpublished;
 use crate::{Error, Result};
 
@@ -94,6 +95,34 @@ impl KeyScope {
             _ => Err(Error::usage(format!("key scope {name:?}: expected global or shard"))),
         }
     }
+}
+
+/// What names a shard in records: the last part of its path, without `.tar`.
+pub(super) fn shard_stem(path: &str) -> &str {
+    let base = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    base.strip_suffix(".tar").or_else(|| base.strip_suffix(".parquet")).unwrap_or(base)
+}
+
+/// The key that records and samples are joined by.
+pub(super) fn join_key<'a>(shard: &str, key: &'a str, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    if shard.is_empty() {
+        return key.as_bytes();
+    }
+    scratch.clear();
+    scratch.extend_from_slice(shard_stem(shard).as_bytes());
+    scratch.push(0);
+    scratch.extend_from_slice(key.as_bytes());
+    scratch
+}
+
+/// A line `SHARD:KEY`.
+pub(super) fn split_scoped(line: &str) -> Result<(&str, &str)> {
+    line.split_once(':').ok_or_else(|| {
+        Error::usage(format!(
+            "the key {line:?}: keys begin anew in every shard of this index, so a list of keys has \
+             lines SHARD:KEY, such as 00012:000120007"
+        ))
+    })
 }
 
 /// The content of `manifest.json`.
@@ -339,4 +368,24 @@ pub fn entry_of(folder: &Path, file: &str, name: &str, num_rows: u64) -> Result<
 /// XXH3, 128 bits, in hexadecimal.
 pub fn checksum(bytes: &[u8]) -> String {
     format!("{:032x}", xxh3_128(bytes))
+}
+
+/// An error where bytes of an index are not those that were written.
+pub(super) fn same_checksum(path: &Path, bytes: &[u8], expected: &str) -> Result<()> {
+    let found = checksum(bytes);
+    if found != expected {
+        return Err(Error::data(format!(
+            "{}: expected checksum {expected}, found {found}; the file is damaged, so build the index \
+             again",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A file of the index, held against its size and checksum.
+pub(super) fn open_checked(folder: &Path, entry: &FileEntry) -> Result<Map> {
+    let map = Map::open(folder.join(&entry.file), Some(entry.size))?;
+    same_checksum(map.path(), &map, &entry.checksum)?;
+    Ok(map)
 }

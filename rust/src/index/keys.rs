@@ -12,12 +12,12 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::format::{FileEntry, KEYS_MAGIC};
-use super::map::Map;
 use super::part::Part;
-use super::partitions::{PARTITIONS, Partitions, partition_of, put};
 use crate::job::Job;
+use crate::map::Map;
 use crate::publish::Unpublished;
 use crate::spill::Memory;
+use crate::spill::partitions::{PARTITIONS, Partitions, partition_of, put};
 use crate::{Error, Result};
 
 const HEADER: usize = 16;

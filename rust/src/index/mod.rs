@@ -1,44 +1,26 @@
 //! The memory-mapped index over tar shards: where every sample lies, and what its labels are.
 //!
-//! [`build`] writes it (with [`scan`], [`records`], [`join`] and [`keys`]; records alone by [`group`], out of a
-//! [`spool`] where they were read once; on many machines by [`spread`]), [`read`] maps it and [`fetch`] reads
-//! images (with [`reading`], [`files`] and [`disk`]), [`warm`] copies small ones out of mapped shards ([`live`]),
-//! [`takedown`] takes samples down, [`mod@format`] says what its files are, [`map`] holds the maps.
+//! [`mod@format`] says what its files are. [`write`] makes it out of shards and their records ([`tables`] reads the
+//! records of Parquet files), [`steps`] does the same in many processes, [`mapped`] opens it, [`images`] reads
+//! images out of the shards and [`verify`] reads all of it. [`mod@drop`] takes samples down.
 
-pub mod alone;
-mod build;
-mod disk;
+pub mod drop;
 pub mod dropped;
-mod encode;
 mod factors;
-mod fetch;
-mod files;
 pub mod format;
-mod group;
-mod join;
-mod journal;
+mod images;
 mod keys;
-mod lists;
-mod live;
-mod lookup;
-pub mod map;
+pub mod mapped;
 pub mod part;
-mod partitions;
-pub mod read;
-mod reading;
-mod records;
-mod rows;
-mod scan;
-mod scanned;
-mod spool;
-pub mod spread;
-pub mod takedown;
-mod warm;
+pub mod steps;
+mod tables;
+mod verify;
+mod write;
 
-pub use build::{BuildOptions, Builder, LIMITS, LabelSource, Prepared};
-pub use fetch::{Chunk, Fetch};
-pub use read::Index;
-pub use records::{Columns, KeyFormat};
-pub use scanned::save_scans;
-pub use spool::Spool;
-pub use warm::Copies;
+pub use self::images::shards::Shard;
+pub use self::images::{Chunk, Fetch};
+pub use self::mapped::Index;
+pub use self::steps::save_scans;
+pub use self::tables::Spool;
+pub use self::write::records::{Columns, KeyFormat};
+pub use self::write::{BuildOptions, Builder, LIMITS, LabelSource, Prepared};

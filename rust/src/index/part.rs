@@ -14,8 +14,8 @@ use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::{MessageHeader, root_as_footer, root_as_message};
 
 use super::format::{BATCH_ROWS, FileEntry, part_schema};
-use super::map::Map;
 use crate::hints::prefetch;
+use crate::map::Map;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 6] = b"ARROW1";
@@ -32,15 +32,6 @@ pub struct Row<'a> {
     pub offset: u64,
     /// Bytes of its image.
     pub size: u32,
-}
-
-/// The same, its key not looked at.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RawRow<'a> {
-    pub(super) key: &'a [u8],
-    pub(super) shard: u32,
-    pub(super) offset: u64,
-    pub(super) size: u32,
 }
 
 /// A part of an index, mapped.
@@ -98,18 +89,11 @@ impl Part {
     /// The row numbered `row`, which is below [`num_rows`](Self::num_rows), without its labels.
     #[inline]
     pub fn row(&self, row: usize) -> Result<Row<'_>> {
-        let RawRow { key, shard, offset, size } = self.raw_row(row)?;
-        let key =
-            std::str::from_utf8(key).map_err(|_| self.bad_row(row, "a key that is not UTF-8"))?;
-        Ok(Row { key, shard, offset, size })
-    }
-
-    /// The same, whatever bytes its key is.
-    #[inline]
-    pub(super) fn raw_row(&self, row: usize) -> Result<RawRow<'_>> {
         let (batch, at) = self.locate(row)?;
-        Ok(RawRow {
-            key: self.span(&batch.key_offsets, &batch.keys, at, 1, row)?,
+        let key = self.span(&batch.key_offsets, &batch.keys, at, 1, row)?;
+        Ok(Row {
+            key: std::str::from_utf8(key)
+                .map_err(|_| self.bad_row(row, "a key that is not UTF-8"))?,
             shard: u32_at(&self.map, &batch.shards, at).unwrap_or_default(),
             offset: u64_at(&self.map, &batch.offsets, at).unwrap_or_default(),
             size: u32_at(&self.map, &batch.sizes, at).unwrap_or_default(),

@@ -8,12 +8,12 @@ use pyo3::types::PyDict;
 use super::arrow::{Batches, Table, import_stream};
 use super::call::long_call;
 use super::storage::{self, Storage};
+use crate::count::zipf;
 use crate::count::{CountOptions, HashtagCounts as Counts, Ranked};
 use crate::hashtag::{Rejection, Scratch, normalize};
-use crate::members::{MemberOptions, MemberRecords};
 use crate::parquet::ParquetTags;
+use crate::shard::members::{MemberOptions, MemberRecords};
 use crate::spill::Memory;
-use crate::zipf;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<HashtagCounts>()?;

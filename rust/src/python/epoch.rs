@@ -9,9 +9,9 @@ use pyo3::types::PyByteArray;
 use super::buffer;
 use super::call::long_call;
 use super::exceptions::UsageError;
+use crate::epoch::noise::{LabelNoise as Noise, NoiseTally};
 use crate::epoch::{EpochOrder as Order, Factors, Window};
 use crate::job::Job;
-use crate::noise::{LabelNoise as Noise, NoiseTally};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<EpochOrder>()?;

@@ -14,16 +14,16 @@ use super::buffer;
 use super::call::long_call;
 use super::exceptions::UsageError;
 use super::spool::Spool;
-use super::spread::label_source;
+use super::steps::label_source;
 use super::storage::{self, Storage};
 use super::vocabulary::Vocabulary;
 use crate::count::CountOptions;
+use crate::epoch::resample::Scheme;
 use crate::index::format::{KeyScope, LabelKind};
-use crate::index::spread::Inputs;
+use crate::index::steps::Inputs;
 use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, Prepared};
 use crate::job::Job;
 use crate::parquet::ParquetRecords;
-use crate::resample::Scheme;
 use crate::spill::Memory;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -40,12 +40,9 @@ fn drop_keys(
     folder: PathBuf,
     keys: Vec<String>,
 ) -> PyResult<(u64, u64, Vec<String>)> {
-    let outcome = long_call(py, None, |_| crate::index::takedown::drop_keys(&folder, &keys))?;
+    let outcome = long_call(py, None, |_| crate::index::drop::drop_keys(&folder, &keys))?;
     Ok((outcome.num_dropped, outcome.num_known, outcome.unknown))
 }
-
-/// Samples whose images are copied before the next look at signals: a few mebibytes.
-const COPIED: usize = 4096;
 
 type Members<'a> = Vec<(Cow<'a, [u8]>, u64, u64, u64)>;
 
@@ -320,76 +317,6 @@ struct Index {
 
 type Labels<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 
-impl Index {
-    /// Copies what can be copied out of mapped shards; the places of the others.
-    fn copy<'py>(
-        &self,
-        py: Python<'py>,
-        ordinals: &[u64],
-        images: &mut [Bound<'py, PyBytes>],
-        num_threads: usize,
-    ) -> PyResult<Vec<usize>> {
-        let copies = py.detach(|| self.inner.copies(ordinals, num_threads))?;
-        let mut rooms = Vec::with_capacity(copies.images().len());
-        for (place, size) in copies.images() {
-            let (image, room) = buffer::room(py, size)?;
-            images[place] = image;
-            rooms.push(room);
-        }
-        let (copies, is_copied) = py.detach(|| {
-            let is_copied = copies.copy_into(rooms);
-            (copies, is_copied)
-        });
-        let mut left = Vec::new();
-        let mut next = 0;
-        for ((place, _), _) in copies.images().zip(is_copied).filter(|(_, is)| *is) {
-            left.extend(next..place);
-            next = place + 1;
-        }
-        left.extend(next..ordinals.len());
-        Ok(left)
-    }
-
-    /// Reads the images of some of the samples, those at the places `left`.
-    fn fetch<'py>(
-        &self,
-        py: Python<'py>,
-        ordinals: &[u64],
-        left: &[usize],
-        images: &mut [Bound<'py, PyBytes>],
-        num_threads: usize,
-        progress: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        let wanted: Vec<u64> = left.iter().map(|&place| ordinals[place]).collect();
-        let num_copied = ordinals.len() - left.len();
-        let mut fetch = py.detach(|| self.inner.fetch(&wanted, num_threads))?;
-        // A batch takes well under a tenth of a second; a thread for it would cost more than the read.
-        let is_quick =
-            progress.is_none() && wanted.len() <= 4096 && !self.inner.has_stored_shards();
-        loop {
-            let mut rooms = Vec::new();
-            for (place, size) in fetch.large_images() {
-                let (image, room) = buffer::room(py, size)?;
-                images[left[place]] = image;
-                rooms.push(room);
-            }
-            let chunk = if is_quick {
-                py.detach(|| fetch.next_chunk_into(rooms, &Job::new()))?
-            } else {
-                long_call(py, None, |job| fetch.next_chunk_into(rooms, job))?
-            };
-            let Some(chunk) = chunk else { return Ok(()) };
-            for (place, image) in chunk.images() {
-                images[left[place]] = PyBytes::new(py, image);
-            }
-            if let Some(progress) = progress {
-                progress.call1((num_copied + fetch.num_read(),))?;
-            }
-            py.check_signals()?;
-        }
-    }
-}
-
 #[pymethods]
 impl Index {
     /// Opens the index in `folder`.
@@ -422,7 +349,7 @@ impl Index {
 
     /// Path, size, first sample and number of samples of each shard.
     fn shards(&self) -> Vec<(String, u64, u64, u64)> {
-        let row = |shard: &crate::index::read::Shard| {
+        let row = |shard: &crate::index::Shard| {
             (shard.path.clone(), shard.size, shard.first_sample, shard.num_samples)
         };
         self.inner.shards().iter().map(row).collect()
@@ -468,21 +395,31 @@ impl Index {
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let ordinals = buffer::ordinals(py, &ordinals)?;
         let mut images = vec![PyBytes::new(py, b""); ordinals.len()];
-        let mut left = Vec::new();
-        for (number, some) in ordinals.chunks(COPIED).enumerate() {
-            let first = number * COPIED;
-            let own = &mut images[first..first + some.len()];
-            let not_copied = self.copy(py, some, own, num_threads)?;
-            left.extend(not_copied.into_iter().map(|place| first + place));
+        let mut fetch = py.detach(|| self.inner.fetch(&ordinals, num_threads))?;
+        // A batch takes well under a tenth of a second; a thread for it would cost more than the read.
+        let is_quick =
+            progress.is_none() && ordinals.len() <= 4096 && !self.inner.has_stored_shards();
+        loop {
+            let mut rooms = Vec::new();
+            for (place, size) in fetch.large_images() {
+                let (image, room) = buffer::room(py, size)?;
+                images[place] = image;
+                rooms.push(room);
+            }
+            let chunk = if is_quick {
+                py.detach(|| fetch.next_chunk_into(rooms, &Job::new()))?
+            } else {
+                long_call(py, None, |job| fetch.next_chunk_into(rooms, job))?
+            };
+            let Some(chunk) = chunk else { return Ok(images) };
+            for (place, image) in chunk.images() {
+                images[place] = PyBytes::new(py, image);
+            }
             if let Some(progress) = progress {
-                progress.call1((first + some.len() - left.len(),))?;
+                progress.call1((fetch.num_read(),))?;
             }
             py.check_signals()?;
         }
-        if !left.is_empty() {
-            self.fetch(py, &ordinals, &left, &mut images, num_threads, progress)?;
-        }
-        Ok(images)
     }
 
     /// The ordinal of the first sample with `key`, or None.

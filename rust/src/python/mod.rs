@@ -13,7 +13,7 @@ mod index;
 mod selection;
 mod spill;
 mod spool;
-mod spread;
+mod steps;
 mod storage;
 mod vocabulary;
 
@@ -31,7 +31,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     selection::register(module)?;
     spill::register(module)?;
     spool::register(module)?;
-    spread::register(module)?;
+    steps::register(module)?;
     storage::register(module)?;
     vocabulary::register(module)
 }

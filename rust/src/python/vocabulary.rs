@@ -8,8 +8,8 @@ use super::arrow::{Table, import_stream};
 use super::call::long_call;
 use super::counts::HashtagCounts;
 use crate::count::CountOptions;
+use crate::vocabulary::wordnet::WordNet;
 use crate::vocabulary::{Coverage, Selection, Vocabulary as Labels};
-use crate::wordnet::WordNet;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Vocabulary>()

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::chosen::{Packed, packed};
+use super::class_image::{Packed, packed};
 use super::entry::Entry;
 use super::top_k::TopK;
 use crate::Result;

@@ -12,7 +12,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use rayon::prelude::*;
 
 use super::by_sample::{BySample, ListedImages, Shelves};
-use super::chosen::{Chosen, Packed, packed};
+use super::class_image::{ClassImage, Packed, packed};
 use super::entry::Entry;
 use super::top_p::{SelectedPair, doubled};
 use super::{Order, Selection};
@@ -33,7 +33,7 @@ enum Ordered {
     /// Of a selection that is in memory, and may be.
     Listed(BySample),
     /// Of one within a limit of memory, or on disk.
-    Sorted(Sorted<Chosen>),
+    Sorted(Sorted<ClassImage>),
 }
 
 impl Ordered {
@@ -203,8 +203,8 @@ enum ImageSource {
 /// Goes through pairs that are read in order.
 #[derive(Debug)]
 struct SortedImages {
-    chosen: SortedReader<Chosen>,
-    ahead: Option<Chosen>,
+    chosen: SortedReader<ClassImage>,
+    ahead: Option<ClassImage>,
     sample: u64,
     pairs: Vec<Packed>,
 }
@@ -223,7 +223,7 @@ impl SortedImages {
 }
 
 impl Images {
-    fn sorted(mut chosen: SortedReader<Chosen>, p: usize) -> Result<Self> {
+    fn sorted(mut chosen: SortedReader<ClassImage>, p: usize) -> Result<Self> {
         let ahead = chosen.next_record()?;
         let images = SortedImages { chosen, ahead, sample: 0, pairs: Vec::new() };
         Ok(Self { source: ImageSource::Sorted(images), p })
@@ -405,7 +405,7 @@ impl Selection {
         let memory = self.classes.spill.limit().map(|limit| limit / 2 / num_threads);
         let found = (0..num_threads).into_par_iter().map(|thread| {
             let mut sorter = Sorter::new(self.classes.spill.clone(), memory);
-            let push = |entry, class, rank| sorter.push(Chosen::new(entry, class, rank));
+            let push = |entry, class, rank| sorter.push(ClassImage::new(entry, class, rank));
             let taken = self.choose(thread, k, open, push, job)?;
             Ok((sorter.finish()?, taken))
         });

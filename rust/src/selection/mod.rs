@@ -20,7 +20,7 @@
 //! so that nearly every score costs one comparison and is forgotten. Nothing is reserved before it
 //! is needed. With a limit of [`Memory`] entries go to disk as sorted runs ([`runs`]), and so do the
 //! selected pairs while they are sorted by sample ([`finish`]); the result is the same to the byte.
-//! Image-first also keeps one bit or so for every sample ([`seen`]), which stays in memory.
+//! Image-first also keeps one bit or so for every sample ([`sample_set`]), which stays in memory.
 //!
 //! **Doubled pairs.** Two scores for one (sample, class) are an error when both would be among the
 //! K best of the class, which [`Selection::finish`] finds; below that they cannot change the result
@@ -33,7 +33,7 @@
 //! cancelled call leave it half updated; from then on every call but dropping it is an error.
 
 mod by_sample;
-mod chosen;
+mod class_image;
 mod class_run;
 mod entry;
 mod files;
@@ -42,11 +42,11 @@ mod log_odds;
 mod pairs;
 mod pool;
 mod runs;
-mod scattered;
-mod seen;
+mod sample_set;
 mod state;
 mod top_k;
 mod top_p;
+mod ungrouped;
 mod update;
 
 use std::ops::Range;
@@ -58,7 +58,7 @@ pub use top_p::SelectedPair;
 use crate::spill::{Memory, Spill};
 use crate::{Error, Result};
 use entry::Entry;
-use seen::SampleSet;
+use sample_set::SampleSet;
 use top_k::{TopK, Waiting};
 use top_p::OpenRow;
 

@@ -20,7 +20,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::entry::{Entry, descending, score_of};
-use super::seen::{Block, MAX_LISTED, SampleSet, WORDS};
+use super::sample_set::{Block, MAX_LISTED, SampleSet, WORDS};
 use super::top_p::{Candidate, OpenRow};
 use super::{MAX_CLASSES, MAX_PAIRS, Order, Selection};
 use crate::publish::Unpublished;

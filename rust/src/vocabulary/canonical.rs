@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use super::{Entry, Labels, MAX_LABELS, Vocabulary};
 use crate::count::Ranked;
-use crate::wordnet::{WordNet, wnid};
+use crate::vocabulary::wordnet::{WordNet, wnid};
 use crate::{Error, Result};
 
 /// Tags, and the records they are on added up.

@@ -6,7 +6,7 @@ mod count;
 mod hashtag;
 mod selection;
 mod shard;
-mod spread;
+mod steps;
 #[cfg(feature = "cloud")]
 mod store;
 mod vocabulary;

@@ -1,0 +1,1 @@
+"""Hashtags: counted, fitted, and made into a vocabulary of labels."""

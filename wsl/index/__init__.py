@@ -1,0 +1,1 @@
+"""The index over tar shards: built, opened, sampled, put in order, exported."""

@@ -1,0 +1,480 @@
+"""Building an index: options checked, hashtags counted, the engine's builder driven, one build at a time.
+
+A killed build goes on where it was when the same call is made again; the engine keeps the journal, and
+beside it stands the vocabulary that was counted (``building.parquet``). The index that is there stays
+whole until the new manifest takes its place.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from wsl import _core
+from wsl._core import UsageError
+from wsl.files import stores
+from wsl.files.globs import find_files, plain_parquet
+from wsl.files.locking import locked
+from wsl.files.tables import open_records
+from wsl.hashtags import counting
+from wsl.hashtags.counts import HashtagCounts, count_hashtags
+from wsl.hashtags.vocabulary import Vocabulary
+from wsl.index.mapped import MANIFEST, VOCABULARY, Index
+
+STAGED = "building.parquet"
+BUILDING = "building this index"
+"""What a process that holds the folder is doing."""
+SHARD = "__shard"
+"""The column of shard names that is made where the records have none."""
+
+Counter = Callable[[], HashtagCounts]
+"""Counts the records that are indexed."""
+LabelKind = Literal["hashtag", "class"]
+LABEL_SOURCES = {None: "none", "class": "members", "hashtag": "records"}
+"""What the engine calls where each kind of labels comes from."""
+KeyScope = Literal["global", "shard"]
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Where records say what."""
+
+    key_column: str = "key"
+    hashtags_column: str = "hashtags"
+    separator: str | None = None
+    shard_column: str | None = None
+    key_format: str | None = None
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Which keys are taken, and how much may be wrong."""
+
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a manifest says beside what was counted."""
+
+    label_kind: LabelKind | None
+    class_names: list[str] | None
+    shard_root: str
+    """What the names of shards start from, seen from the index."""
+    provenance: dict[str, Any]
+    is_appended: bool
+    """Whether the index has a vocabulary already, which stays."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An index that is to be built elsewhere, and of what."""
+
+    folder: str
+    shards: Sequence[str]
+    """Where they lie, in their order."""
+    names: Sequence[str]
+    """What the index calls them."""
+    labels: str
+    """Where labels come from, as the engine says it: none, members or records."""
+    records: object
+    columns: RecordOptions
+    key_scope: KeyScope
+    vocabulary: Vocabulary | None
+    lists: Lists
+    part_rows: int
+    known: Index | None
+    """The index that is appended to."""
+    again: bool
+    """Whether the records are all of that index's again."""
+    ending: Ending
+    memory_bytes: int | None = None
+    spill_dir: str | os.PathLike[str] | None = None
+
+
+class Executor(counting.Executor, Protocol):
+    """Where an index is built and its hashtags are counted, when not in this process."""
+
+    def build(self, wanted: Wanted, *, run: str | None = None) -> None:
+        """Builds the index, manifest included; a killed build goes on where it was."""
+        ...
+
+
+def build_index(
+    out: str | os.PathLike[str],
+    shards: Sequence[str | os.PathLike[str]] = (),
+    *,
+    records: object = None,
+    label_kind: LabelKind | None = None,
+    key_column: str = "key",
+    hashtags_column: str = "hashtags",
+    separator: str | None = None,
+    key_scope: KeyScope = "global",
+    shard_column: str | None = None,
+    key_format: str | None = None,
+    vocabulary: Vocabulary | Callable[[Counter], Vocabulary] | None = None,
+    min_count: int = 1,
+    max_labels: int | None = None,
+    class_names: list[str] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    limits: Mapping[str, float] | None = None,
+    memory_bytes: int | None = None,
+    spill_dir: str | os.PathLike[str] | None = None,
+    part_rows: int = 1 << 20,
+    num_threads: int | None = None,
+    provenance: dict[str, Any] | None = None,
+    append: Literal["all records", "new records"] | None = None,
+    elsewhere: Callable[[Wanted], None] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Index:
+    """Indexes tar shards, or records alone, into the folder `out` and opens the result.
+
+    `label_kind` "hashtag" joins `records` (a path, glob, Polars frame or Arrow stream with a column of
+    keys and one of hashtags; what can be read only once needs `vocabulary`) by their keys. Integer keys
+    are written as `key_format` says, such as ``{:09d}``. Without records the hashtags are those of the
+    shards' own members: `hashtags_column` is the field of their ``.json``, or ``.txt``. Without shards
+    each record is a sample that has no image. "class" reads the shards' ``.cls`` members, None makes an
+    index without labels.
+
+    `key_scope` "shard" says that keys begin anew in every shard. `shard_column` then names the shard of
+    a record (its file's name, with or without folder and ``.tar``); without it a table of records stands
+    beside its shard and has its name, as img2dataset writes them. Shards and records may lie in object stores
+    (`wsl.files.stores`).
+
+    The vocabulary is `vocabulary` (or what it returns when called with a function that counts the
+    records), or made from the counts (`min_count`, `max_labels`), or from `class_names`. Shards are taken
+    in the order given; one given as a URI is recorded so, others by their paths from their common folder.
+    `include` lists the only keys to take, `exclude` keys to leave out (``SHARD:KEY`` in scope "shard").
+    `limits` are shares above which the build is refused: of ``keys_doubled`` (default 0),
+    ``samples_split`` (0), ``samples_without_record`` (0.99), ``records_without_sample`` (0.99) and
+    ``records_doubled`` (1).
+    `progress` is called with the number of shards done (records, where there are no shards).
+    `memory_bytes` limits the counting and the join, which go to disk (`spill_dir`) beyond it; the part
+    under way takes about 100 MB more. A part holds `part_rows` samples, at most 2^20; a killed build
+    goes on after the last part that was finished.
+
+    `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
+    all of the index's again, or only those of the new shards (of the new samples, without shards).
+
+    `elsewhere` builds the index in place of this process (an `Executor`'s `build`), which counts the
+    hashtags, if it must, and holds the folder meanwhile; a killed build goes on as `elsewhere` goes on.
+
+    The index is there whole or not at all: its manifest is written last. Raises UsageError for options
+    that do not fit together, an index that is there already or another process that builds it, DataError
+    for damaged shards or records and for shares above their limits.
+    """
+    folder = Path(out)
+    _check_options(folder, shards, records, label_kind, key_scope)
+    if label_kind == "hashtag" and records is None:
+        records = [_place(shard, folder)[0] for shard in shards]
+    columns = RecordOptions(key_column, hashtags_column, separator, shard_column, key_format)
+    lists = Lists(include, exclude, dict(limits or {}))
+    with locked(folder, BUILDING):
+        if (folder / MANIFEST).exists() and append is None and not overwrite:
+            raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
+        known = Index.open(folder) if append is not None else None
+        if known is not None:
+            vocabulary = known.vocabulary
+        made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels, part_rows]
+        made_of += [class_names, provenance, getattr(vocabulary, "fingerprint", None)]
+        root = _shard_root(folder, shards, known)
+        places: list[tuple[str | os.PathLike[str], str]] = [_place(shard, root) for shard in shards]
+        shard_root = os.path.relpath(root, folder.resolve())
+        wanted = Wanted(
+            os.path.abspath(folder),
+            [os.fspath(place) for place, _ in places],
+            [name for _, name in places],
+            LABEL_SOURCES[label_kind],
+            records,
+            columns,
+            key_scope,
+            vocabulary if isinstance(vocabulary, Vocabulary) else None,
+            lists,
+            part_rows,
+            known,
+            append != "new records",
+            Ending(label_kind, class_names, shard_root, provenance or {}, known is not None),
+            memory_bytes,
+            spill_dir,
+        )
+        resume_key = None if elsewhere else _resume_key(made_of, shards, records, lists)
+        builder = _builder(folder, wanted, resume_key, num_threads)
+        # What is counted here is written at once, so that a killed build need not count again.
+        is_written = label_kind == "hashtag" and wanted.vocabulary is None
+        if label_kind == "hashtag":
+            counting = _Counting(wanted, num_threads)
+            made = vocabulary or functools.partial(
+                _build_vocabulary, min_count=min_count, max_labels=max_labels
+            )
+            counted = _vocabulary(folder, builder.is_resumed, made, counting.count, min_count)
+            wanted = replace(wanted, vocabulary=counted)
+            if elsewhere is None:
+                _add_records(builder, wanted, counted, counting.spool, progress)
+            del counting
+        if elsewhere is not None:
+            del builder
+            elsewhere(wanted)
+            return Index.open(folder)
+        builder.add_shards(places, progress=progress)
+        prepare(builder, folder, wanted.ending, wanted.vocabulary, is_written=is_written)
+        builder.publish()
+        return Index.open(folder)
+
+
+def _builder(
+    folder: Path, wanted: Wanted, resume_key: str | None, num_threads: int | None
+) -> _core.IndexBuilder:
+    include = wanted.lists.include
+    builder = _core.IndexBuilder(
+        folder,
+        wanted.labels,
+        key_scope=wanted.key_scope,
+        num_threads=num_threads,
+        include=None if include is None else list(include),
+        exclude=list(wanted.lists.exclude),
+        limits=dict(wanted.lists.limits),
+        memory_bytes=wanted.memory_bytes,
+        spill_dir=wanted.spill_dir,
+        part_rows=wanted.part_rows,
+        resume_key=resume_key,
+        append=wanted.known is not None,
+        storage=stores.core(),
+    )
+    builder.check_names(list(wanted.names))
+    return builder
+
+
+def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int, int, list[str]]:
+    """Takes the samples with these keys down: they keep their ordinals and have neither image nor labels.
+
+    Returns how many were taken down now, how many had been before, and the keys that no sample has. In
+    an index whose keys begin anew in every shard a key is ``SHARD:KEY``. Building the index anew keeps
+    what was taken down. Raises UsageError where there is no index or it is being built.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file():
+        Index.open(folder)
+    with locked(folder, BUILDING):
+        return _core.drop_keys(folder, list(keys))
+
+
+def _check_options(
+    folder: Path,
+    shards: Sequence[str | os.PathLike[str]],
+    records: object,
+    label_kind: str | None,
+    key_scope: str,
+) -> None:
+    if label_kind not in LABEL_SOURCES:
+        raise UsageError(f'label_kind: expected "class", "hashtag" or None, got {label_kind!r}')
+    if not shards and (records is None or label_kind != "hashtag"):
+        raise UsageError(f"{folder}: an index needs shards, or records of hashtags (label_kind hashtag)")
+    if label_kind != "hashtag" and records is not None:
+        raise UsageError(f"{folder}: records are read with --label-kind hashtag; classes from .cls members")
+    if not shards and key_scope == "shard":
+        raise UsageError(f"{folder}: records alone have no shards, so their keys cannot begin anew in each")
+    for shard in shards:
+        _place(shard, folder)
+
+
+def _local(shard: str | os.PathLike[str]) -> Path:
+    """Where a shard that is a file lies; UsageError for a URI of another kind than ``file://``."""
+    scheme, mark, rest = os.fspath(shard).partition("://")
+    if not mark:
+        return Path(shard).resolve()
+    if scheme != "file":
+        raise UsageError(
+            f"the shard {os.fspath(shard)} lies in a store of kind {scheme!r}, which is not read; copy "
+            "the shards to a local folder or a store of kind s3, gs or az"
+        )
+    return Path(rest)
+
+
+def _shard_root(folder: Path, shards: Sequence[str | os.PathLike[str]], known: Index | None) -> Path:
+    if known is not None:
+        return (folder / str(known.manifest["shard_root"])).resolve()
+    folders = [_local(shard).parent for shard in shards if "://" not in os.fspath(shard)]
+    return Path(os.path.commonpath(folders)) if folders else folder.resolve()
+
+
+def _place(shard: str | os.PathLike[str], root: Path) -> tuple[str, str]:
+    """Where a shard lies, and what the index calls it: its URI, or its path from `root`."""
+    named = os.fspath(shard)
+    if stores.is_remote(named):
+        return named, named
+    local = _local(shard)
+    return os.fspath(local), named if "://" in named else os.path.relpath(local, root)
+
+
+class _Counting:
+    """Counts the records, and where they are a whole index by themselves, keeps what it read."""
+
+    def __init__(self, wanted: Wanted, num_threads: int | None) -> None:
+        self._wanted, self._num_threads = wanted, num_threads
+        self.spool: _core.Spool | None = None
+
+    def count(self) -> HashtagCounts:
+        """The counts; `spool` holds the records from then on, if it can."""
+        wanted, columns = self._wanted, self._wanted.columns
+        files = _files_read_by_the_engine(wanted)
+        limits: dict[str, Any] = {"memory_bytes": wanted.memory_bytes, "num_threads": self._num_threads}
+        if files:
+            read = _core.Spool.read(
+                files,
+                key_column=columns.key_column,
+                hashtags_column=columns.hashtags_column,
+                # Beside the index, which takes more than the spool does.
+                spill_dir=wanted.spill_dir or wanted.folder,
+                **limits,
+            )
+            if read is not None:
+                counts, self.spool = read
+                return HashtagCounts(counts)
+        return count_hashtags(
+            wanted.records,
+            hashtags_column=columns.hashtags_column,
+            separator=columns.separator,
+            spill_dir=wanted.spill_dir,
+            **limits,
+        )
+
+
+def _files_read_by_the_engine(wanted: Wanted) -> list[str | os.PathLike[str]]:
+    """The files of records that are a whole index by themselves, where the engine may read them itself."""
+    columns = wanted.columns
+    others = wanted.shards or columns.separator is not None or columns.key_format is not None
+    return [] if others else plain_parquet(wanted.records)
+
+
+def _build_vocabulary(count: Counter, *, min_count: int, max_labels: int | None) -> Vocabulary:
+    return Vocabulary.build(count(), min_count=min_count, max_labels=max_labels)
+
+
+def prepare(
+    builder: _core.IndexBuilder,
+    folder: Path,
+    ending: Ending,
+    vocabulary: Vocabulary | None,
+    *,
+    is_written: bool = False,
+) -> bytes:
+    """Writes all of an index but its manifest, and returns the bytes that this will have.
+
+    Classes without a `vocabulary` get one; where it `is_written`, it lies beside the parts already.
+    """
+    if ending.label_kind == "class" and vocabulary is None:
+        highest = builder.highest_class or 0
+        vocabulary = Vocabulary.of_classes(ending.class_names or [str(n) for n in range(highest + 1)])
+    if ending.label_kind is None:
+        vocabulary = None
+    if vocabulary is not None and not (ending.is_appended or is_written):
+        vocabulary.write(folder / STAGED)
+    return builder.prepare(
+        None if vocabulary is None else vocabulary.core,
+        vocabulary_file=VOCABULARY if ending.is_appended else STAGED,
+        label_kind=ending.label_kind,
+        shard_root=ending.shard_root,
+        provenance=json.dumps(ending.provenance),
+    )
+
+
+def _vocabulary(
+    folder: Path,
+    is_resumed: bool,
+    made: Vocabulary | Callable[[Counter], Vocabulary],
+    count: Counter,
+    min_count: int,
+) -> Vocabulary:
+    """The vocabulary; what a killed build had counted is not counted again."""
+    if isinstance(made, Vocabulary):
+        return made
+    staged = folder / STAGED
+    if is_resumed and staged.is_file():
+        return Vocabulary.read(staged)
+    vocabulary = made(count)
+    if not len(vocabulary):
+        raise UsageError(
+            f"{folder}: no hashtag is on min_count = {min_count} records; lower it, or name where the "
+            "hashtags are (records, hashtags_column)"
+        )
+    vocabulary.write(staged)
+    return vocabulary
+
+
+def _add_records(
+    builder: _core.IndexBuilder,
+    wanted: Wanted,
+    vocabulary: Vocabulary,
+    spool: _core.Spool | None,
+    progress: Callable[[int], object] | None,
+) -> None:
+    if spool is not None:
+        builder.index_spooled(spool, vocabulary=vocabulary.core, progress=progress)
+        return
+    columns, files = wanted.columns, _files_read_by_the_engine(wanted)
+    if files and builder.index_parquet(
+        files,
+        key_column=columns.key_column,
+        hashtags_column=columns.hashtags_column,
+        vocabulary=vocabulary.core,
+        progress=progress,
+    ):
+        return
+    shard_column = None
+    if wanted.key_scope == "shard":
+        shard_column = columns.shard_column or SHARD
+    found = open_records(
+        wanted.records,
+        key_column=columns.key_column,
+        hashtags_column=columns.hashtags_column,
+        separator=columns.separator,
+        shard_column=columns.shard_column,
+        path_column=SHARD if shard_column == SHARD else None,
+    )
+    with found.reading():
+        if wanted.shards:
+            builder.add_records(
+                found.stream,
+                key_column=columns.key_column,
+                hashtags_column=columns.hashtags_column,
+                vocabulary=vocabulary.core,
+                separator=found.separator,
+                shard_column=shard_column,
+                key_format=columns.key_format,
+                again=wanted.again,
+            )
+        else:
+            builder.index_records(
+                found.stream,
+                key_column=columns.key_column,
+                hashtags_column=columns.hashtags_column,
+                vocabulary=vocabulary.core,
+                separator=found.separator,
+                key_format=columns.key_format,
+                progress=progress,
+            )
+
+
+def _resume_key(
+    made_of: list[Any], shards: Sequence[str | os.PathLike[str]], records: object, lists: Lists
+) -> str | None:
+    """A hash of all that determines the index; None where the records cannot be known again."""
+    files: list[str] = []
+    if records is not None:
+        if not isinstance(records, (str, os.PathLike, list, tuple)):
+            return None
+        files = find_files(records)
+    stamps = {os.fspath(path): stores.stamp(path) for path in [*shards, *files]}
+    order = [os.fspath(shard) for shard in shards]
+    text = json.dumps([_core.__version__, made_of, stamps, order, lists.include, lists.exclude], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

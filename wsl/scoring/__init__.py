@@ -1,0 +1,1 @@
+"""A network scores images, and the selection is made of its scores."""

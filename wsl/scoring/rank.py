@@ -1,0 +1,74 @@
+"""One rank of scoring, started once for each accelerator; DeepSpeed's launcher can start it too.
+
+    deepspeed --module wsl.scoring.rank JOB.json
+
+The job is written by `wsl score` and `wsl pseudolabel`. A rank scores its share of the ranges of samples;
+ranks exchange nothing, so a killed one loses no more than the range it was at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from wsl.errors import exit_code, explain
+from wsl.files.locking import shared_by_ranks
+from wsl.progress import progress, silent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Scores what the job says is this rank's, and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="wsl.scoring.rank", description=__doc__, allow_abbrev=False)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    number = int(os.environ.get("RANK", "0"))
+    try:
+        run(json.loads(options.job.read_text()), number, int(os.environ.get("WORLD_SIZE", "1")))
+    except (Exception, KeyboardInterrupt) as error:
+        where = f"rank {number}: " if number else ""
+        print(f"error: {where}{explain(error)}", file=sys.stderr, flush=True)
+        return exit_code(error)
+    return 0
+
+
+def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
+    """Scores as one rank; what `write_predictions` says of files, nothing of states."""
+    import torch
+
+    from wsl.scoring.network import Scorer, score_into_states, write_predictions
+    from wsl.selection.states import Rank, StateJob
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    scorer = Scorer(
+        Path(job["run"]),
+        Path(job["index"]),
+        flip=job["flip"],
+        temperature=job["temperature"],
+        batch_size=job["batch_size"],
+    )
+    rank = Rank(number, world_size)
+    total = sum(len(samples) for samples in rank.ranges(len(scorer.index)))
+    name = "score" if world_size == 1 else f"score, rank {number} of {world_size}"
+    # One line is enough to watch.
+    shown = progress(name, total=total, unit="images") if number == 0 else nullcontext(silent)
+    folder = Path(job["states"]["folder"] if "states" in job else job["out"])
+    with shared_by_ranks(folder), shown as advance:
+        if "states" not in job:
+            out = Path(job["out"])
+            return write_predictions(scorer, out, keep=job["keep"], rank=rank, progress=advance)
+        given = job["states"]
+        folders = {key: Path(given[key]) for key in ("folder", "spill_dir") if given[key] is not None}
+        states = StateJob(**(given | {"orders": tuple(given["orders"])} | folders))
+        score_into_states(scorer, states, rank=rank, progress=advance)
+    return {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A workspace: its settings, where everything in it is, and what its runs record."""
