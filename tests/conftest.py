@@ -38,7 +38,8 @@ settings.register_profile("long", max_examples=100, deadline=None, print_blob=Tr
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """A run of everything is spread over processes where pytest-xdist is there; `-n 0` says otherwise."""
     options = config.option
-    if not config.pluginmanager.hasplugin("xdist"):
+    # A worker of pytest-xdist comes here too, and must start none.
+    if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ:
         return
     whole = config.args_source is not pytest.Config.ArgsSource.ARGS
     if options.numprocesses is None and whole and not (options.usepdb or options.collectonly):
