@@ -20,6 +20,7 @@ class ArrowStream(Protocol):
 
 __all__ = [
     "HAS_STORES",
+    "STORE_LIMITS",
     "UNICODE_VERSION",
     "DataError",
     "EpochOrder",
@@ -58,6 +59,7 @@ __all__ = [
 __version__: str
 UNICODE_VERSION: str
 HAS_STORES: bool
+STORE_LIMITS: dict[str, Any]
 
 class WslError(Exception): ...
 class UsageError(WslError): ...
@@ -473,11 +475,11 @@ class Storage:
         cls,
         options: dict[str, str] | None = None,
         *,
-        timeout_s: float = 60.0,
-        retry_s: float = 120.0,
-        request_bytes: int = 8_388_608,
-        gap_bytes: int = 1_048_576,
-        num_requests: int = 64,
+        timeout_s: float | None = None,
+        retry_s: float | None = None,
+        request_bytes: int | None = None,
+        gap_bytes: int | None = None,
+        num_requests: int | None = None,
         cache: str | PathLike[str] | None = None,
         cache_bytes: int | None = None,
     ) -> Storage: ...

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from wsl._core import STORE_LIMITS
 from wsl.files.sizes import parse_size
 from wsl.workspace.recipe import IndexOptions
 from wsl.workspace.settings import Config, Positive
@@ -60,15 +61,15 @@ class StorageConfig(Config):
     """As Polars and the object_store crate call them: aws_access_key_id, aws_endpoint_url, aws_region,
     aws_skip_signature, google_service_account, azure_storage_account_name and so on. What is not here comes
     from the environment."""
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=STORE_LIMITS["timeout_s"], gt=0)
     """Seconds for one request, its body included."""
-    retry_s: float = Field(default=120.0, ge=0)
+    retry_s: float = Field(default=STORE_LIMITS["retry_s"], ge=0)
     """Seconds after which a request that failed is not made again."""
-    request_bytes: Bytes = 8 * 2**20
+    request_bytes: Bytes = STORE_LIMITS["request_bytes"]
     """The longest request, 64 KiB to 64 MiB."""
-    gap_bytes: Bytes = 2**20
+    gap_bytes: Bytes = STORE_LIMITS["gap_bytes"]
     """Images with less between them are read with one request."""
-    num_requests: Positive = 64
+    num_requests: Positive = STORE_LIMITS["num_requests"]
     """Requests in flight at once."""
     cache: Path | None = None
     """A local folder that keeps whole shards; shared by all processes of a machine."""
