@@ -82,6 +82,23 @@ impl CountOptions {
 }
 
 /// How often each hashtag was seen, and what became of the rest.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use arrow_array::{ArrayRef, RecordBatch, StringArray};
+/// use wsl_core::count::{CountOptions, HashtagCounts};
+/// use wsl_core::job::Job;
+///
+/// let texts: ArrayRef = Arc::new(StringArray::from(vec!["#Cat #pets", "#cat #cat", ""]));
+/// let batch = RecordBatch::try_from_iter([("hashtags", texts)])?;
+/// let options = CountOptions { column: "hashtags".into(), separator: None, num_threads: None };
+/// let mut counts = HashtagCounts::default();
+/// counts.update([Ok(batch)], &options, &Job::new())?;
+/// assert_eq!(counts.count_of("cat")?, 2);
+/// assert_eq!(counts.num_distinct()?, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct HashtagCounts {
     memory: Memory,

@@ -97,6 +97,55 @@ pub struct BuildOptions {
 }
 
 /// An index being built; visible only after [`publish`](Self::publish).
+///
+/// ```
+/// use std::collections::BTreeMap;
+///
+/// use wsl_core::index::format::KeyScope;
+/// use wsl_core::index::{BuildOptions, Builder, Index, LabelSource};
+/// use wsl_core::job::Job;
+/// use wsl_core::spill::Memory;
+/// use wsl_core::store::Storage;
+///
+/// // A shard of one image: a header of tar, the image, and two blocks of zeros at the end.
+/// let folder = tempfile::tempdir()?;
+/// let mut tar = vec![0_u8; 4 * 512];
+/// tar[..5].copy_from_slice(b"a.jpg");
+/// tar[124..135].copy_from_slice(b"00000000003");
+/// tar[156] = b'0';
+/// tar[257..265].copy_from_slice(b"ustar\x0000");
+/// tar[148..156].fill(b' ');
+/// let sum: u32 = tar[..512].iter().map(|&byte| u32::from(byte)).sum();
+/// tar[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+/// tar[512..515].copy_from_slice(b"jpg");
+/// let shard = folder.path().join("0.tar");
+/// std::fs::write(&shard, tar)?;
+///
+/// let options = BuildOptions {
+///     labels: LabelSource::None,
+///     key_scope: KeyScope::Global,
+///     num_threads: None,
+///     include: None,
+///     exclude: Vec::new(),
+///     limits: BTreeMap::new(),
+///     memory: Memory::unlimited(),
+///     part_rows: 1 << 20,
+///     resume_key: None,
+///     append: false,
+///     storage: Storage::default(),
+/// };
+/// let (out, job) = (folder.path().join("index"), Job::new());
+/// let mut builder = Builder::new(&out, options)?;
+/// builder.add_shards(&[(shard, "0.tar".to_owned())], &job)?;
+/// builder.publish(None, None, "..", serde_json::Value::Null, &job)?;
+///
+/// let index = Index::open(&out, None)?;
+/// assert_eq!(index.find("a")?, Some(0));
+/// let mut fetch = index.fetch(&[0], 1)?;
+/// let chunk = fetch.next_chunk(&job)?.unwrap();
+/// assert_eq!(chunk.images().next(), Some((0, &b"jpg"[..])));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Builder {
     pub(super) folder: PathBuf,
