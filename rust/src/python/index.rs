@@ -260,11 +260,6 @@ impl IndexBuilder {
         Ok(self.builder()?.highest_class())
     }
 
-    #[getter]
-    fn num_samples(&mut self) -> PyResult<u64> {
-        Ok(self.builder()?.num_samples())
-    }
-
     /// Writes all but the manifest, and returns the bytes that this will have.
     ///
     /// `vocabulary_file` is the name in the folder under which the vocabulary was written.
@@ -401,7 +396,7 @@ impl Index {
             progress.is_none() && ordinals.len() <= 4096 && !self.inner.has_stored_shards();
         loop {
             let mut rooms = Vec::new();
-            for (place, size) in fetch.large_images() {
+            for (place, size) in fetch.single_images() {
                 let (image, room) = buffer::room(py, size)?;
                 images[place] = image;
                 rooms.push(room);

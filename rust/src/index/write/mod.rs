@@ -49,13 +49,11 @@ use super::part::Part;
 use super::tables::group::Group;
 use crate::count::CountOptions;
 use crate::job::Job;
+use crate::shard::MAX_SCANS;
 use crate::spill::Memory;
 use crate::store::{Storage, is_remote};
 use crate::vocabulary::Vocabulary;
-use crate::{Error, Result};
-
-/// Shards in stores that are scanned at once; each holds a window of at most a request.
-const MAX_SCANS: usize = 16;
+use crate::{Error, Result, threads};
 
 /// Where the labels of samples come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -396,12 +394,11 @@ impl Builder {
             return self.thread_pool();
         }
         let num_threads = self.options.storage.limits().num_requests.min(MAX_SCANS);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-        pool.map_err(|error| Error::usage(format!("{num_threads} scanning threads: {error}")))
+        threads::pool(Some(num_threads))
     }
 
     pub(super) fn thread_pool(&self) -> Result<rayon::ThreadPool> {
-        thread_pool(self.options.num_threads)
+        threads::pool(self.options.num_threads)
     }
 
     fn take(&mut self, name: &str, scan: &Scan) -> Result<()> {
@@ -551,22 +548,6 @@ impl Builder {
     pub fn highest_class(&self) -> Option<u32> {
         self.highest_class
     }
-
-    /// Samples so far.
-    pub fn num_samples(&self) -> u64 {
-        self.num_samples
-    }
-}
-
-/// So many threads; as many as the machine has where `None`.
-pub(super) fn thread_pool(num_threads: Option<usize>) -> Result<rayon::ThreadPool> {
-    let num_threads = match num_threads {
-        Some(0) => return Err(Error::usage("num_threads must be at least 1")),
-        Some(number) => number,
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-    pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))
 }
 
 /// The name that joins a key with its shard, where keys begin anew in every shard.
