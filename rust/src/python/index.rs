@@ -352,7 +352,7 @@ impl Index {
             progress.is_none() && ordinals.len() <= 4096 && !self.inner.has_stored_shards();
         loop {
             let mut rooms = Vec::new();
-            for (place, size) in fetch.large_images() {
+            for (place, size) in fetch.single_images() {
                 let (image, room) = buffer::room(py, size)?;
                 images[place] = image;
                 rooms.push(room);
