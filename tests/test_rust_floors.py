@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -87,8 +88,12 @@ class Crate:
             return self.find(at, self.exports[at, path[0]], depth + 1)
         return at
 
-    def used_by(self, module: Module) -> set[Module]:
-        """The modules that it uses; what it only exports again is not used."""
+    @functools.cached_property
+    def uses(self) -> dict[Module, set[Module]]:
+        """The modules that each one uses; what it only exports again is not used."""
+        return {module: self._used_by(module) for module in self.code}
+
+    def _used_by(self, module: Module) -> set[Module]:
         code = self.code[module]
         paths = [path for use in USE.finditer(code) if not use[1] for path in leaves(use[2])]
         rest = VISIBILITY.sub("", USE.sub("", code))
@@ -112,7 +117,7 @@ def wrong_arrows(crate: Crate, levels: dict[str, int]) -> list[str]:
     wrong = []
     for module in sorted(crate.code):
         own = room_of(module)
-        for other in sorted(crate.used_by(module)):
+        for other in sorted(crate.uses[module]):
             room = room_of(other)
             if room != own and levels.get(room, -1) >= levels.get(own, 99):
                 wrong.append(f"{'/'.join(module)} uses {'/'.join(other)}: {own} is not above {room}")
@@ -122,8 +127,8 @@ def wrong_arrows(crate: Crate, levels: dict[str, int]) -> list[str]:
 def circle(crate: Crate) -> list[str]:
     """The files of a circle, if there is one; a folder's `mod.rs` and its files may use each other."""
     graph = {
-        module: {other for other in crate.used_by(module) if module[: len(other)] != other}
-        for module in crate.code
+        module: {other for other in used if module[: len(other)] != other}
+        for module, used in crate.uses.items()
     }
     try:
         TopologicalSorter(graph).prepare()

@@ -20,6 +20,7 @@ class ArrowStream(Protocol):
 
 __all__ = [
     "HAS_STORES",
+    "STORE_LIMITS",
     "UNICODE_VERSION",
     "DataError",
     "EpochOrder",
@@ -58,6 +59,7 @@ __all__ = [
 __version__: str
 UNICODE_VERSION: str
 HAS_STORES: bool
+STORE_LIMITS: dict[str, Any]
 
 class WslError(Exception): ...
 class UsageError(WslError): ...
@@ -163,12 +165,9 @@ class Spool:
     @staticmethod
     def read(
         files: list[str | PathLike[str]],
+        recipe: object,
         *,
-        key_column: str,
-        hashtags_column: str,
-        num_threads: int | None = None,
-        memory_bytes: int | None = None,
-        spill_dir: str | PathLike[str] | None = None,
+        resources: object,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[HashtagCounts, Spool] | None: ...
 
@@ -184,16 +183,9 @@ class IndexBuilder:
     def __new__(
         cls,
         folder: str | PathLike[str],
-        labels: str,
+        recipe: object,
         *,
-        key_scope: str = "global",
-        num_threads: int | None = None,
-        include: list[str] | None = None,
-        exclude: list[str] | None = None,
-        limits: dict[str, float] | None = None,
-        memory_bytes: int | None = None,
-        spill_dir: str | PathLike[str] | None = None,
-        part_rows: int = 1_048_576,
+        resources: object,
         resume_key: str | None = None,
         append: bool = False,
         storage: Storage | None = None,
@@ -203,33 +195,25 @@ class IndexBuilder:
     def add_records(
         self,
         stream: ArrowStream,
+        recipe: object,
         *,
-        key_column: str,
-        hashtags_column: str,
         vocabulary: Vocabulary,
-        separator: str | None = None,
-        shard_column: str | None = None,
-        key_format: str | None = None,
         again: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
     def index_records(
         self,
         stream: ArrowStream,
+        recipe: object,
         *,
-        key_column: str,
-        hashtags_column: str,
         vocabulary: Vocabulary,
-        separator: str | None = None,
-        key_format: str | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None: ...
     def index_parquet(
         self,
         files: list[str | PathLike[str]],
+        recipe: object,
         *,
-        key_column: str,
-        hashtags_column: str,
         vocabulary: Vocabulary,
         progress: Callable[[int], object] | None = None,
     ) -> bool: ...
@@ -256,14 +240,11 @@ class IndexBuilder:
     def add_part(self, path: str | PathLike[str], num_rows: int) -> None: ...
     @property
     def highest_class(self) -> int | None: ...
-    @property
-    def num_samples(self) -> int: ...
     def prepare(
         self,
         vocabulary: Vocabulary | None,
         *,
         vocabulary_file: str,
-        label_kind: str | None,
         shard_root: str,
         provenance: str,
     ) -> bytes: ...
@@ -315,9 +296,8 @@ class Index:
 def save_scans(
     shards: list[str | PathLike[str]],
     out: str | PathLike[str],
+    recipe: object,
     *,
-    with_classes: bool,
-    key_scope: str = "global",
     num_threads: int = 1,
     storage: Storage | None = None,
     progress: Callable[[int], object] | None = None,
@@ -325,39 +305,21 @@ def save_scans(
 def save_records(
     stream: ArrowStream,
     out: str | PathLike[str],
+    recipe: object,
     *,
-    key_column: str,
-    hashtags_column: str,
     vocabulary: Vocabulary,
-    separator: str | None = None,
-    shard_column: str | None = None,
-    key_format: str | None = None,
-    key_scope: str = "global",
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
-    num_threads: int | None = None,
-    memory_bytes: int | None = None,
-    spill_dir: str | PathLike[str] | None = None,
+    resources: object,
 ) -> None: ...
 def save_samples(
     scans: str | PathLike[str],
     shards: list[str],
     out: str | PathLike[str],
+    recipe: object,
     *,
-    joined: bool,
-    key_scope: str = "global",
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
-    memory_bytes: int | None = None,
-    spill_dir: str | PathLike[str] | None = None,
+    resources: object,
 ) -> None: ...
 def save_known(
-    folder: str | PathLike[str],
-    out: str | PathLike[str],
-    *,
-    key_scope: str = "global",
-    memory_bytes: int | None = None,
-    spill_dir: str | PathLike[str] | None = None,
+    folder: str | PathLike[str], out: str | PathLike[str], recipe: object, *, resources: object
 ) -> None: ...
 def num_samples_taken(places: list[str], *, storage: Storage | None = None) -> list[list[int]]: ...
 def join_samples(
@@ -368,43 +330,31 @@ def join_samples(
     known: str | None = None,
     first_bucket: int,
     stop_bucket: int,
-    memory_bytes: int | None = None,
-    spill_dir: str | PathLike[str] | None = None,
+    resources: object,
     storage: Storage | None = None,
 ) -> None: ...
 def write_part(
     groups: list[tuple[Path, list[str], int, int, tuple[int, int], tuple[int, int]]],
     labels: list[str],
     out: str | PathLike[str],
+    recipe: object,
     *,
-    label_source: str,
-    key_scope: str = "global",
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
     storage: Storage | None = None,
 ) -> None: ...
 def save_rows(
     stream: ArrowStream,
     out: str | PathLike[str],
+    recipe: object,
     *,
-    key_column: str,
-    hashtags_column: str,
     vocabulary: Vocabulary,
-    separator: str | None = None,
-    key_format: str | None = None,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
     num_threads: int | None = None,
 ) -> None: ...
 def save_parquet_rows(
     files: list[str | PathLike[str]],
     out: str | PathLike[str],
+    recipe: object,
     *,
-    key_column: str,
-    hashtags_column: str,
     vocabulary: Vocabulary,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
     num_threads: int | None = None,
 ) -> bool: ...
 def write_alone(
@@ -525,11 +475,11 @@ class Storage:
         cls,
         options: dict[str, str] | None = None,
         *,
-        timeout_s: float = 60.0,
-        retry_s: float = 120.0,
-        request_bytes: int = 8_388_608,
-        gap_bytes: int = 1_048_576,
-        num_requests: int = 64,
+        timeout_s: float | None = None,
+        retry_s: float | None = None,
+        request_bytes: int | None = None,
+        gap_bytes: int | None = None,
+        num_requests: int | None = None,
         cache: str | PathLike[str] | None = None,
         cache_bytes: int | None = None,
     ) -> Storage: ...

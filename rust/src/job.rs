@@ -8,6 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::{Error, Result};
 
 /// The shared state of one long call.
+///
+/// ```
+/// use wsl_core::job::Job;
+///
+/// let job = Job::new();
+/// job.advance(3);
+/// assert_eq!(job.done(), 3);
+/// job.cancel();
+/// assert!(job.check().is_err());
+/// ```
 #[derive(Debug, Default)]
 pub struct Job {
     done: AtomicU64,

@@ -20,6 +20,7 @@ pub mod hashtag;
 mod hints;
 pub mod index;
 pub mod job;
+mod leb128;
 pub mod map;
 pub mod parquet;
 pub mod publish;
@@ -28,6 +29,7 @@ pub mod selection;
 pub mod shard;
 pub mod spill;
 pub mod store;
+mod threads;
 pub mod vocabulary;
 
 #[cfg(feature = "python")]

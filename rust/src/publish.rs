@@ -97,6 +97,14 @@ impl Drop for Unpublished {
 }
 
 /// Writes `bytes` to `target`, whole or not at all.
+///
+/// ```
+/// let folder = tempfile::tempdir().unwrap();
+/// let target = folder.path().join("a.txt");
+/// wsl_core::publish::write_file(&target, b"whole")?;
+/// assert_eq!(std::fs::read(&target).unwrap(), b"whole");
+/// # Ok::<(), wsl_core::Error>(())
+/// ```
 pub fn write_file(target: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let target = target.as_ref();
     let mut file = Unpublished::create(target)?;

@@ -15,7 +15,9 @@ from tests.help.parts import Here, World, both_ways, quick_folder
 from tests.help.thoroughness import examples
 from wsl import DataError, UsageError, WslError, _core
 from wsl.cluster.plan import cut
+from wsl.files.resources import UNLIMITED
 from wsl.index.shards import write_shard
+from wsl.workspace.recipe import Recipe
 
 
 @given(sizes=st.lists(st.integers(0, 9)), step=st.integers(1, 12))
@@ -120,8 +122,8 @@ def test_files_of_other_things_and_rows_that_are_not_there_are_refused(tmp_path:
             _core.write_alone([(rows, span)], tmp_path / "none")
     shard = tmp_path / "shard.tar"
     write_shard(shard, [("a", {"png": b"x"})])
-    _core.save_scans([str(shard)], tmp_path / "scans", with_classes=False)
-    _core.save_samples(tmp_path / "scans", [str(shard)], tmp_path / "samples", joined=False)
+    _core.save_scans([str(shard)], tmp_path / "scans", Recipe())
+    _core.save_samples(tmp_path / "scans", [str(shard)], tmp_path / "samples", Recipe(), resources=UNLIMITED)
     with pytest.raises(DataError, match="it holds no rows"):
         _core.write_alone([(str(tmp_path / "samples"), (0, 1))], tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -19,6 +19,8 @@ from wsl.cluster import ray
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import FAN_IN, file_groups, merge_tree, missing
 from wsl.cluster.status import Tally, status
+from wsl.files.resources import UNLIMITED
+from wsl.workspace.recipe import Recipe
 
 
 def written(parts: Parts, part: Part, content: bytes) -> None:
@@ -159,7 +161,7 @@ def test_only_what_the_last_part_still_asks_for_is_made(tmp_path: Path) -> None:
 def test_damaged_scans_are_an_error_and_no_index(tmp_path: Path, damage: str) -> None:
     shards = [Path(path) for path in sorted(glob.glob(clustered.write_shards(tmp_path / "shards", 2, 3)))]
     scans = tmp_path / "scans"
-    _core.save_scans(list(shards), scans, with_classes=True)
+    _core.save_scans(list(shards), scans, Recipe(label_kind="class"))
     lines = scans.read_bytes().splitlines(keepends=True)
     wrong = {
         "cut": lines[0] + lines[1][:-20],
@@ -172,12 +174,12 @@ def test_damaged_scans_are_an_error_and_no_index(tmp_path: Path, damage: str) ->
     scans.write_bytes(wrong)
     names, out = [str(shard) for shard in shards], tmp_path / "samples"
     with pytest.raises(DataError, match="expected the scans of shards"):
-        _core.save_samples(scans, names, out, joined=True)
+        _core.save_samples(scans, names, out, Recipe(label_kind="hashtag"), resources=UNLIMITED)
     assert not out.exists()
     rows = 6 if damage != "more" else 7
     whole = [(scans, names, 0, 0, (0, 0), (0, rows))]
     with pytest.raises(DataError, match=r"expected the scans of shards|does not hold them"):
-        _core.write_part(whole, [], out, label_source="members")
+        _core.write_part(whole, [], out, Recipe(label_kind="class"))
     assert not out.exists()
 
 

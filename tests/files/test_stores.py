@@ -131,7 +131,7 @@ def test_options_are_checked_and_merged(tmp_path: Path) -> None:
     assert dict(now.options) == {"aws_region": "there", "aws_access_key_id": "k"}
     assert (now.gap_bytes, now.retry_s) == (5, 3.0)
     # Processes that are started have the same, and a workspace there changes nothing of it.
-    code = "from wsl import storage; stores.use_workspace({'options': {'aws_region': 'x'}});"
+    code = "from wsl.files import stores; stores.use_workspace({'options': {'aws_region': 'x'}});"
     code += "print(dict(stores.current().options), stores.current().gap_bytes)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [*str(dict(now.options)).split(), "5"]

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 import wsl
 from tests.help.thoroughness import Places, examples
 from wsl import _core
+from wsl.files.resources import Resources
+from wsl.workspace.recipe import Recipe
 
 TEXTS = [
     "a",
@@ -72,7 +74,7 @@ def counted_directly(path: Path, **options: Any) -> tuple[Any, ...]:
 
 def counted_for_an_index(path: Path, **options: Any) -> tuple[Any, ...]:
     """Counts of records that are read once, for an index."""
-    read = _core.Spool.read([path], key_column="key", hashtags_column="hashtags", **options)
+    read = _core.Spool.read([path], Recipe(), resources=Resources(**options))
     assert read is not None
     return facts(wsl.HashtagCounts(read[0]))
 
@@ -298,10 +300,13 @@ def test_an_index_of_parquet_is_the_one_through_polars(tmp_path: Path) -> None:
 def test_records_are_read_twice_where_once_takes_too_much(tmp_path: Path) -> None:
     lists = [[f"tag{n}", f"a-longer-tag-{n}"] for n in range(20_000)]
     write(tmp_path / "r.parquet", lists)
-    options: dict[str, Any] = {"key_column": "key", "hashtags_column": "hashtags"}
-    assert _core.Spool.read([tmp_path / "r.parquet"], memory_bytes=1 << 20, **options) is None
-    assert _core.Spool.read([tmp_path / "r.parquet"], spill_dir=tmp_path / "nowhere", **options) is None
-    assert _core.Spool.read([tmp_path / "r.parquet"], memory_bytes=1 << 26, **options) is not None
+    for resources, is_read in (
+        (Resources(memory_bytes=1 << 20), False),
+        (Resources(spill_dir=tmp_path / "nowhere"), False),
+        (Resources(memory_bytes=1 << 26), True),
+    ):
+        read = _core.Spool.read([tmp_path / "r.parquet"], Recipe(), resources=resources)
+        assert (read is not None) == is_read
     built = [
         wsl.build_index(
             tmp_path / str(limit),

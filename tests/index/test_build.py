@@ -360,7 +360,7 @@ def test_lists_say_which_keys_are_taken(tmp_path: Path) -> None:
 
 
 def test_a_kind_of_labels_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(wsl.UsageError, match='expected "class", "hashtag" or None, got \'tags\''):
+    with pytest.raises(wsl.UsageError, match="expected 'hashtag' or 'class', got 'tags'"):
         wsl.build_index(tmp_path / "index", ["a.tar"], label_kind="tags")  # type: ignore[arg-type]
     assert not (tmp_path / "index").exists()
 

@@ -25,12 +25,12 @@ from wsl.cli.options import (
     SynsetsOption,
     ThreadsOption,
     WordNetOption,
-    parse_bytes,
+    resources_of,
 )
 from wsl.progress import progress, silent
 
 if TYPE_CHECKING:
-    from wsl.files.memory import Memory
+    from wsl.files.resources import Resources
     from wsl.hashtags.counting import Executor
     from wsl.hashtags.counts import HashtagCounts, ZipfFit
     from wsl.hashtags.vocabulary import Vocabulary
@@ -77,9 +77,9 @@ def stats(
     from wsl.hashtags.counts import fit_zipf
 
     _check_plot(plot, overwrite)
-    limits = _memory(memory, spill_dir)
-    executor = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target)
-    counted = _counted(target, records, counts, hashtags_column, separator, limits, workers, executor)
+    resources = resources_of(memory, spill_dir, workers)
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, resources.memory_bytes, target)
+    counted = _counted(target, records, counts, hashtags_column, separator, resources, executor)
     fit = fit_zipf(counted, x_min=x_min)
     if plot is not None:
         from wsl.figures import plots
@@ -162,18 +162,17 @@ def build_counts(
     from wsl.hashtags import counting
     from wsl.index.sources import sources_of
 
-    limits = _memory(memory, spill_dir)
+    resources = resources_of(memory, spill_dir, workers)
     sources = counting.part_of(sources_of(_target(target, records), records or []), part)
     columns = counting.Columns(hashtags_column, separator)
     beside = out.with_name(f"{out.name}.parts")
-    executor = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, target, beside)
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, resources.memory_bytes, target, beside)
     with _counting(sources, executor) as advance:
         made = counting.build_counts(
             sources,
             columns,
             out,
-            memory=limits,
-            num_threads=workers,
+            resources=resources,
             overwrite=overwrite,
             progress=advance,
             executor=executor,
@@ -193,7 +192,7 @@ def merge_counts(
     """Join counts that were made apart."""
     from wsl.hashtags import counting
 
-    made = counting.merge_counts(parts, out, memory=_memory(memory, spill_dir), overwrite=overwrite)
+    made = counting.merge_counts(parts, out, resources=resources_of(memory, spill_dir), overwrite=overwrite)
     _say_counts(out, made, as_json, parts=len(parts))
 
 
@@ -235,9 +234,9 @@ def build_vocabulary(
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: the file exists already; pass --overwrite to replace it")
-    limits = _memory(memory, spill_dir)
+    resources = resources_of(memory, spill_dir, workers)
     sources = [] if counts else sources_of(_target(target, records), records or [])
-    counted = _counted(target, sources or None, counts, hashtags_column, separator, limits, workers)
+    counted = _counted(target, sources or None, counts, hashtags_column, separator, resources)
     left_out = [] if exclude_tags is None else exclude_tags.read_text(encoding="utf-8").split("\n")
     made = Vocabulary.build(
         counted,
@@ -355,12 +354,6 @@ def _target(target: Path | None, records: list[str] | None) -> Path | None:
     return Path() if target is None and not records else target
 
 
-def _memory(memory: str | None, spill_dir: Path | None) -> Memory:
-    from wsl.files.memory import Memory
-
-    return Memory(None if memory is None else parse_bytes(memory), spill_dir)
-
-
 def _check_plot(plot: Path | None, overwrite: bool) -> None:
     from wsl._core import UsageError
 
@@ -376,8 +369,7 @@ def _counted(
     files: list[Path] | None,
     hashtags_column: str,
     separator: str | None,
-    memory: Memory,
-    workers: int | None,
+    resources: Resources,
     executor: Executor | None = None,
 ) -> HashtagCounts:
     """Counts of records, or those of files of counts."""
@@ -388,12 +380,12 @@ def _counted(
     if files:
         if target is not None or records:
             raise UsageError("--counts: give either counts or records, not both")
-        return counting.load_counts(files, memory=memory)
+        return counting.load_counts(files, resources=resources)
     sources = sources_of(_target(target, records), records or [])
     columns = counting.Columns(hashtags_column, separator)
     with _counting(sources, executor) as advance:
         return counting.count_sources(
-            sources, columns, memory=memory, num_threads=workers, progress=advance, executor=executor
+            sources, columns, resources=resources, progress=advance, executor=executor
         )
 
 

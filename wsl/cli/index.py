@@ -24,7 +24,7 @@ from wsl.cli.options import (
     ThreadsOption,
     WordNetOption,
     WorkspaceOption,
-    parse_bytes,
+    resources_of,
 )
 from wsl.progress import progress, silent
 
@@ -79,7 +79,6 @@ def build(
 ) -> None:
     """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one."""
     from wsl._core import UsageError
-    from wsl.files.memory import Memory
     from wsl.index import jobs
     from wsl.workspace.config import IndexConfig, VocabularyConfig
     from wsl.workspace.layout import Workspace
@@ -105,9 +104,9 @@ def build(
         to_build = jobs.index_jobs(Workspace.find(workspace), name)
         for job in to_build:
             job[2].limits = job[2].limits | _shares(limit)
-    limits = Memory(None if memory is None else parse_bytes(memory), spill_dir)
+    resources = resources_of(memory, spill_dir, workers)
     beside = None if out is None else out.with_name(f"{out.name}.parts")
-    executor = choose_cluster(cluster, cluster_dir, cluster_group, limits.limit_bytes, workspace, beside)
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, resources.memory_bytes, workspace, beside)
     built = []
     for job_name, path, settings, root in to_build:
         # A cluster has a line of its own.
@@ -117,8 +116,7 @@ def build(
                 path,
                 settings,
                 root,
-                num_threads=workers,
-                memory=limits,
+                resources=resources,
                 overwrite=overwrite,
                 progress=advance,
                 executor=executor,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wsl.files.sizes import parse_size
+
+if TYPE_CHECKING:
+    from wsl.files.resources import Resources
 
 
 def parse_bytes(text: str) -> int:
@@ -18,6 +21,13 @@ def parse_bytes(text: str) -> int:
     if size is None:
         raise UsageError(f"--memory {text}: expected a size such as 2GiB, 512MiB or a number of bytes")
     return size
+
+
+def resources_of(memory: str | None, spill_dir: Path | None, num_threads: int | None = None) -> Resources:
+    """What the options allow a verb to take of the machine."""
+    from wsl.files.resources import Resources
+
+    return Resources(None if memory is None else parse_bytes(memory), spill_dir, num_threads)
 
 
 def _use_storage_options(options: list[str] | None) -> list[str] | None:

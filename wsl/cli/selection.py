@@ -20,7 +20,7 @@ from wsl.cli.options import (
     TemperatureOption,
     ThreadsOption,
     WorkspaceOption,
-    parse_bytes,
+    resources_of,
 )
 from wsl.progress import progress, silent
 
@@ -102,9 +102,9 @@ def pseudolabel(
             "images of every class and at most 10 classes of an image"
         )
     _check_plot(plot)
-    limit = None if memory is None else parse_bytes(memory)
+    resources = resources_of(memory, spill_dir, workers)
     beside = None if out is None or stores.is_remote(out) else Path(f"{out}.parts")
-    executor = choose_cluster(cluster, cluster_dir, cluster_group, limit, workspace, beside)
+    executor = choose_cluster(cluster, cluster_dir, cluster_group, resources.memory_bytes, workspace, beside)
     request = SelectionRequest(
         k=k,
         p=p,
@@ -120,9 +120,7 @@ def pseudolabel(
         compare_orders=compare_orders,
         truth=truth,
         truth_column=truth_column,
-        memory_bytes=limit,
-        spill_dir=spill_dir,
-        num_threads=workers,
+        resources=resources,
         overwrite=overwrite,
     )
     # A cluster has a line of its own.
@@ -156,8 +154,7 @@ def merge(
         index,
         k=k,
         p=p,
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        spill_dir=spill_dir,
+        resources=resources_of(memory, spill_dir),
         overwrite=overwrite,
         warn=_warn,
     )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
 
 from wsl.cluster.parts import Part, Parts, Run
 from wsl.cluster.plan import Stage, absolute, merge_tree, record_groups
 from wsl.cluster.ray import connect
 from wsl.files import stores
 from wsl.files.globs import kind_of
-from wsl.files.memory import Memory
+from wsl.files.resources import Resources
 from wsl.files.tables import scan
 from wsl.hashtags.counting import Columns
 from wsl.hashtags.counts import HashtagCounts, count_hashtags
@@ -19,11 +17,10 @@ from wsl.workspace.config import ClusterConfig
 
 
 def count_levels(
-    sources: Sequence[str], columns: Columns, memory: Memory, settings: ClusterConfig
+    sources: Sequence[str], columns: Columns, resources: Resources, settings: ClusterConfig
 ) -> list[list[Part]]:
     """The parts of a count, the last of which holds all of it."""
-    limits: dict[str, Any] = {"num_threads": settings.num_cpus, "memory_bytes": memory.limit_bytes}
-    limits["spill_dir"] = None if memory.spill_dir is None else os.fspath(memory.spill_dir)
+    limits = resources.with_threads(settings.num_cpus).to_json()
     about = {"hashtags_column": columns.hashtags, "separator": columns.separator}
     paths = [absolute(path) for path in sources]
     leaves = [
@@ -44,7 +41,7 @@ def _check_columns(sources: Sequence[str], columns: Columns) -> None:
 def load(
     sources: Sequence[str],
     columns: Columns,
-    memory: Memory,
+    resources: Resources,
     settings: ClusterConfig,
     folder: stores.Place,
     run: Run | None = None,
@@ -54,10 +51,10 @@ def load(
     `run` is what counting is the first stage of.
     """
     parts = Parts(folder)
-    levels = count_levels(sources, columns, memory, settings)
+    levels = count_levels(sources, columns, resources, settings)
     _check_columns(sources, columns)
     with connect(settings) as cluster:
         cluster.check(parts.folder, sources)
         cluster.make(parts, Stage("count", levels, is_last=run is None), run)
     with parts.held(levels[-1][0].name) as (file,):
-        return HashtagCounts.load(file, **memory.options())
+        return HashtagCounts.load(file, **resources.memory())

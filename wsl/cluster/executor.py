@@ -15,7 +15,7 @@ from wsl.cluster.parts import Run
 from wsl.workspace.config import ClusterConfig
 
 if TYPE_CHECKING:
-    from wsl.files.memory import Memory
+    from wsl.files.resources import Resources
     from wsl.hashtags.counting import Columns
     from wsl.hashtags.counts import HashtagCounts
     from wsl.index.build import Wanted
@@ -36,12 +36,12 @@ class ClusterExecutor:
     """Runs of several stages, by name."""
 
     def count(
-        self, sources: Sequence[str], columns: Columns, memory: Memory, *, run: str | None = None
+        self, sources: Sequence[str], columns: Columns, resources: Resources, *, run: str | None = None
     ) -> HashtagCounts:
         """The counts of record files; `run` names the work that counting is the first stage of."""
         from wsl.cluster import counting
 
-        return counting.load(sources, columns, memory, self.settings, self.folder, self._run(run))
+        return counting.load(sources, columns, resources, self.settings, self.folder, self._run(run))
 
     def build(self, wanted: Wanted, *, run: str | None = None) -> None:
         """Builds an index."""
@@ -60,12 +60,12 @@ class ClusterExecutor:
         job: Mapping[str, Any],
         made_by: Mapping[str, Any],
         selection: Mapping[str, Any],
-        memory: Mapping[str, Any],
+        resources: Resources,
     ) -> tuple[TopK, str]:
         """Lets the network score all samples into one selection; and where its parts are."""
         from wsl.cluster import scoring
 
-        top = scoring.score_into_state(job, made_by, selection, memory, self.settings, self.folder)
+        top = scoring.score_into_state(job, made_by, selection, resources, self.settings, self.folder)
         return top, self.folder
 
     def select(
@@ -73,12 +73,12 @@ class ClusterExecutor:
         files: Sequence[str],
         columns: Sequence[str],
         selection: Mapping[str, Any],
-        memory: Mapping[str, Any],
+        resources: Resources,
     ) -> TopK:
         """A selection that has taken all pairs of the files."""
         from wsl.cluster import scoring
 
-        return scoring.select(files, columns, selection, memory, self.settings, self.folder)
+        return scoring.select(files, columns, selection, resources, self.settings, self.folder)
 
     def _run(self, name: str | None) -> Run | None:
         return None if name is None else self._runs.setdefault(name, Run(name))

@@ -6,7 +6,7 @@ every one, and others again write the parts of the index, byte for byte those of
 is the engine's own. Records that are an index by themselves become rows, group by group, and parts out of
 these. One task takes the parts over, counts what was counted, and writes the keys and the manifest.
 
-    vocabulary, lists                 what all workers are told
+    vocabulary, recipe                what all workers are told
     scan  -> samples  \\
               records  > join -> part -> manifest
     known, of the index that is appended to
@@ -32,8 +32,9 @@ from wsl.cluster.plan import Stage, absolute, cut, file_groups, record_groups, s
 from wsl.cluster.ray import connect
 from wsl.files import stores
 from wsl.files.globs import find_files, kind_of
-from wsl.index.build import SHARD, Wanted
+from wsl.index.build import Wanted
 from wsl.workspace.config import ClusterConfig
+from wsl.workspace.recipe import Recipe
 
 HEADERS = 16
 """How much more of shards than of records makes a group: only their headers are read."""
@@ -90,31 +91,23 @@ class Plan:
         self._wanted, self._settings, self._parts = wanted, settings, parts
         self.shards = [absolute(os.fspath(shard).removeprefix("file://")) for shard in wanted.shards]
         self.records = [absolute(file) for file in _files(wanted)]
-        self._limits: dict[str, Any] = {
-            "num_threads": settings.num_cpus,
-            "memory_bytes": wanted.memory_bytes,
-            "spill_dir": None if wanted.spill_dir is None else os.fspath(wanted.spill_dir),
-        }
+        self._limits = wanted.resources.with_threads(settings.num_cpus).to_json()
 
     def stages(self) -> Iterator[Stage]:
         """What is to be made, each stage planned when those before it are made."""
         raise NotImplementedError
 
-    def _manifest(self, lists: str, made: Sequence[tuple[Part, int]], **taken: Sequence[Part]) -> Stage:
+    def _manifest(self, made: Sequence[tuple[Part, int]], **taken: Sequence[Part]) -> Stage:
         """The end of the build: the parts of the index that were made, and what else is taken over."""
         wanted = self._wanted
         about = {
-            "labels": wanted.labels,
-            "key_scope": wanted.key_scope,
-            "part_rows": wanted.part_rows,
-            "limits": dict(wanted.lists.limits),
             "again": wanted.again,
             "names": list(wanted.names),
             "ending": asdict(wanted.ending),
             "parts": [[part.name, num_rows] for part, num_rows in made],
             "taken": {kind: [part.name for part in some] for kind, some in taken.items()},
         }
-        inputs = [self._parts.keep("build", json.dumps(about).encode()).name, lists]
+        inputs = [self._parts.keep("build", json.dumps(about).encode()).name, self._keep(wanted.recipe)]
         if wanted.vocabulary is not None:
             inputs.append(self._keep_vocabulary())
         arguments = {"folder": wanted.folder, "replaces": hash_of_manifest(wanted.folder)}
@@ -123,13 +116,8 @@ class Plan:
         self._parts.forget(part)
         return Stage("manifest", [[part]], folder=wanted.folder, is_one=True)
 
-    def _keep_lists(self) -> str:
-        lists = self._wanted.lists
-        text = {
-            "include": None if lists.include is None else list(lists.include),
-            "exclude": list(lists.exclude),
-        }
-        return self._parts.keep("lists", json.dumps(text).encode()).name
+    def _keep(self, recipe: Recipe) -> str:
+        return self._parts.keep("recipe", recipe.model_dump_json().encode()).name
 
     def _keep_vocabulary(self) -> str:
         assert self._wanted.vocabulary is not None
@@ -138,10 +126,9 @@ class Plan:
             self._wanted.vocabulary.write(file)
             return self._parts.keep("vocabulary", file.read_bytes()).name
 
-    def _record_parts(self, kind: str, lists: str, **about: Any) -> list[Part]:
+    def _record_parts(self, kind: str, recipe: str, **about: Any) -> list[Part]:
         """Parts of groups of tables."""
-        about["columns"] = asdict(self._wanted.columns)
-        inputs = (self._keep_vocabulary(), lists)
+        inputs = (self._keep_vocabulary(), recipe)
         return [
             Part(kind, number, {"records": _stamps(group), **about}, inputs, self._limits)
             for number, group in enumerate(record_groups(self.records, self._settings.group_bytes))
@@ -160,15 +147,14 @@ class ShardsPlan(Plan):
         """Files of records and samples are asked for by themselves: what was counted stands in them."""
         wanted = self._wanted
         self._parts.begin()
-        is_joined = wanted.labels == "records"
-        lists = self._keep_lists()
+        is_joined = wanted.recipe.label_kind == "hashtag"
+        recipe = self._keep(wanted.recipe.of_rows())
         scans = self._scans()
-        samples = [self._sample_part(scan, lists, is_joined) for scan in scans]
+        samples = [self._sample_part(scan, recipe) for scan in scans]
         records, joins = [], []
         if is_joined:
-            is_by_path = wanted.key_scope == "shard" and wanted.columns.shard_column is None
-            about = {"path_column": SHARD if is_by_path else None, "key_scope": wanted.key_scope}
-            records = self._record_parts("records", lists, **about)
+            is_by_path = wanted.recipe.key_scope == "shard" and wanted.recipe.shard_column is None
+            records = self._record_parts("records", recipe, is_by_path=is_by_path)
         yield Stage("read", [scans, [*records, *samples]], is_last=False)
         if is_joined:
             known = self._known_part()
@@ -176,13 +162,13 @@ class ShardsPlan(Plan):
                 yield Stage("known", [[known]], folder=wanted.folder, is_last=False)
             joins = self._join_parts(records, samples, () if known is None else (known.name,))
             yield Stage("join", [joins], is_last=False)
-        made = self._index_parts(lists, self._groups(scans, samples), joins)
+        made = self._index_parts(recipe, self._groups(scans, samples), joins)
         if made:
             yield Stage("index", [[part for part, _ in made]], is_last=False)
-        yield self._manifest(lists, made, records=records, samples=samples, joins=joins)
+        yield self._manifest(made, records=records, samples=samples, joins=joins)
 
     def _scans(self) -> list[Part]:
-        about = {"with_classes": self._wanted.labels == "members", "key_scope": self._wanted.key_scope}
+        about = {"label_kind": self._wanted.recipe.label_kind, "key_scope": self._wanted.recipe.key_scope}
         limits = {"num_threads": self._settings.num_cpus}
         groups = file_groups(self.shards, HEADERS * self._settings.group_bytes, size_of)
         return [
@@ -190,13 +176,9 @@ class ShardsPlan(Plan):
             for number, group in enumerate(groups)
         ]
 
-    def _sample_part(self, scan: Part, lists: str, is_joined: bool) -> Part:
-        about = {
-            "shards": list(scan.arguments["shards"]),
-            "joined": is_joined,
-            "key_scope": self._wanted.key_scope,
-        }
-        return Part("samples", scan.number, about, (scan.name, lists), self._limits)
+    def _sample_part(self, scan: Part, recipe: str) -> Part:
+        about = {"shards": list(scan.arguments["shards"])}
+        return Part("samples", scan.number, about, (scan.name, recipe), self._limits)
 
     def _known_part(self) -> Part | None:
         """The keys of the index that is appended to, whose samples use up records too."""
@@ -206,7 +188,7 @@ class ShardsPlan(Plan):
         about = {
             "fingerprint": known.fingerprint,
             "shards": known.manifest["shards"]["checksum"],
-            "key_scope": self._wanted.key_scope,
+            "key_scope": self._wanted.recipe.key_scope,
         }
         # The folder does not enter the name: another one with such an index has the same keys.
         limits = self._limits | {"folder": self._wanted.folder}
@@ -237,19 +219,15 @@ class ShardsPlan(Plan):
         return groups
 
     def _index_parts(
-        self, lists: str, groups: Sequence[Group], joins: Sequence[Part]
+        self, recipe: str, groups: Sequence[Group], joins: Sequence[Part]
     ) -> list[tuple[Part, int]]:
         """The parts of the index, and the rows of each."""
-        wanted = self._wanted
         labels = tuple(part.name for part in joins)
         made = []
-        for number, some in enumerate(cut([sum(g.num_samples) for g in groups], wanted.part_rows)):
-            about = {
-                "groups": [groups[group].wanted(first, last) for group, first, last in some],
-                "labels": wanted.labels,
-                "key_scope": wanted.key_scope,
-            }
-            inputs = (lists, *(groups[group].scans for group, _, _ in some), *labels)
+        sizes = [sum(group.num_samples) for group in groups]
+        for number, some in enumerate(cut(sizes, self._wanted.recipe.part_rows)):
+            about = {"groups": [groups[group].wanted(first, last) for group, first, last in some]}
+            inputs = (recipe, *(groups[group].scans for group, _, _ in some), *labels)
             num_rows = sum(last - first for _, first, last in some)
             made.append((Part("part", number, about, inputs, self._limits), num_rows))
         return made
@@ -261,19 +239,18 @@ class RecordsPlan(Plan):
     def stages(self) -> Iterator[Stage]:
         """Groups of tables become rows, in their order; ranges of these the parts."""
         self._parts.begin()
-        lists = self._keep_lists()
-        rows = self._record_parts("rows", lists)
+        rows = self._record_parts("rows", self._keep(self._wanted.recipe.of_rows()))
         yield Stage("read", [rows], is_last=False)
         made = self._index_parts(rows)
         if made:
             yield Stage("index", [[part for part, _ in made]], is_last=False)
-        yield self._manifest(lists, made, rows=rows)
+        yield self._manifest(made, rows=rows)
 
     def _index_parts(self, rows: Sequence[Part]) -> list[tuple[Part, int]]:
         """The parts of the index, and the rows of each."""
         made = []
         sizes = [number for (number,) in self._num_taken(rows)]
-        for number, some in enumerate(cut(sizes, self._wanted.part_rows)):
+        for number, some in enumerate(cut(sizes, self._wanted.recipe.part_rows)):
             about = {"rows": [[first, last] for _, first, last in some]}
             inputs = tuple(rows[group].name for group, _, _ in some)
             num_rows = sum(last - first for _, first, last in some)
@@ -287,7 +264,7 @@ def _stamps(files: Sequence[str]) -> dict[str, list[Any]]:
 
 def _files(wanted: Wanted) -> list[str]:
     """The files of the records."""
-    if wanted.labels != "records":
+    if wanted.recipe.label_kind != "hashtag":
         return []
     if not isinstance(wanted.records, (str, os.PathLike, list, tuple)):
         raise UsageError("records: a cluster reads them from files; name these by paths, globs or URIs")

@@ -24,109 +24,74 @@ from typing import Any
 from wsl import _core
 from wsl._core import DataError
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import check_stamps
+from wsl.cluster.plan import check_stamps, resources_of
 from wsl.files import stores
 from wsl.files.globs import plain_parquet
 from wsl.files.locking import held_by_task
-from wsl.files.tables import Records, open_records
 from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index.build import BUILDING, Ending, prepare
+from wsl.index.build import BUILDING, Ending, as_read, open_recipe_records, prepare
 from wsl.index.mapped import MANIFEST
+from wsl.workspace.recipe import Recipe
 
 
-def _memory(limits: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: limits.get(name) for name in ("memory_bytes", "spill_dir")}
-
-
-def _lists(parts: Parts, name: str) -> dict[str, Any]:
-    """The keys to take and to leave out."""
+def _recipe(parts: Parts, name: str) -> Recipe:
+    """The recipe that all workers are told."""
     with parts.held(name) as (file,):
-        lists: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return lists
+        return Recipe.model_validate_json(file.read_bytes())
+
+
+def _vocabulary(parts: Parts, name: str) -> Vocabulary:
+    with parts.held(name) as (file,):
+        return Vocabulary.read(file)
 
 
 def _scan(parts: Parts, part: Part, out: Path) -> None:
     given = part.arguments
+    recipe = Recipe(label_kind=given["label_kind"], key_scope=given["key_scope"])
     check_stamps(given["shards"])
     _core.save_scans(
         list(given["shards"]),
         out,
-        with_classes=given["with_classes"],
-        key_scope=given["key_scope"],
+        recipe,
         num_threads=part.limits["num_threads"],
         storage=stores.core(),
     )
     check_stamps(given["shards"])
 
 
-def _opened(given: Mapping[str, Any]) -> Records:
-    columns = given["columns"]
-    return open_records(
-        list(given["records"]),
-        key_column=columns["key_column"],
-        hashtags_column=columns["hashtags_column"],
-        separator=columns["separator"],
-        shard_column=columns["shard_column"],
-        path_column=given.get("path_column"),
-    )
-
-
 def _records(parts: Parts, part: Part, out: Path) -> None:
-    given = part.arguments
-    columns, (vocabulary, lists) = given["columns"], part.inputs
-    check_stamps(given["records"])
-    with parts.held(vocabulary) as (file,):
-        labels = Vocabulary.read(file)
-    found = _opened(given)
+    files, is_by_path = part.arguments["records"], part.arguments["is_by_path"]
+    check_stamps(files)
+    labels, recipe = _vocabulary(parts, part.inputs[0]), _recipe(parts, part.inputs[1])
+    found = open_recipe_records(list(files), recipe, is_by_path)
     with found.reading():
-        _core.save_records(
-            found.stream,
-            out,
-            key_column=columns["key_column"],
-            hashtags_column=columns["hashtags_column"],
-            vocabulary=labels.core,
-            separator=found.separator,
-            shard_column=given["path_column"] or columns["shard_column"],
-            key_format=columns["key_format"],
-            key_scope=given["key_scope"],
-            num_threads=part.limits["num_threads"],
-            **_lists(parts, lists),
-            **_memory(part.limits),
-        )
-    check_stamps(given["records"])
+        read = as_read(recipe, found, is_by_path)
+        _core.save_records(found.stream, out, read, vocabulary=labels.core, resources=resources_of(part))
+    check_stamps(files)
 
 
 def _rows(parts: Parts, part: Part, out: Path) -> None:
-    given = part.arguments
-    vocabulary, lists = part.inputs
-    check_stamps(given["records"])
-    with parts.held(vocabulary) as (file,):
-        labels = Vocabulary.read(file)
-    columns = {name: given["columns"][name] for name in ("key_column", "hashtags_column")}
-    others = {name: given["columns"][name] for name in ("separator", "key_format")}
-    about: dict[str, Any] = {"vocabulary": labels.core, **_lists(parts, lists)}
-    about["num_threads"] = part.limits["num_threads"]
-    files = [] if any(others.values()) else plain_parquet(list(given["records"]))
-    if not (files and _core.save_parquet_rows(files, out, **columns, **about)):
-        found = _opened(given)
-        others["separator"] = found.separator
+    stamps = part.arguments["records"]
+    check_stamps(stamps)
+    labels, recipe = _vocabulary(parts, part.inputs[0]), _recipe(parts, part.inputs[1])
+    about: dict[str, Any] = {"vocabulary": labels.core, "num_threads": part.limits["num_threads"]}
+    files = [] if recipe.separator or recipe.key_format else plain_parquet(list(stamps))
+    if not (files and _core.save_parquet_rows(files, out, recipe, **about)):
+        found = open_recipe_records(list(stamps), recipe, is_by_path=False)
         with found.reading():
-            _core.save_rows(found.stream, out, **columns, **others, **about)
-    check_stamps(given["records"])
+            _core.save_rows(found.stream, out, as_read(recipe, found, is_by_path=False), **about)
+    check_stamps(stamps)
 
 
 def _samples(parts: Parts, part: Part, out: Path) -> None:
-    given = part.arguments
-    scans, lists = part.inputs
+    scans, recipe = part.inputs
     with parts.held(scans) as (file,):
         _core.save_samples(
             file,
-            given["shards"],
+            part.arguments["shards"],
             out,
-            joined=given["joined"],
-            key_scope=given["key_scope"],
-            **_lists(parts, lists),
-            **_memory(part.limits),
+            _recipe(parts, recipe),
+            resources=resources_of(part),
         )
 
 
@@ -141,14 +106,14 @@ def _join(parts: Parts, part: Part, out: Path) -> None:
         known=places[middle] if len(places) > middle else None,
         first_bucket=given["first_bucket"],
         stop_bucket=given["stop_bucket"],
+        resources=resources_of(part),
         storage=stores.core(),
-        **_memory(part.limits),
     )
 
 
 def _part(parts: Parts, part: Part, out: Path) -> None:
     given = part.arguments
-    lists, *others = part.inputs
+    recipe, *others = part.inputs
     scans, labels = others[: len(given["groups"])], others[len(given["groups"]) :]
     with parts.held(*scans) as files:
         groups = [
@@ -166,10 +131,8 @@ def _part(parts: Parts, part: Part, out: Path) -> None:
             groups,
             list(map(parts.place, labels)),
             out,
-            label_source=given["labels"],
-            key_scope=given["key_scope"],
+            _recipe(parts, recipe),
             storage=stores.core(),
-            **_lists(parts, lists),
         )
 
 
@@ -180,8 +143,8 @@ def _alone(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _known(parts: Parts, part: Part, out: Path) -> None:
-    scope = part.arguments["key_scope"]
-    _core.save_known(part.limits["folder"], out, key_scope=scope, **_memory(part.limits))
+    recipe = Recipe(key_scope=part.arguments["key_scope"])
+    _core.save_known(part.limits["folder"], out, recipe, resources=resources_of(part))
 
 
 def hash_of_manifest(folder: str) -> str | None:
@@ -215,29 +178,25 @@ def _manifest(parts: Parts, part: Part, out: Path) -> None:
 
 def _prepared(parts: Parts, part: Part, folder: Path) -> tuple[_core.IndexBuilder, bytes]:
     """A builder that has written all but the manifest, and what that will be."""
-    build, lists, *vocabulary = part.inputs
-    with parts.held(build, *vocabulary) as (file, *files):
+    build, told, *vocabulary = part.inputs
+    recipe = _recipe(parts, told)
+    labels = _vocabulary(parts, vocabulary[0]) if vocabulary else None
+    with parts.held(build) as (file,):
         about = json.loads(file.read_text(encoding="utf-8"))
-        labels = Vocabulary.read(files[0]) if files else None
     ending = Ending(**about["ending"])
     builder = _core.IndexBuilder(
         folder,
-        about["labels"],
-        key_scope=about["key_scope"],
-        num_threads=part.limits["num_threads"],
-        limits=about["limits"],
-        part_rows=about["part_rows"],
+        recipe,
+        resources=resources_of(part),
         append=ending.is_appended,
         storage=stores.core(),
-        **_lists(parts, lists),
-        **_memory(part.limits),
     )
     taken = {kind: list(map(parts.place, names)) for kind, names in about["taken"].items()}
     _take_over(builder, about, taken)
     for name, num_rows in about["parts"]:
         with parts.held(name) as (file,):
             builder.add_part(file, num_rows)
-    return builder, prepare(builder, folder, ending, labels)
+    return builder, prepare(builder, folder, recipe, ending, labels)
 
 
 def _take_over(

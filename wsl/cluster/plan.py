@@ -15,6 +15,7 @@ from wsl._core import DataError
 from wsl.cluster.parts import Part, Parts
 from wsl.files import stores
 from wsl.files.globs import are_beside_shards
+from wsl.files.resources import Resources
 
 FAN_IN = 16
 """Parts that one merge takes."""
@@ -97,6 +98,11 @@ def absolute(file: str | os.PathLike[str]) -> str:
     """A path that holds on every node; URIs pass as they are."""
     text = os.fspath(file)
     return text if "://" in text else os.path.abspath(text)
+
+
+def resources_of(part: Part) -> Resources:
+    """What a part may take of the machine where it is made."""
+    return Resources.from_json(part.limits)
 
 
 def check_stamps(files: Mapping[str, list[Any]]) -> None:

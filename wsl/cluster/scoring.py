@@ -19,6 +19,7 @@ from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import Stage, absolute, file_groups, merge_tree, size_of
 from wsl.cluster.ray import Result, connect
 from wsl.files import stores
+from wsl.files.resources import UNLIMITED, Resources
 from wsl.index.mapped import Index
 from wsl.selection.predictions import SCORED_BY, gaps, scored_parts
 from wsl.selection.topk import TopK
@@ -67,34 +68,34 @@ def score_into_state(
     job: Mapping[str, Any],
     made_by: Mapping[str, Any],
     selection: Mapping[str, Any],
-    memory: Mapping[str, Any],
+    resources: Resources,
     settings: ClusterConfig,
     folder: stores.Place,
 ) -> TopK:
     """Lets the network score all samples into one selection; `selection` holds its options."""
     index = Index.open(Path(job["index"]))
     size = settings.group_samples
-    limits = _limits(settings, memory)
+    limits = _limits(settings, resources)
     leaves = [
         Part("scorestate", number, _range(job, made_by, index, found) | dict(selection), (), limits)
         for number, found in enumerate(gaps([], len(index), size))
     ]
     inputs = [job["run"], job["index"], *index.shard_paths()]
-    return _merged(leaves, inputs, limits, memory, settings, folder)
+    return _merged(leaves, inputs, limits, resources, settings, folder)
 
 
 def select(
     files: Sequence[str],
     columns: Sequence[str],
     selection: Mapping[str, Any],
-    memory: Mapping[str, Any],
+    resources: Resources,
     settings: ClusterConfig,
     folder: stores.Place,
 ) -> TopK:
     """A selection that has taken all pairs of the files.
 
     Under image-first the pairs of an image must lie together, in one file."""
-    limits = _limits(settings, memory)
+    limits = _limits(settings, resources)
     paths = [absolute(file) for file in files]
     leaves = [
         Part(
@@ -106,14 +107,14 @@ def select(
         )
         for number, group in enumerate(file_groups(paths, settings.group_bytes, size_of))
     ]
-    return _merged(leaves, paths, limits, memory, settings, folder)
+    return _merged(leaves, paths, limits, resources, settings, folder)
 
 
 def _merged(
     leaves: list[Part],
     inputs: Sequence[str | os.PathLike[str]],
     limits: Mapping[str, Any],
-    memory: Mapping[str, Any],
+    resources: Resources,
     settings: ClusterConfig,
     folder: stores.Place,
 ) -> TopK:
@@ -123,7 +124,7 @@ def _merged(
         cluster.check(parts.folder, inputs)
         cluster.make(parts, Stage("select", levels, actors=ACTORS))
     with parts.held(levels[-1][0].name) as (file,):
-        return TopK.load(file, **memory)
+        return TopK.load(file, **resources.memory())
 
 
 def _range(
@@ -141,8 +142,5 @@ def _range(
     }
 
 
-def _limits(settings: ClusterConfig, memory: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    given = {name: value for name, value in (memory or {}).items() if value is not None}
-    if "spill_dir" in given:
-        given["spill_dir"] = os.fspath(given["spill_dir"])
-    return given | {"num_threads": settings.num_cpus}
+def _limits(settings: ClusterConfig, resources: Resources = UNLIMITED) -> dict[str, Any]:
+    return resources.with_threads(settings.num_cpus).to_json()

@@ -14,7 +14,7 @@ from typing import Any
 from wsl._core import DataError, UsageError
 from wsl.cluster import index_tasks
 from wsl.cluster.parts import Part, Parts
-from wsl.cluster.plan import check_stamps
+from wsl.cluster.plan import check_stamps, resources_of
 from wsl.files.tables import open_stream
 from wsl.selection.predictions import scored_parts
 from wsl.selection.topk import TopK
@@ -40,22 +40,17 @@ def _count(parts: Parts, part: Part, out: Path) -> None:
         list(given["records"]),
         hashtags_column=given["hashtags_column"],
         separator=given["separator"],
-        num_threads=part.limits.get("num_threads"),
-        memory_bytes=part.limits.get("memory_bytes"),
-        spill_dir=part.limits.get("spill_dir"),
+        **resources_of(part).options(),
     )
     check_stamps(given["records"])
     counts.save(out)
 
 
 def _merge_counts(parts: Parts, part: Part, out: Path) -> None:
-    from wsl.files.memory import Memory
     from wsl.hashtags.counting import load_counts
 
-    limit = part.limits.get("memory_bytes")
-    memory = Memory(limit, part.limits.get("spill_dir"))
     with parts.held(*part.inputs) as files:
-        load_counts(files, memory=memory).save(out)
+        load_counts(files, resources=resources_of(part)).save(out)
 
 
 _scorers: dict[str, Any] = {}
@@ -94,22 +89,15 @@ def _score(parts: Parts, part: Part, out: Path) -> None:
     scorer.corrupt.check()
 
 
-def _top(given: Mapping[str, Any], limits: Mapping[str, Any]) -> TopK:
-    return TopK(
-        given["num_classes"],
-        given["k"],
-        given["p"],
-        given["order"],
-        memory_bytes=limits.get("memory_bytes"),
-        spill_dir=limits.get("spill_dir"),
-        num_threads=limits.get("num_threads"),
-    )
+def _top(part: Part) -> TopK:
+    given = part.arguments
+    return TopK(given["num_classes"], given["k"], given["p"], given["order"], **resources_of(part).options())
 
 
 def _score_state(parts: Parts, part: Part, out: Path) -> None:
     given = part.arguments
     scorer = _scorer(given, part.limits)
-    top = _top(given, part.limits)
+    top = _top(part)
     for scores in scorer.score(given["start"], given["stop"]):
         top.update(scores.samples, scores.values)
     scorer.corrupt.check()
@@ -119,7 +107,7 @@ def _score_state(parts: Parts, part: Part, out: Path) -> None:
 def _select(parts: Parts, part: Part, out: Path) -> None:
     given = part.arguments
     check_stamps(given["files"])
-    top = _top(given, part.limits)
+    top = _top(part)
     files = [] if top.update_files(given["files"]) else given["files"]
     for file in files:
         try:
@@ -132,7 +120,7 @@ def _select(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _merge_states(parts: Parts, part: Part, out: Path) -> None:
-    limits = {name: part.limits.get(name) for name in ("memory_bytes", "spill_dir", "num_threads")}
+    limits = resources_of(part).options()
     first, *others = part.inputs
     with parts.held(first) as (file,):
         top = TopK.load(file, **limits)

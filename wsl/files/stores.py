@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from wsl import _core
-from wsl._core import UsageError
+from wsl._core import STORE_LIMITS, UsageError
 
 ENVIRONMENT = "WSL_STORAGE"
 MAGIC = re.compile(r"[*?[]")
@@ -40,11 +40,11 @@ class Settings:
     """How stores are reached; `wsl.workspace.config.StorageConfig` says what each field means."""
 
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
-    timeout_s: float = 60.0
-    retry_s: float = 120.0
-    request_bytes: int = 8 << 20
-    gap_bytes: int = 1 << 20
-    num_requests: int = 64
+    timeout_s: float = STORE_LIMITS["timeout_s"]
+    retry_s: float = STORE_LIMITS["retry_s"]
+    request_bytes: int = STORE_LIMITS["request_bytes"]
+    gap_bytes: int = STORE_LIMITS["gap_bytes"]
+    num_requests: int = STORE_LIMITS["num_requests"]
     cache: str | None = None
     cache_bytes: int | None = None
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from wsl._core import DataError, UsageError
 from wsl.files import stores
-from wsl.files.memory import UNLIMITED, Memory
 from wsl.files.publish import publish_text
+from wsl.files.resources import UNLIMITED, Resources
 from wsl.hashtags.counts import HashtagCounts, count_hashtags
 
 
@@ -31,7 +31,7 @@ class Executor(Protocol):
     """Where records are counted, when not in this process."""
 
     def count(
-        self, sources: Sequence[str], columns: Columns, memory: Memory, *, run: str | None = None
+        self, sources: Sequence[str], columns: Columns, resources: Resources, *, run: str | None = None
     ) -> HashtagCounts:
         """The counts of record files; `run` names the work that counting is the first stage of."""
         ...
@@ -41,21 +41,19 @@ def count_sources(
     sources: Sequence[str],
     columns: Columns,
     *,
-    memory: Memory = UNLIMITED,
-    num_threads: int | None = None,
+    resources: Resources = UNLIMITED,
     progress: Callable[[int], object] | None = None,
     executor: Executor | None = None,
 ) -> HashtagCounts:
     """The counts of record files, made in this process or by `executor`."""
     if executor is not None:
-        return executor.count(sources, columns, memory)
+        return executor.count(sources, columns, resources)
     return count_hashtags(
         list(sources),
         hashtags_column=columns.hashtags,
         separator=columns.separator,
-        num_threads=num_threads,
         progress=progress,
-        **memory.options(),
+        **resources.options(),
     )
 
 
@@ -80,8 +78,7 @@ def build_counts(
     columns: Columns,
     out: Path,
     *,
-    memory: Memory = UNLIMITED,
-    num_threads: int | None = None,
+    resources: Resources = UNLIMITED,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
     executor: Executor | None = None,
@@ -100,15 +97,13 @@ def build_counts(
     counts = HashtagCounts()
     # A part of fewer files than parts may have none.
     if sources or executor is not None:
-        counts = count_sources(
-            sources, columns, memory=memory, num_threads=num_threads, progress=progress, executor=executor
-        )
+        counts = count_sources(sources, columns, resources=resources, progress=progress, executor=executor)
     _publish(out, counts, made_of)
     return True
 
 
 def merge_counts(
-    parts: Sequence[Path], out: Path, *, memory: Memory = UNLIMITED, overwrite: bool = False
+    parts: Sequence[Path], out: Path, *, resources: Resources = UNLIMITED, overwrite: bool = False
 ) -> bool:
     """Joins files of counts; False where `out` is there already, of the same parts.
 
@@ -117,20 +112,20 @@ def merge_counts(
     made_of = _made_of_parts(parts)
     if _is_there(out, made_of, overwrite):
         return False
-    _publish(out, load_counts(parts, memory=memory), made_of)
+    _publish(out, load_counts(parts, resources=resources), made_of)
     return True
 
 
-def load_counts(parts: Sequence[Path], *, memory: Memory = UNLIMITED) -> HashtagCounts:
+def load_counts(parts: Sequence[Path], *, resources: Resources = UNLIMITED) -> HashtagCounts:
     """The counts of files, joined."""
     _made_of_parts(parts)
     # Each is read while the sum is there, so they share what memory is allowed.
-    share = memory
-    if memory.limit_bytes is not None and len(parts) > 1:
-        share = Memory(max(memory.limit_bytes // 2, 1 << 20), memory.spill_dir)
-    counts = HashtagCounts.load(parts[0], **share.options())
+    share = resources
+    if resources.memory_bytes is not None and len(parts) > 1:
+        share = replace(resources, memory_bytes=max(resources.memory_bytes // 2, 1 << 20))
+    counts = HashtagCounts.load(parts[0], **share.memory())
     for part in parts[1:]:
-        counts.merge(HashtagCounts.load(part, **share.options()))
+        counts.merge(HashtagCounts.load(part, **share.memory()))
     return counts
 
 

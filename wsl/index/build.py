@@ -11,8 +11,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,11 +21,14 @@ from wsl._core import UsageError
 from wsl.files import stores
 from wsl.files.globs import find_files, plain_parquet
 from wsl.files.locking import locked
-from wsl.files.tables import open_records
+from wsl.files.resources import Resources
+from wsl.files.tables import Records, open_records
 from wsl.hashtags import counting
 from wsl.hashtags.counts import HashtagCounts, count_hashtags
 from wsl.hashtags.vocabulary import Vocabulary
 from wsl.index.mapped import MANIFEST, VOCABULARY, Index
+from wsl.workspace.recipe import Recipe
+from wsl.workspace.settings import check
 
 STAGED = "building.parquet"
 BUILDING = "building this index"
@@ -35,43 +38,8 @@ SHARD = "__shard"
 
 Counter = Callable[[], HashtagCounts]
 """Counts the records that are indexed."""
-LabelKind = Literal["hashtag", "class"]
-LABEL_SOURCES = {None: "none", "class": "members", "hashtag": "records"}
-"""What the engine calls where each kind of labels comes from."""
-KeyScope = Literal["global", "shard"]
-
-
-@dataclass(frozen=True)
-class RecordOptions:
-    """Where records say what."""
-
-    key_column: str = "key"
-    hashtags_column: str = "hashtags"
-    separator: str | None = None
-    shard_column: str | None = None
-    key_format: str | None = None
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Which keys are taken, and how much may be wrong."""
-
-    include: Sequence[str] | None = None
-    exclude: Sequence[str] = ()
-    limits: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What a manifest says beside what was counted."""
-
-    label_kind: LabelKind | None
-    class_names: list[str] | None
-    shard_root: str
-    """What the names of shards start from, seen from the index."""
-    provenance: dict[str, Any]
-    is_appended: bool
-    """Whether the index has a vocabulary already, which stays."""
+Append = Literal["all records", "new records"]
+"""Whether records that come with new shards are all of the index's again, or those of the new ones."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +47,30 @@ class Wanted:
     """An index that is to be built elsewhere, and of what."""
 
     folder: str
+    recipe: Recipe
     shards: Sequence[str]
-    """Where they lie, in their order."""
+    """Where they are, in their order."""
     names: Sequence[str]
     """What the index calls them."""
-    labels: str
-    """Where labels come from, as the engine says it: none, members or records."""
     records: object
-    columns: RecordOptions
-    key_scope: KeyScope
     vocabulary: Vocabulary | None
-    lists: Lists
-    part_rows: int
     known: Index | None
     """The index that is appended to."""
     again: bool
     """Whether the records are all of that index's again."""
     ending: Ending
-    memory_bytes: int | None = None
-    spill_dir: str | os.PathLike[str] | None = None
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a manifest records beside the recipe and what was counted."""
+
+    shard_root: str
+    """What the names of shards start from, seen from the index."""
+    provenance: dict[str, Any]
+    is_appended: bool
+    """Whether the index has a vocabulary already, which stays."""
 
 
 class Executor(counting.Executor, Protocol):
@@ -113,31 +86,22 @@ def build_index(
     shards: Sequence[str | os.PathLike[str]] = (),
     *,
     records: object = None,
-    label_kind: LabelKind | None = None,
-    key_column: str = "key",
-    hashtags_column: str = "hashtags",
-    separator: str | None = None,
-    key_scope: KeyScope = "global",
-    shard_column: str | None = None,
-    key_format: str | None = None,
     vocabulary: Vocabulary | Callable[[Counter], Vocabulary] | None = None,
-    min_count: int = 1,
-    max_labels: int | None = None,
-    class_names: list[str] | None = None,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-    limits: Mapping[str, float] | None = None,
     memory_bytes: int | None = None,
     spill_dir: str | os.PathLike[str] | None = None,
-    part_rows: int = 1 << 20,
     num_threads: int | None = None,
     provenance: dict[str, Any] | None = None,
-    append: Literal["all records", "new records"] | None = None,
+    append: Append | None = None,
     elsewhere: Callable[[Wanted], None] | None = None,
     overwrite: bool = False,
     progress: Callable[[int], object] | None = None,
+    **options: Any,
 ) -> Index:
     """Indexes tar shards, or records alone, into the folder `out` and opens the result.
+
+    `options` are the fields of `wsl.workspace.recipe.Recipe`: `label_kind`, `key_column`,
+    `hashtags_column`, `separator`, `key_scope`, `shard_column`, `key_format`, `min_count`, `max_labels`,
+    `class_names`, `include`, `exclude`, `limits` and `part_rows`.
 
     `label_kind` "hashtag" joins `records` (a path, glob, Polars frame or Arrow stream with a column of
     keys and one of hashtags; what can be read only once needs `vocabulary`) by their keys. Integer keys
@@ -173,50 +137,69 @@ def build_index(
     that do not fit together, an index that is there already or another process that builds it, DataError
     for damaged shards or records and for shares above their limits.
     """
-    folder = Path(out)
-    _check_options(folder, shards, records, label_kind, key_scope)
-    if label_kind == "hashtag" and records is None:
+    recipe = check(Recipe, options, "build_index")
+    resources = Resources(memory_bytes, None if spill_dir is None else Path(spill_dir), num_threads)
+    return build_by(
+        recipe,
+        Path(out),
+        shards,
+        records=records,
+        vocabulary=vocabulary,
+        resources=resources,
+        provenance=provenance,
+        append=append,
+        elsewhere=elsewhere,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def build_by(
+    recipe: Recipe,
+    folder: Path,
+    shards: Sequence[str | os.PathLike[str]],
+    *,
+    records: object,
+    vocabulary: Vocabulary | Callable[[Counter], Vocabulary] | None,
+    resources: Resources,
+    provenance: dict[str, Any] | None,
+    append: Append | None,
+    elsewhere: Callable[[Wanted], None] | None,
+    overwrite: bool,
+    progress: Callable[[int], object] | None,
+) -> Index:
+    """As `build_index`, by a recipe."""
+    _check_inputs(folder, shards, records, recipe)
+    if recipe.label_kind == "hashtag" and records is None:
         records = [_place(shard, folder)[0] for shard in shards]
-    columns = RecordOptions(key_column, hashtags_column, separator, shard_column, key_format)
-    lists = Lists(include, exclude, dict(limits or {}))
     with locked(folder, BUILDING):
         if (folder / MANIFEST).exists() and append is None and not overwrite:
             raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
         known = Index.open(folder) if append is not None else None
         if known is not None:
             vocabulary = known.vocabulary
-        made_of: list[Any] = [append, label_kind, key_scope, vars(columns), min_count, max_labels, part_rows]
-        made_of += [class_names, provenance, getattr(vocabulary, "fingerprint", None)]
         root = _shard_root(folder, shards, known)
         places: list[tuple[str | os.PathLike[str], str]] = [_place(shard, root) for shard in shards]
-        shard_root = os.path.relpath(root, folder.resolve())
         wanted = Wanted(
-            os.path.abspath(folder),
-            [os.fspath(place) for place, _ in places],
-            [name for _, name in places],
-            LABEL_SOURCES[label_kind],
-            records,
-            columns,
-            key_scope,
-            vocabulary if isinstance(vocabulary, Vocabulary) else None,
-            lists,
-            part_rows,
-            known,
-            append != "new records",
-            Ending(label_kind, class_names, shard_root, provenance or {}, known is not None),
-            memory_bytes,
-            spill_dir,
+            folder=os.path.abspath(folder),
+            recipe=recipe,
+            shards=[os.fspath(place) for place, _ in places],
+            names=[name for _, name in places],
+            records=records,
+            vocabulary=vocabulary if isinstance(vocabulary, Vocabulary) else None,
+            known=known,
+            again=append != "new records",
+            ending=Ending(os.path.relpath(root, folder.resolve()), provenance or {}, known is not None),
+            resources=resources,
         )
-        resume_key = None if elsewhere else _resume_key(made_of, shards, records, lists)
-        builder = _builder(folder, wanted, resume_key, num_threads)
+        resume_key = None if elsewhere else _resume_key(wanted, shards, append)
+        builder = _builder(folder, wanted, resume_key)
         # What is counted here is written at once, so that a killed build need not count again.
-        is_written = label_kind == "hashtag" and wanted.vocabulary is None
-        if label_kind == "hashtag":
-            counting = _Counting(wanted, num_threads)
-            made = vocabulary or functools.partial(
-                _build_vocabulary, min_count=min_count, max_labels=max_labels
-            )
-            counted = _vocabulary(folder, builder.is_resumed, made, counting.count, min_count)
+        is_written = recipe.label_kind == "hashtag" and wanted.vocabulary is None
+        if recipe.label_kind == "hashtag":
+            counting = _Counting(wanted)
+            made = vocabulary or functools.partial(_build_vocabulary, recipe)
+            counted = _vocabulary(folder, builder.is_resumed, made, counting.count, recipe)
             wanted = replace(wanted, vocabulary=counted)
             if elsewhere is None:
                 _add_records(builder, wanted, counted, counting.spool, progress)
@@ -226,26 +209,16 @@ def build_index(
             elsewhere(wanted)
             return Index.open(folder)
         builder.add_shards(places, progress=progress)
-        prepare(builder, folder, wanted.ending, wanted.vocabulary, is_written=is_written)
+        prepare(builder, folder, recipe, wanted.ending, wanted.vocabulary, is_written=is_written)
         builder.publish()
         return Index.open(folder)
 
 
-def _builder(
-    folder: Path, wanted: Wanted, resume_key: str | None, num_threads: int | None
-) -> _core.IndexBuilder:
-    include = wanted.lists.include
+def _builder(folder: Path, wanted: Wanted, resume_key: str | None) -> _core.IndexBuilder:
     builder = _core.IndexBuilder(
         folder,
-        wanted.labels,
-        key_scope=wanted.key_scope,
-        num_threads=num_threads,
-        include=None if include is None else list(include),
-        exclude=list(wanted.lists.exclude),
-        limits=dict(wanted.lists.limits),
-        memory_bytes=wanted.memory_bytes,
-        spill_dir=wanted.spill_dir,
-        part_rows=wanted.part_rows,
+        wanted.recipe,
+        resources=wanted.resources,
         resume_key=resume_key,
         append=wanted.known is not None,
         storage=stores.core(),
@@ -268,20 +241,14 @@ def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int
         return _core.drop_keys(folder, list(keys))
 
 
-def _check_options(
-    folder: Path,
-    shards: Sequence[str | os.PathLike[str]],
-    records: object,
-    label_kind: str | None,
-    key_scope: str,
+def _check_inputs(
+    folder: Path, shards: Sequence[str | os.PathLike[str]], records: object, recipe: Recipe
 ) -> None:
-    if label_kind not in LABEL_SOURCES:
-        raise UsageError(f'label_kind: expected "class", "hashtag" or None, got {label_kind!r}')
-    if not shards and (records is None or label_kind != "hashtag"):
+    if not shards and (records is None or recipe.label_kind != "hashtag"):
         raise UsageError(f"{folder}: an index needs shards, or records of hashtags (label_kind hashtag)")
-    if label_kind != "hashtag" and records is not None:
+    if recipe.label_kind != "hashtag" and records is not None:
         raise UsageError(f"{folder}: records are read with --label-kind hashtag; classes from .cls members")
-    if not shards and key_scope == "shard":
+    if not shards and recipe.key_scope == "shard":
         raise UsageError(f"{folder}: records alone have no shards, so their keys cannot begin anew in each")
     for shard in shards:
         _place(shard, folder)
@@ -319,50 +286,43 @@ def _place(shard: str | os.PathLike[str], root: Path) -> tuple[str, str]:
 class _Counting:
     """Counts the records, and where they are a whole index by themselves, keeps what it read."""
 
-    def __init__(self, wanted: Wanted, num_threads: int | None) -> None:
-        self._wanted, self._num_threads = wanted, num_threads
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
         self.spool: _core.Spool | None = None
 
     def count(self) -> HashtagCounts:
         """The counts; `spool` holds the records from then on, if it can."""
-        wanted, columns = self._wanted, self._wanted.columns
+        wanted, resources = self._wanted, self._wanted.resources
         files = _files_read_by_the_engine(wanted)
-        limits: dict[str, Any] = {"memory_bytes": wanted.memory_bytes, "num_threads": self._num_threads}
         if files:
-            read = _core.Spool.read(
-                files,
-                key_column=columns.key_column,
-                hashtags_column=columns.hashtags_column,
-                # Beside the index, which takes more than the spool does.
-                spill_dir=wanted.spill_dir or wanted.folder,
-                **limits,
-            )
+            # Beside the index, which takes more than the spool does.
+            beside = replace(resources, spill_dir=resources.spill_dir or Path(wanted.folder))
+            read = _core.Spool.read(files, wanted.recipe, resources=beside)
             if read is not None:
                 counts, self.spool = read
                 return HashtagCounts(counts)
         return count_hashtags(
             wanted.records,
-            hashtags_column=columns.hashtags_column,
-            separator=columns.separator,
-            spill_dir=wanted.spill_dir,
-            **limits,
+            hashtags_column=wanted.recipe.hashtags_column,
+            separator=wanted.recipe.separator,
+            **resources.options(),
         )
 
 
 def _files_read_by_the_engine(wanted: Wanted) -> list[str | os.PathLike[str]]:
     """The files of records that are a whole index by themselves, where the engine may read them itself."""
-    columns = wanted.columns
-    others = wanted.shards or columns.separator is not None or columns.key_format is not None
+    others = wanted.shards or wanted.recipe.separator is not None or wanted.recipe.key_format is not None
     return [] if others else plain_parquet(wanted.records)
 
 
-def _build_vocabulary(count: Counter, *, min_count: int, max_labels: int | None) -> Vocabulary:
-    return Vocabulary.build(count(), min_count=min_count, max_labels=max_labels)
+def _build_vocabulary(recipe: Recipe, count: Counter) -> Vocabulary:
+    return Vocabulary.build(count(), min_count=recipe.min_count, max_labels=recipe.max_labels)
 
 
 def prepare(
     builder: _core.IndexBuilder,
     folder: Path,
+    recipe: Recipe,
     ending: Ending,
     vocabulary: Vocabulary | None,
     *,
@@ -372,17 +332,16 @@ def prepare(
 
     Classes without a `vocabulary` get one; where it `is_written`, it lies beside the parts already.
     """
-    if ending.label_kind == "class" and vocabulary is None:
+    if recipe.label_kind == "class" and vocabulary is None:
         highest = builder.highest_class or 0
-        vocabulary = Vocabulary.of_classes(ending.class_names or [str(n) for n in range(highest + 1)])
-    if ending.label_kind is None:
+        vocabulary = Vocabulary.of_classes(recipe.class_names or [str(n) for n in range(highest + 1)])
+    if recipe.label_kind is None:
         vocabulary = None
     if vocabulary is not None and not (ending.is_appended or is_written):
         vocabulary.write(folder / STAGED)
     return builder.prepare(
         None if vocabulary is None else vocabulary.core,
         vocabulary_file=VOCABULARY if ending.is_appended else STAGED,
-        label_kind=ending.label_kind,
         shard_root=ending.shard_root,
         provenance=json.dumps(ending.provenance),
     )
@@ -393,7 +352,7 @@ def _vocabulary(
     is_resumed: bool,
     made: Vocabulary | Callable[[Counter], Vocabulary],
     count: Counter,
-    min_count: int,
+    recipe: Recipe,
 ) -> Vocabulary:
     """The vocabulary; what a killed build had counted is not counted again."""
     if isinstance(made, Vocabulary):
@@ -404,7 +363,7 @@ def _vocabulary(
     vocabulary = made(count)
     if not len(vocabulary):
         raise UsageError(
-            f"{folder}: no hashtag is on min_count = {min_count} records; lower it, or name where the "
+            f"{folder}: no hashtag is on min_count = {recipe.min_count} records; lower it, or name where the "
             "hashtags are (records, hashtags_column)"
         )
     vocabulary.write(staged)
@@ -421,60 +380,51 @@ def _add_records(
     if spool is not None:
         builder.index_spooled(spool, vocabulary=vocabulary.core, progress=progress)
         return
-    columns, files = wanted.columns, _files_read_by_the_engine(wanted)
-    if files and builder.index_parquet(
-        files,
-        key_column=columns.key_column,
-        hashtags_column=columns.hashtags_column,
-        vocabulary=vocabulary.core,
-        progress=progress,
-    ):
+    recipe, files = wanted.recipe, _files_read_by_the_engine(wanted)
+    if files and builder.index_parquet(files, recipe, vocabulary=vocabulary.core, progress=progress):
         return
-    shard_column = None
-    if wanted.key_scope == "shard":
-        shard_column = columns.shard_column or SHARD
-    found = open_records(
-        wanted.records,
-        key_column=columns.key_column,
-        hashtags_column=columns.hashtags_column,
-        separator=columns.separator,
-        shard_column=columns.shard_column,
-        path_column=SHARD if shard_column == SHARD else None,
-    )
+    is_by_path = recipe.key_scope == "shard" and recipe.shard_column is None
+    found = open_recipe_records(wanted.records, recipe, is_by_path)
     with found.reading():
+        read = as_read(recipe, found, is_by_path)
         if wanted.shards:
-            builder.add_records(
-                found.stream,
-                key_column=columns.key_column,
-                hashtags_column=columns.hashtags_column,
-                vocabulary=vocabulary.core,
-                separator=found.separator,
-                shard_column=shard_column,
-                key_format=columns.key_format,
-                again=wanted.again,
-            )
+            builder.add_records(found.stream, read, vocabulary=vocabulary.core, again=wanted.again)
         else:
-            builder.index_records(
-                found.stream,
-                key_column=columns.key_column,
-                hashtags_column=columns.hashtags_column,
-                vocabulary=vocabulary.core,
-                separator=found.separator,
-                key_format=columns.key_format,
-                progress=progress,
-            )
+            builder.index_records(found.stream, read, vocabulary=vocabulary.core, progress=progress)
+
+
+def open_recipe_records(source: object, recipe: Recipe, is_by_path: bool) -> Records:
+    """Records with the columns that a recipe names; where they are known by their path, with one more."""
+    return open_records(
+        source,
+        key_column=recipe.key_column,
+        hashtags_column=recipe.hashtags_column,
+        separator=recipe.separator,
+        shard_column=recipe.shard_column,
+        path_column=SHARD if is_by_path else None,
+    )
+
+
+def as_read(recipe: Recipe, records: Records, is_by_path: bool) -> Recipe:
+    """The recipe for records that were opened: how their text is split, and which column names the shard."""
+    shard = None
+    if recipe.key_scope == "shard":
+        shard = SHARD if is_by_path else recipe.shard_column
+    return recipe.model_copy(update={"separator": records.separator, "shard_column": shard})
 
 
 def _resume_key(
-    made_of: list[Any], shards: Sequence[str | os.PathLike[str]], records: object, lists: Lists
+    wanted: Wanted, shards: Sequence[str | os.PathLike[str]], append: Append | None
 ) -> str | None:
     """A hash of all that determines the index; None where the records cannot be known again."""
     files: list[str] = []
-    if records is not None:
-        if not isinstance(records, (str, os.PathLike, list, tuple)):
+    if wanted.records is not None:
+        if not isinstance(wanted.records, (str, os.PathLike, list, tuple)):
             return None
-        files = find_files(records)
+        files = find_files(wanted.records)
     stamps = {os.fspath(path): stores.stamp(path) for path in [*shards, *files]}
     order = [os.fspath(shard) for shard in shards]
-    text = json.dumps([_core.__version__, made_of, stamps, order, lists.include, lists.exclude], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    recipe = wanted.recipe.model_dump(exclude={"limits"})
+    vocabulary = getattr(wanted.vocabulary, "fingerprint", None)
+    made_of = [_core.__version__, append, recipe, wanted.ending.provenance, vocabulary, stamps, order]
+    return hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()

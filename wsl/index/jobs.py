@@ -9,25 +9,26 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from wsl import _core
 from wsl._core import DataError, UsageError
 from wsl.files import stores
 from wsl.files.globs import fingerprint, match_files
-from wsl.files.memory import Memory
+from wsl.files.resources import UNLIMITED, Resources
 from wsl.hashtags.counting import Columns
 from wsl.hashtags.counts import HashtagCounts
 from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index.build import Counter, Executor, build_index
+from wsl.index.build import Append, Counter, Executor, build_by
 from wsl.index.mapped import MANIFEST, Index
 from wsl.index.sources import record_files
 from wsl.progress import silent
 from wsl.workspace.config import IndexConfig
 from wsl.workspace.layout import Workspace
+from wsl.workspace.recipe import Recipe
+from wsl.workspace.settings import check
 
 Progress = Callable[[int], object]
-Append = Literal["all records", "new records"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ def build_one_index(
     settings: IndexConfig,
     root: Path,
     *,
-    num_threads: int | None = None,
-    memory: Memory | None = None,
+    resources: Resources = UNLIMITED,
     overwrite: bool = False,
     progress: Progress = silent,
     executor: Executor | None = None,
@@ -83,32 +83,20 @@ def build_one_index(
     state = "built"
     if (path / MANIFEST).is_file() and not overwrite:
         old = Index.open(path)
-        known = old.manifest["provenance"]
+        known = _with_defaults(old.manifest["provenance"])
         if known == provenance:
             return BuildResult("up to date", old)
         inputs = _new_inputs(path, root, settings, known, provenance, records)
         state = "appended"
     held = inputs.records or [os.fspath(shard) for shard in inputs.shards]
-    limits = memory or Memory()
     run = _run(path, provenance)
-    index = build_index(
+    index = build_by(
+        recipe_of(settings, root),
         path,
         inputs.shards,
         records=inputs.records,
-        label_kind=settings.label_kind,
-        key_column=settings.key_column,
-        hashtags_column=settings.hashtags_column,
-        key_scope=settings.key_scope,
-        shard_column=settings.shard_column,
-        key_format=settings.key_format,
-        vocabulary=_vocabulary(settings, root, held, limits, executor, run),
-        class_names=_lines(root, settings.class_names) if settings.class_names else None,
-        include=_lines(root, settings.include) if settings.include else None,
-        exclude=_lines(root, settings.exclude) if settings.exclude else [],
-        limits=settings.limits,
-        memory_bytes=limits.limit_bytes,
-        spill_dir=limits.spill_dir,
-        num_threads=num_threads,
+        vocabulary=_vocabulary(settings, root, held, resources, executor, run),
+        resources=resources,
         provenance=provenance,
         append=inputs.append,
         elsewhere=None if executor is None else functools.partial(executor.build, run=run),
@@ -118,11 +106,18 @@ def build_one_index(
     return BuildResult(state, index)
 
 
+def recipe_of(settings: IndexConfig, root: Path) -> Recipe:
+    """The recipe of the settings, whose lists are read; paths are from `root`."""
+    files = {"class_names": settings.class_names, "include": settings.include, "exclude": settings.exclude}
+    lists = {name: _lines(root, file) for name, file in files.items() if file is not None}
+    return check(Recipe, settings.options() | lists, str(root))
+
+
 def _vocabulary(
     settings: IndexConfig,
     root: Path,
     held: list[str],
-    memory: Memory,
+    resources: Resources,
     executor: Executor | None,
     run: str,
 ) -> Vocabulary | Callable[[Counter], Vocabulary] | None:
@@ -132,8 +127,8 @@ def _vocabulary(
         return None
     if executor is None:
         return lambda count: make_vocabulary(count(), settings, root)
-    columns = Columns(settings.hashtags_column)
-    return lambda _: make_vocabulary(executor.count(held, columns, memory, run=run), settings, root)
+    columns = Columns(settings.hashtags_column, settings.separator)
+    return lambda _: make_vocabulary(executor.count(held, columns, resources, run=run), settings, root)
 
 
 def _run(path: Path, provenance: dict[str, Any]) -> str:
@@ -153,6 +148,15 @@ def _provenance(
         "records": {path: stores.stamp(path) for path in records or []},
         "lists": {str(name): fingerprint(root / name) for name in lists if name is not None},
     }
+
+
+def _with_defaults(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of an index that was built before some of the settings were there."""
+    known = provenance.get("settings")
+    if not isinstance(known, dict):
+        return provenance
+    defaults = IndexConfig().model_dump(mode="json", exclude={"limits"})
+    return provenance | {"settings": defaults | known}
 
 
 def _name(path: Path | str, root: Path) -> str:

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from wsl._core import DataError, UsageError
 from wsl.files.globs import File, fingerprint
 from wsl.files.locking import locked
 from wsl.files.publish import publish_text
+from wsl.files.resources import UNLIMITED, Resources
 from wsl.files.tables import expected_rows, open_stream, scan
 from wsl.index.mapped import Index
 from wsl.progress import silent
@@ -119,7 +119,7 @@ def _take(
             if reason is None:
                 options = _options(request, num_classes, order)
                 names = [str(file) for file in files]
-                tops[order] = executor.select(names, _columns(files), options, request.memory)
+                tops[order] = executor.select(names, _columns(files), options, request.resources)
                 continue
             warn(f"{files[0]}: {reason}, so this process selects {order} by itself")
         tops[order] = request.new(num_classes, order)
@@ -176,8 +176,7 @@ def _score_into_states(
         job.tidy()
         about = {"num_classes": job.num_classes, "k": job.k, "p": job.p, "orders": job.orders}
         publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
-        given_states = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(job).items()}
-        states = job_of(source.paths, request.scoring) | {"states": given_states}
+        states = job_of(source.paths, request.scoring) | {"states": job.to_json()}
         score_on_ranks(states, request.scoring, job.folder)
         return _without(dropped, _merged(job, orders), request, job.folder)
 
@@ -194,7 +193,8 @@ def _without(
         return tops
     where = f"{folder} (remove it, and the teacher scores again)"
     return {
-        order: dropped.out_of_state(top, request.k, where, **request.memory) for order, top in tops.items()
+        order: dropped.out_of_state(top, request.k, where, **request.resources.memory())
+        for order, top in tops.items()
     }
 
 
@@ -228,7 +228,7 @@ def _score_elsewhere(
     tops: dict[str, TopK] = {}
     for order in _orders_scored(request, num_classes):
         options = _options(request, num_classes, order)
-        top, folder = executor.score_into_state(job, source.made_by, options, request.memory)
+        top, folder = executor.score_into_state(job, source.made_by, options, request.resources)
         tops |= _without(dropped, {order: top}, request, folder)
     return tops
 
@@ -237,14 +237,13 @@ def _state_job(request: SelectionRequest, source: ScoreSource, orders: list[Orde
     """The job whose states serve the request and have the most samples, or a new one."""
     assert source.paths is not None
     parent = source.paths.out / "states"
-    limits = request.memory | {"num_threads": request.num_threads}
     best, most = None, 0
     for found in sorted(parent.glob("*/job.json")):
         known = json.loads(found.read_text())
         if not _serves(known, request, source, orders):
             continue
         chosen = {key: known[key] for key in ("num_classes", "k", "p")}
-        job = StateJob(found.parent, orders=tuple(known["orders"]), **chosen, **limits)
+        job = StateJob(found.parent, orders=tuple(known["orders"]), resources=request.resources, **chosen)
         num_done = sum(stop - start for start, stop in job.done())
         if num_done > most and job.is_valid_for(index):
             best, most = job, num_done
@@ -252,7 +251,7 @@ def _state_job(request: SelectionRequest, source: ScoreSource, orders: list[Orde
         return best
     num_classes = int(source.made_by["num_classes"])
     name = f"{'-and-'.join(orders)}-k{request.k}-p{request.p}-{_short(source.made_by)}"
-    return StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), **limits)
+    return StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), request.resources)
 
 
 def _serves(
@@ -279,12 +278,11 @@ def merge_states(
     k: int | None,
     p: int | None,
     overwrite: bool,
-    memory_bytes: int | None = None,
-    spill_dir: Path | None = None,
+    resources: Resources = UNLIMITED,
     warn: Warn = silent,
 ) -> dict[str, Any]:
     """Joins states saved apart and publishes their selection; `k` and `p` may cut it further."""
-    limits: dict[str, Any] = {"memory_bytes": memory_bytes, "spill_dir": spill_dir}
+    limits = resources.memory()
     top = TopK.load(parts[0], **limits)
     # A state does not know how its part was called, so the name of a file must not matter.
     made_of = sorted(fingerprint(part) for part in parts)
@@ -325,7 +323,7 @@ def _keyed(
     schema = scan([str(file) for file in files]).collect_schema() if files else {}
     if "sample" in schema or "key" not in schema:
         return nullcontext()
-    return KeyedPredictions(files, index, **request.memory, warn=warn)
+    return KeyedPredictions(files, index, **request.resources.memory(), warn=warn)
 
 
 def _truth(request: SelectionRequest, made_by: dict[str, Any], index: Index | None) -> output.Truth | None:

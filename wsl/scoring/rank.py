@@ -63,10 +63,7 @@ def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
         if "states" not in job:
             out = Path(job["out"])
             return write_predictions(scorer, out, keep=job["keep"], rank=rank, progress=advance)
-        given = job["states"]
-        folders = {key: Path(given[key]) for key in ("folder", "spill_dir") if given[key] is not None}
-        states = StateJob(**(given | {"orders": tuple(given["orders"])} | folders))
-        score_into_states(scorer, states, rank=rank, progress=advance)
+        score_into_states(scorer, StateJob.from_json(job["states"]), rank=rank, progress=advance)
     return {}
 
 

@@ -12,6 +12,7 @@ import polars as pl
 from wsl._core import UsageError
 from wsl.files import stores
 from wsl.files.globs import File, find_predictions
+from wsl.files.resources import UNLIMITED, Resources
 from wsl.files.tables import expected_rows, scan
 from wsl.index.mapped import Index
 from wsl.scoring.verbs import ScoringOptions, ScoringPaths, parse_keep, scoring_paths, teacher_of
@@ -41,27 +42,13 @@ class SelectionRequest:
     compare_orders: bool = False
     truth: Path | None = None
     truth_column: str = "label"
-    memory_bytes: int | None = None
-    spill_dir: Path | None = None
-    num_threads: int | None = None
+    resources: Resources = UNLIMITED
     overwrite: bool = False
-
-    @property
-    def memory(self) -> dict[str, Any]:
-        """Limits as keyword arguments of the engine's verbs."""
-        return {"memory_bytes": self.memory_bytes, "spill_dir": self.spill_dir}
 
     def new(self, num_classes: int, order: str | None = None) -> TopK:
         """An empty selection."""
-        return TopK(
-            num_classes,
-            self.k,
-            self.p,
-            cast("Order", order or self.order),
-            memory_bytes=self.memory_bytes,
-            spill_dir=self.spill_dir,
-            num_threads=self.num_threads,
-        )
+        chosen = cast("Order", order or self.order)
+        return TopK(num_classes, self.k, self.p, chosen, **self.resources.options())
 
 
 @dataclass(frozen=True)

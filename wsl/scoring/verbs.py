@@ -17,6 +17,7 @@ from wsl._core import UsageError
 from wsl.files.globs import fingerprint
 from wsl.files.locking import locked
 from wsl.files.publish import remove_unfinished
+from wsl.files.resources import Resources
 from wsl.index.mapped import Index
 from wsl.selection.topk import TopK
 from wsl.workspace.layout import Workspace
@@ -67,7 +68,7 @@ class Executor(Protocol):
         job: Mapping[str, Any],
         made_by: Mapping[str, Any],
         selection: Mapping[str, Any],
-        memory: Mapping[str, Any],
+        resources: Resources,
     ) -> tuple[TopK, str]:
         """Lets the network score all samples into one selection of these options; and where its parts are."""
         ...
@@ -77,7 +78,7 @@ class Executor(Protocol):
         files: Sequence[str],
         columns: Sequence[str],
         selection: Mapping[str, Any],
-        memory: Mapping[str, Any],
+        resources: Resources,
     ) -> TopK:
         """A selection that has taken all pairs of the files."""
         ...

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from wsl._core import UsageError
 from wsl.files.publish import remove_unfinished
+from wsl.files.resources import UNLIMITED, Resources
 from wsl.index.mapped import Index
 from wsl.selection.predictions import (
     SCORED_BY,
@@ -66,20 +67,27 @@ class StateJob:
     k: int
     p: int
     orders: tuple[Order, ...]
-    memory_bytes: int | None = None
-    spill_dir: Path | None = None
-    num_threads: int | None = None
+    resources: Resources = UNLIMITED
 
     def new(self, order: Order) -> TopK:
         """An empty selection."""
-        return TopK(
-            self.num_classes,
-            self.k,
-            self.p,
-            order,
-            memory_bytes=self.memory_bytes,
-            spill_dir=self.spill_dir,
-            num_threads=self.num_threads,
+        return TopK(self.num_classes, self.k, self.p, order, **self.resources.options())
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, for the processes that score."""
+        about = {"num_classes": self.num_classes, "k": self.k, "p": self.p, "orders": self.orders}
+        return about | {"folder": str(self.folder), "resources": self.resources.to_json()}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` made."""
+        return cls(
+            Path(tree["folder"]),
+            tree["num_classes"],
+            tree["k"],
+            tree["p"],
+            tuple(tree["orders"]),
+            Resources.from_json(tree["resources"]),
         )
 
     def marks(self) -> list[dict[str, Any]]:
@@ -124,7 +132,7 @@ class StateJob:
         top = self.new(order)
         for mark in self.marks():
             file = self.folder / mark["states"][order]
-            top.merge(TopK.load(file, memory_bytes=self.memory_bytes, spill_dir=self.spill_dir))
+            top.merge(TopK.load(file, **self.resources.memory()))
         return top
 
 

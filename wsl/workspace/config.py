@@ -6,12 +6,14 @@ YAML keys equal the field names below.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from wsl._core import STORE_LIMITS
 from wsl.files.sizes import parse_size
-from wsl.workspace.settings import Config, Positive, Share
+from wsl.workspace.recipe import IndexOptions
+from wsl.workspace.settings import Config, Positive
 from wsl.workspace.stage import Stage
 
 
@@ -59,15 +61,15 @@ class StorageConfig(Config):
     """As Polars and the object_store crate call them: aws_access_key_id, aws_endpoint_url, aws_region,
     aws_skip_signature, google_service_account, azure_storage_account_name and so on. What is not here comes
     from the environment."""
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=STORE_LIMITS["timeout_s"], gt=0)
     """Seconds for one request, its body included."""
-    retry_s: float = Field(default=120.0, ge=0)
+    retry_s: float = Field(default=STORE_LIMITS["retry_s"], ge=0)
     """Seconds after which a request that failed is not made again."""
-    request_bytes: Bytes = 8 * 2**20
+    request_bytes: Bytes = STORE_LIMITS["request_bytes"]
     """The longest request, 64 KiB to 64 MiB."""
-    gap_bytes: Bytes = 2**20
+    gap_bytes: Bytes = STORE_LIMITS["gap_bytes"]
     """Images with less between them are read with one request."""
-    num_requests: Positive = 64
+    num_requests: Positive = STORE_LIMITS["num_requests"]
     """Requests in flight at once."""
     cache: Path | None = None
     """A local folder that keeps whole shards; shared by all processes of a machine."""
@@ -93,32 +95,24 @@ class StorageConfig(Config):
         return found
 
 
-class IndexConfig(Config):
+class IndexConfig(IndexOptions):
     """One index of a workspace, built at `index/<name>/`."""
 
     shards: str | list[str] | None = None
     """Glob or globs of tar shards, relative to the workspace, or URIs of stores (s3://bucket/path-*.tar)."""
     records: str | list[str] | None = None
     """Glob or globs of record tables (Parquet, CSV/TSV, NDJSON, Arrow IPC)."""
-    label_kind: Literal["hashtag", "class"] | None = None
-    """What the labels are; absent for unlabelled shards."""
-    key_column: str = "key"
-    hashtags_column: str = "hashtags"
-    key_scope: Literal["global", "shard"] = "global"
-    """Whether a key names one sample of the whole set, or keys begin anew in every shard."""
-    shard_column: str | None = None
-    """The column of the records that names their shard, in scope "shard"; else tables stand beside shards."""
-    key_format: str | None = None
-    """How integer keys are written in the names of members, such as "{:09d}"."""
     vocabulary: VocabularyConfig = VocabularyConfig()
     class_names: Path | None = None
     """A text file with the name of class i on line i."""
     include: Path | None = None
     """A text file of the only keys to take, one a line."""
     exclude: Path | None = None
-    """A text file of keys to leave out, one a line (takedowns, images of a test set)."""
-    limits: dict[str, Share] = {}
-    """Shares above which the build is refused, such as {samples_without_record: 0.5}."""
+    """A text file of keys to leave out, one a line (removed images, images of a test set)."""
+
+    def options(self) -> dict[str, Any]:
+        """What is the same in a recipe."""
+        return {name: getattr(self, name) for name in IndexOptions.model_fields}
 
 
 class StageSource(Config):

@@ -92,6 +92,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _fault(kind: type[Config], fault: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in fault["loc"]) or "(top)"
+    if fault["type"] == "literal_error":
+        return f"{place}: expected {fault['ctx']['expected']}, got {fault['input']!r}"
     if fault["type"] != "extra_forbidden":
         message = str(fault["msg"]).removeprefix("Value error, ")
         return f"{place}: {message}"

@@ -22,7 +22,7 @@ use crate::hashtag::{MAX_BYTES, Rejection, Tag};
 use crate::job::Job;
 use crate::publish::Unpublished;
 use crate::spill::Memory;
-use crate::{Error, Result};
+use crate::{Error, Result, leb128};
 
 const MAGIC: [u8; 8] = *b"WSLCOUNT";
 const FORMAT_VERSION: u32 = 2;
@@ -227,21 +227,9 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// A number as LEB128.
     fn count(&mut self) -> Result<u64> {
-        let mut count = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let [byte] = self.bytes()?;
-            let part = u64::from(byte & 0x7f);
-            if (part << shift) >> shift != part {
-                break;
-            }
-            count |= part << shift;
-            if byte < 0x80 {
-                return Ok(count);
-            }
-        }
-        Err(self.fault("a count has more than 64 bits"))
+        let count = leb128::read(|| self.bytes().map(|[byte]| byte))?;
+        count.ok_or_else(|| self.fault("a count has more than 64 bits"))
     }
 
     fn check_end(&mut self) -> Result<()> {

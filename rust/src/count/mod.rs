@@ -36,7 +36,7 @@ use crate::hashtag::{Tag, TagColumn, Tally};
 use crate::job::Job;
 use crate::parquet::ParquetTags;
 use crate::spill::Memory;
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 use feed::Feed;
 use local::Local;
 use ranked::{BYTES_PER_TAG, Ranker};
@@ -62,26 +62,24 @@ pub struct CountOptions {
     pub num_threads: Option<usize>,
 }
 
-impl CountOptions {
-    fn threads(&self) -> Result<usize> {
-        match self.num_threads {
-            Some(0) => Err(Error::usage("num_threads must be at least 1")),
-            Some(number) => Ok(number),
-            None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
-        }
-    }
-
-    /// A pool of these threads, and how many they are.
-    pub(crate) fn pool(&self) -> Result<(rayon::ThreadPool, usize)> {
-        let num_threads = self.threads()?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-        let pool =
-            pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
-        Ok((pool, num_threads))
-    }
-}
-
 /// How often each hashtag was seen, and what became of the rest.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use arrow_array::{ArrayRef, RecordBatch, StringArray};
+/// use wsl_core::count::{CountOptions, HashtagCounts};
+/// use wsl_core::job::Job;
+///
+/// let texts: ArrayRef = Arc::new(StringArray::from(vec!["#Cat #pets", "#cat #cat", ""]));
+/// let batch = RecordBatch::try_from_iter([("hashtags", texts)])?;
+/// let options = CountOptions { column: "hashtags".into(), separator: None, num_threads: None };
+/// let mut counts = HashtagCounts::default();
+/// counts.update([Ok(batch)], &options, &Job::new())?;
+/// assert_eq!(counts.count_of("cat")?, 2);
+/// assert_eq!(counts.num_distinct()?, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct HashtagCounts {
     memory: Memory,
@@ -103,7 +101,8 @@ struct Workers {
 
 impl Workers {
     fn new(options: &CountOptions, memory: &Memory) -> Result<Self> {
-        let (pool, num_threads) = options.pool()?;
+        let pool = threads::pool(options.num_threads)?;
+        let num_threads = pool.current_num_threads();
         let local_memory = (memory.bytes() / 4 / num_threads).min(LOCAL_MEMORY);
         let table_memory = memory.bytes().saturating_sub(local_memory * num_threads);
         let local = |_| Local::new(options.separator.as_deref(), local_memory);

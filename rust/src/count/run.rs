@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::hashtag::{MAX_BYTES, Tag};
 use crate::spill::SpillFile;
-use crate::{Error, Result};
+use crate::{Error, Result, leb128};
 
 /// Bytes of a block.
 const BLOCK: usize = 1 << 16;
@@ -72,12 +72,7 @@ impl SegmentWriter {
 pub(super) fn encode(out: &mut Vec<u8>, tag: &[u8], count: u64) {
     out.push(tag.len() as u8);
     out.extend_from_slice(tag);
-    let mut rest = count;
-    while rest >= 0x80 {
-        out.push(rest as u8 | 0x80);
-        rest >>= 7;
-    }
-    out.push(rest as u8);
+    leb128::put(out, count);
 }
 
 /// Reads one segment, an entry at a time.
@@ -160,19 +155,7 @@ impl SegmentReader {
 }
 
 fn decode_count(bytes: &[u8]) -> Option<(u64, usize)> {
-    let mut count = 0_u64;
-    for (place, &byte) in bytes.iter().take(10).enumerate() {
-        let part = u64::from(byte & 0x7f);
-        let shifted = part << (7 * place);
-        if shifted >> (7 * place) != part {
-            return None;
-        }
-        count |= shifted;
-        if byte < 0x80 {
-            return (count > 0).then_some((count, place + 1));
-        }
-    }
-    None
+    leb128::get(bytes).filter(|&(count, _)| count > 0)
 }
 
 /// By which rule a merge goes.

@@ -97,6 +97,21 @@ struct Memory {
 }
 
 /// The stream of all epochs over some samples.
+///
+/// ```
+/// use wsl_core::epoch::EpochOrder;
+///
+/// let order = EpochOrder::new(10, None, 42, None)?;
+/// let mut epoch = [0; 10];
+/// order.fill(0, &mut epoch)?;
+/// // What stands at a position does not depend on what was asked before.
+/// let mut third = [0];
+/// order.fill(2, &mut third)?;
+/// assert_eq!(third[0], epoch[2]);
+/// epoch.sort();
+/// assert_eq!(epoch, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+/// # Ok::<(), wsl_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct EpochOrder {
     num_samples: u64,

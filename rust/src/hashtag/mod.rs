@@ -108,6 +108,14 @@ const CLASS: [u8; 256] = {
 /// Brings one tag into its normal form, which lies in `raw` itself or in `scratch`.
 ///
 /// Idempotent: the result is its own normal form.
+///
+/// ```
+/// use wsl_core::hashtag::{Rejection, Scratch, normalize};
+///
+/// let mut scratch = Scratch::default();
+/// assert_eq!(normalize(b"#Cats", &mut scratch), Ok("cats"));
+/// assert_eq!(normalize(b" # ", &mut scratch), Err(Rejection::Empty));
+/// ```
 pub fn normalize<'a>(
     raw: &'a [u8],
     scratch: &'a mut Scratch,

@@ -45,8 +45,6 @@ pub const NO_SHARD: u32 = u32::MAX;
 pub const MANIFEST: &str = "manifest.json";
 /// The name of the table of shards.
 pub const SHARDS: &str = "shards.arrow";
-/// The name of the file of keys.
-pub const KEYS: &str = "keys.idx";
 /// The name of the vocabulary.
 pub const VOCABULARY: &str = "vocabulary.parquet";
 /// What `keys.idx` begins with; the number of entries follows as u64.

@@ -24,7 +24,23 @@ const LOOKED_UP: usize = 32;
 /// How often an index is opened again that is replaced meanwhile.
 const MAX_TRIES: usize = 5;
 
-/// An index over tar shards.
+/// An index over tar shards; [`Builder`](crate::index::Builder) makes one.
+///
+/// ```no_run
+/// use wsl_core::index::Index;
+/// use wsl_core::job::Job;
+///
+/// let index = Index::open("photos/index", None)?;
+/// index.verify(&Job::new())?;
+/// println!("{} samples", index.num_samples());
+/// let mut fetch = index.fetch(&[3, 1, 4], 2)?;
+/// while let Some(chunk) = fetch.next_chunk(&Job::new())? {
+///     for (place, image) in chunk.images() {
+///         println!("image {place} has {} bytes", image.len());
+///     }
+/// }
+/// # Ok::<(), wsl_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Index {
     folder: PathBuf,

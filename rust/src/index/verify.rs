@@ -6,11 +6,8 @@ use super::format::{Manifest, NO_SHARD, open_checked, same_checksum};
 use super::mapped::Index;
 use super::part::{self, Part};
 use crate::job::Job;
-use crate::shard;
-use crate::{Error, Result};
-
-/// Shards in stores that are verified at once.
-const MAX_SCANS: usize = 16;
+use crate::shard::{self, MAX_SCANS};
+use crate::{Error, Result, threads};
 
 impl Index {
     /// Reads every byte of the index and the headers of every shard and holds them against what was
@@ -50,9 +47,7 @@ impl Index {
         }
         // Shards in stores wait for answers.
         let num_threads = self.shards.storage().limits().num_requests.min(MAX_SCANS);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-        pool.map_err(|error| Error::usage(format!("{num_threads} threads: {error}")))?
-            .install(verify_all)
+        threads::pool(Some(num_threads))?.install(verify_all)
     }
 
     fn verify_shard(&self, number: u32, job: &Job) -> Result<()> {

@@ -6,6 +6,7 @@
 //! <https://parquet.apache.org/docs/file-format/data-pages/encodings/>
 
 use super::{Fault, Parsed};
+use crate::leb128;
 
 /// Bytes that must follow those of the runs, so that eight are read at once wherever a number begins.
 pub(super) const PADDING: usize = 8;
@@ -123,21 +124,15 @@ impl Runs {
 
     /// A head of several bytes.
     fn long_head(&mut self, bytes: &[u8]) -> Parsed<u64> {
-        let mut head = 0;
-        for shift in (0..).step_by(7) {
-            let byte =
-                *bytes.get(..self.end).and_then(|all| all.get(self.at)).ok_or(Fault::Short)?;
+        let bytes = bytes.get(..self.end).ok_or(Fault::Short)?;
+        let head = leb128::read(|| {
+            let byte = *bytes.get(self.at).ok_or(Fault::Short)?;
             self.at += 1;
-            // 32 bits are all that the format has; more would overflow below.
-            if shift > 28 {
-                return Err(Fault::Wrong("a run of more than 2^32 numbers"));
-            }
-            head |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                break;
-            }
-        }
-        Ok(head)
+            Ok(byte)
+        })?;
+        // 32 bits are all that the format has; more would overflow in the caller.
+        let head = head.filter(|head| head >> 35 == 0);
+        head.ok_or(Fault::Wrong("a run of more than 2^32 numbers"))
     }
 }
 

@@ -5,6 +5,7 @@
 //! <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>
 
 use super::{Fault, Parsed};
+use crate::leb128;
 
 /// Structures within structures; the metadata has five.
 const MAX_DEPTH: usize = 32;
@@ -58,15 +59,8 @@ impl<'a> Compact<'a> {
     }
 
     fn varint(&mut self) -> Parsed<u64> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            number |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(number);
-            }
-        }
-        Err(Fault::Wrong("a number of more than 64 bits"))
+        let number = leb128::read(|| self.byte())?;
+        number.ok_or(Fault::Wrong("a number of more than 64 bits"))
     }
 
     /// A signed number of any width.

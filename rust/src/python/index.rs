@@ -1,7 +1,6 @@
 //! The binding of the index.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -13,18 +12,15 @@ use super::arrow::import_stream;
 use super::buffer;
 use super::call::long_call;
 use super::exceptions::UsageError;
+use super::recipe::{Recipe, Resources};
 use super::spool::Spool;
-use super::steps::label_source;
 use super::storage::{self, Storage};
 use super::vocabulary::Vocabulary;
-use crate::count::CountOptions;
 use crate::epoch::resample::Scheme;
-use crate::index::format::{KeyScope, LabelKind};
+use crate::index::format::LabelKind;
 use crate::index::steps::Inputs;
-use crate::index::{BuildOptions, Builder, Columns, Index as Mapped, KeyFormat, Prepared};
+use crate::index::{BuildOptions, Builder, Index as Mapped, Prepared};
 use crate::job::Job;
-use crate::parquet::ParquetRecords;
-use crate::spill::Memory;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<IndexBuilder>()?;
@@ -64,6 +60,7 @@ fn scan_shard<'py>(
 #[pyclass(module = "wsl._core")]
 struct IndexBuilder {
     inner: Option<Builder>,
+    label_kind: Option<LabelKind>,
     prepared: Option<Prepared>,
 }
 
@@ -78,42 +75,32 @@ impl IndexBuilder {
 #[pymethods]
 impl IndexBuilder {
     #[new]
-    #[pyo3(signature = (
-        folder, labels, *, key_scope="global", num_threads=None, include=None, exclude=None, limits=None,
-        memory_bytes=None, spill_dir=None, part_rows=1_048_576, resume_key=None, append=false, storage=None
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
+    #[pyo3(signature = (folder, recipe, *, resources, resume_key=None, append=false, storage=None))]
     fn new(
         py: Python<'_>,
         folder: PathBuf,
-        labels: &str,
-        key_scope: &str,
-        num_threads: Option<usize>,
-        include: Option<Vec<String>>,
-        exclude: Option<Vec<String>>,
-        limits: Option<BTreeMap<String, f64>>,
-        memory_bytes: Option<usize>,
-        spill_dir: Option<PathBuf>,
-        part_rows: usize,
+        recipe: Recipe,
+        resources: Resources,
         resume_key: Option<String>,
         append: bool,
         storage: Option<PyRef<'_, Storage>>,
     ) -> PyResult<Self> {
+        let label_kind = recipe.label_kind()?;
         let options = BuildOptions {
-            labels: label_source(labels)?,
-            key_scope: KeyScope::parse(key_scope)?,
-            num_threads,
-            include,
-            exclude: exclude.unwrap_or_default(),
-            limits: limits.unwrap_or_default(),
-            memory: Memory::limited(memory_bytes, spill_dir)?,
-            part_rows,
+            labels: recipe.label_source()?,
+            key_scope: recipe.key_scope()?,
+            num_threads: resources.num_threads,
+            memory: resources.memory()?,
+            include: recipe.include,
+            exclude: recipe.exclude,
+            limits: recipe.limits,
+            part_rows: recipe.part_rows,
             resume_key,
             append,
             storage: storage::given(storage),
         };
         let inner = Some(long_call(py, None, |_| Builder::new(folder, options))?);
-        Ok(Self { inner, prepared: None })
+        Ok(Self { inner, label_kind, prepared: None })
     }
 
     /// Whether a killed build goes on.
@@ -123,28 +110,18 @@ impl IndexBuilder {
     }
 
     /// Takes records, their hashtags as labels of `vocabulary`.
-    #[pyo3(signature = (
-        stream, *, key_column, hashtags_column, vocabulary, separator=None, shard_column=None,
-        key_format=None, again=true, progress=None
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
+    #[pyo3(signature = (stream, recipe, *, vocabulary, again=true, progress=None))]
     fn add_records(
         &mut self,
         py: Python<'_>,
         stream: &Bound<'_, PyAny>,
-        key_column: String,
-        hashtags_column: String,
+        recipe: Recipe,
         vocabulary: PyRef<'_, Vocabulary>,
-        separator: Option<String>,
-        shard_column: Option<String>,
-        key_format: Option<&str>,
         again: bool,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let batches = import_stream(stream)?;
-        let options = CountOptions { column: hashtags_column, separator, num_threads: None };
-        let key_format = key_format.map(KeyFormat::parse).transpose()?;
-        let columns = Columns { key: key_column, shard: shard_column, key_format };
+        let (columns, options) = (recipe.columns()?, recipe.counting(None));
         let (builder, labels) = (self.builder()?, &vocabulary.inner);
         long_call(py, progress, |job| {
             builder.add_records(batches, &columns, &options, labels, again, job)
@@ -152,25 +129,17 @@ impl IndexBuilder {
     }
 
     /// Writes records as samples without an image, their hashtags as labels of `vocabulary`.
-    #[pyo3(signature = (
-        stream, *, key_column, hashtags_column, vocabulary, separator=None, key_format=None, progress=None
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
+    #[pyo3(signature = (stream, recipe, *, vocabulary, progress=None))]
     fn index_records(
         &mut self,
         py: Python<'_>,
         stream: &Bound<'_, PyAny>,
-        key_column: String,
-        hashtags_column: String,
+        recipe: Recipe,
         vocabulary: PyRef<'_, Vocabulary>,
-        separator: Option<String>,
-        key_format: Option<&str>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let batches = import_stream(stream)?;
-        let options = CountOptions { column: hashtags_column, separator, num_threads: None };
-        let key_format = key_format.map(KeyFormat::parse).transpose()?;
-        let columns = Columns { key: key_column, shard: None, key_format };
+        let (columns, options) = (recipe.columns()?, recipe.counting(None));
         let (builder, labels) = (self.builder()?, &vocabulary.inner);
         long_call(py, progress, |job| {
             builder.index_records(batches, &columns, &options, labels, job)
@@ -179,20 +148,18 @@ impl IndexBuilder {
 
     /// The same with the records of Parquet files whose columns are laid out in a common way; False, and
     /// nothing is read, where they are not.
-    #[pyo3(signature = (files, *, key_column, hashtags_column, vocabulary, progress=None))]
+    #[pyo3(signature = (files, recipe, *, vocabulary, progress=None))]
     fn index_parquet(
         &mut self,
         py: Python<'_>,
         files: Vec<PathBuf>,
-        key_column: &str,
-        hashtags_column: &str,
+        recipe: Recipe,
         vocabulary: PyRef<'_, Vocabulary>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<bool> {
         let (builder, labels) = (self.builder()?, &vocabulary.inner);
         long_call(py, progress, |job| {
-            let records = ParquetRecords::open(&files, hashtags_column, key_column);
-            let Some(records) = records else { return Ok(false) };
+            let Some(records) = recipe.parquet(&files) else { return Ok(false) };
             builder.index_parquet(&records, labels, job)?;
             Ok(true)
         })
@@ -260,39 +227,23 @@ impl IndexBuilder {
         Ok(self.builder()?.highest_class())
     }
 
-    #[getter]
-    fn num_samples(&mut self) -> PyResult<u64> {
-        Ok(self.builder()?.num_samples())
-    }
-
     /// Writes all but the manifest, and returns the bytes that this will have.
     ///
     /// `vocabulary_file` is the name in the folder under which the vocabulary was written.
-    #[pyo3(signature = (vocabulary, *, vocabulary_file, label_kind, shard_root, provenance))]
+    #[pyo3(signature = (vocabulary, *, vocabulary_file, shard_root, provenance))]
     fn prepare<'py>(
         &mut self,
         py: Python<'py>,
         vocabulary: Option<PyRef<'_, Vocabulary>>,
         vocabulary_file: &str,
-        label_kind: Option<&str>,
         shard_root: &str,
         provenance: &str,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let kind = match label_kind {
-            None => None,
-            Some("hashtag") => Some(LabelKind::Hashtag),
-            Some("class") => Some(LabelKind::Class),
-            Some(other) => {
-                return Err(UsageError::new_err(format!(
-                    "label_kind: expected hashtag or class, got {other:?}"
-                )));
-            }
-        };
         let provenance = serde_json::from_str(provenance)
             .map_err(|error| UsageError::new_err(format!("provenance: {error}")))?;
         self.builder()?;
         let labels = vocabulary.as_ref().map(|vocabulary| (&vocabulary.inner, vocabulary_file));
-        let builder = self.inner.take();
+        let (builder, kind) = (self.inner.take(), self.label_kind);
         self.prepared = long_call(py, None, |job| {
             builder.map(|b| b.prepare(labels, kind, shard_root, provenance, job)).transpose()
         })?;
@@ -401,7 +352,7 @@ impl Index {
             progress.is_none() && ordinals.len() <= 4096 && !self.inner.has_stored_shards();
         loop {
             let mut rooms = Vec::new();
-            for (place, size) in fetch.large_images() {
+            for (place, size) in fetch.single_images() {
                 let (image, room) = buffer::room(py, size)?;
                 images[place] = image;
                 rooms.push(room);

@@ -10,6 +10,7 @@ mod counts;
 mod epoch;
 mod exceptions;
 mod index;
+mod recipe;
 mod selection;
 mod spill;
 mod spool;

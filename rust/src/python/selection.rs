@@ -65,9 +65,7 @@ impl Threads {
     fn new(number: Option<i64>) -> PyResult<Self> {
         let Some(number) = number else { return Ok(Self(None)) };
         let number = positive("num_threads", number)? as usize;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(number).build();
-        pool.map(|pool| Self(Some(pool)))
-            .map_err(|error| UsageError::new_err(format!("num_threads {number}: {error}")))
+        Ok(Self(Some(crate::threads::pool(Some(number))?)))
     }
 
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict};
 
 use super::call::long_call;
 use super::exceptions::UsageError;
@@ -12,8 +12,21 @@ use crate::store::{self, CacheOptions, Limits, Object};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("HAS_STORES", store::IS_BUILT_IN)?;
+    module.add("STORE_LIMITS", limits(module.py())?)?;
     module.add_function(wrap_pyfunction!(is_remote, module)?)?;
     module.add_class::<Storage>()
+}
+
+/// The limits of stores where nothing else is said, by name: the one place where Python has them from.
+fn limits(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let Limits { timeout_s, retry_s, request_bytes, gap_bytes, num_requests } = Limits::default();
+    let found = PyDict::new(py);
+    found.set_item("timeout_s", timeout_s)?;
+    found.set_item("retry_s", retry_s)?;
+    found.set_item("request_bytes", request_bytes)?;
+    found.set_item("gap_bytes", gap_bytes)?;
+    found.set_item("num_requests", num_requests)?;
+    Ok(found)
 }
 
 /// Whether a path or URI names something in a store.
@@ -44,17 +57,17 @@ pub(super) fn given(storage: Option<PyRef<'_, Storage>>) -> store::Storage {
 impl Storage {
     #[new]
     #[pyo3(signature = (
-        options=None, *, timeout_s=60.0, retry_s=120.0, request_bytes=8_388_608, gap_bytes=1_048_576,
-        num_requests=64, cache=None, cache_bytes=None
+        options=None, *, timeout_s=None, retry_s=None, request_bytes=None, gap_bytes=None,
+        num_requests=None, cache=None, cache_bytes=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
     fn new(
         options: Option<BTreeMap<String, String>>,
-        timeout_s: f64,
-        retry_s: f64,
-        request_bytes: u64,
-        gap_bytes: u64,
-        num_requests: usize,
+        timeout_s: Option<f64>,
+        retry_s: Option<f64>,
+        request_bytes: Option<u64>,
+        gap_bytes: Option<u64>,
+        num_requests: Option<usize>,
         cache: Option<PathBuf>,
         cache_bytes: Option<u64>,
     ) -> PyResult<Self> {
@@ -67,7 +80,14 @@ impl Storage {
                 ));
             }
         };
-        let limits = Limits { timeout_s, retry_s, request_bytes, gap_bytes, num_requests };
+        let unset = Limits::default();
+        let limits = Limits {
+            timeout_s: timeout_s.unwrap_or(unset.timeout_s),
+            retry_s: retry_s.unwrap_or(unset.retry_s),
+            request_bytes: request_bytes.unwrap_or(unset.request_bytes),
+            gap_bytes: gap_bytes.unwrap_or(unset.gap_bytes),
+            num_requests: num_requests.unwrap_or(unset.num_requests),
+        };
         Ok(Self { inner: store::Storage::new(options.unwrap_or_default(), limits, cache)? })
     }
 

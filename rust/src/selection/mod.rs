@@ -148,6 +148,21 @@ impl<'a> Samples<'a> {
 }
 
 /// The state of a selection: the best pairs so far, ready for more.
+///
+/// ```
+/// use wsl_core::job::Job;
+/// use wsl_core::selection::{Order, Samples, Selection};
+/// use wsl_core::spill::Memory;
+///
+/// // Two classes take their two best images each; an image stands for one class.
+/// let mut selection = Selection::new(2, 2, 1, Order::ClassFirst, Memory::unlimited())?;
+/// let scores = [0.9, 0.1, 0.4, 0.6, 0.8, 0.7];
+/// selection.update(Samples::From(0), &scores, &Job::new())?;
+/// let selected = selection.finish(None, None, &Job::new())?;
+/// assert_eq!(selected.num_before(), [2, 2]);
+/// assert_eq!(selected.num_after(), [2, 1]);
+/// # Ok::<(), wsl_core::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Selection {
     num_classes: u32,

@@ -30,6 +30,9 @@ pub const BLOCK: usize = 512;
 /// Longer member names are refused: no file system makes them.
 pub const MAX_NAME_BYTES: usize = 4096;
 
+/// Shards in stores that are scanned at once; each holds a window of at most a request.
+pub(crate) const MAX_SCANS: usize = 16;
+
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 /// The smallest window, and the largest after content that was skipped.
 const SMALL_WINDOWS: [usize; 2] = [1 << 10, 8 << 10];

@@ -26,6 +26,13 @@ pub use sorter::{FAN_IN, Sorted, SortedReader, SortedSource, Sorter, Spill};
 use crate::{Error, Result};
 
 /// How much memory a call may use, and where it may put what does not fit.
+///
+/// ```
+/// use wsl_core::spill::Memory;
+///
+/// assert!(Memory::limited(Some(64 << 20), None).is_ok());
+/// assert!(Memory::limited(Some(1000), None).is_err(), "nothing works in a kilobyte");
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     /// The limit; none where absent, and then nothing is written to disk.

@@ -4,8 +4,9 @@
 //! which they were written. Buffers are flushed as blocks of one [`SpillFile`], so a partition is read
 //! in a few large steps.
 
+pub(crate) use crate::leb128::put;
 use crate::spill::{Memory, SpillFile};
-use crate::{Error, Result};
+use crate::{Error, Result, leb128};
 
 /// Number of partitions: the upper eight bits of a hash.
 pub(crate) const PARTITIONS: usize = 256;
@@ -135,15 +136,9 @@ impl<'a> Input<'a> {
     /// A number as [`put`] wrote it.
     #[inline]
     pub(crate) fn number(&mut self) -> Result<u64> {
-        let mut value = 0_u64;
-        for (place, &byte) in self.0.iter().take(10).enumerate() {
-            value |= u64::from(byte & 0x7f) << (7 * place).min(63);
-            if byte < 0x80 {
-                self.0 = &self.0[place + 1..];
-                return Ok(value);
-            }
-        }
-        Err(damaged())
+        let (number, length) = leb128::get(self.0).ok_or_else(damaged)?;
+        self.0 = &self.0[length..];
+        Ok(number)
     }
 
     /// Bytes as [`put_bytes`] wrote them.
@@ -161,16 +156,6 @@ impl<'a> Input<'a> {
 
 fn damaged() -> Error {
     Error::data("a temporary file of the join was altered while it was used; run the command again")
-}
-
-/// Writes a number in LEB128.
-#[inline]
-pub(crate) fn put(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }
 
 /// Writes a length and bytes.

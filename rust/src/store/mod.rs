@@ -27,7 +27,7 @@ mod client;
 mod fault;
 #[cfg(feature = "cloud")]
 mod process;
-#[cfg_attr(not(feature = "cloud"), path = "store/absent.rs")]
+#[cfg_attr(not(feature = "cloud"), path = "absent.rs")]
 mod remote;
 mod uri;
 

@@ -33,6 +33,16 @@ pub use labels::{Entry, Labels};
 pub const MAX_LABELS: usize = u32::MAX as usize;
 
 /// Tags and their labels.
+///
+/// ```
+/// use wsl_core::vocabulary::Vocabulary;
+///
+/// let vocabulary = Vocabulary::from_class_names(&["cat", "dog"])?;
+/// assert_eq!(vocabulary.encode("dog"), Some(1));
+/// assert_eq!(vocabulary.name(0), Some("cat"));
+/// assert!(Vocabulary::from_class_names(&["cat", "cat"]).is_err());
+/// # Ok::<(), wsl_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Vocabulary {
     labels: Labels,

@@ -4,6 +4,8 @@
 
 mod count;
 mod hashtag;
+mod index;
+mod killed;
 mod selection;
 mod shard;
 mod steps;

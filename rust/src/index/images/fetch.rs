@@ -41,8 +41,8 @@ const COLD_CHUNK: usize = 1 << 20;
 const AHEAD: usize = 16 << 20;
 /// Where one run in so many has to be waited for, the disk is told of what comes after.
 const RARE: usize = 16;
-/// Shorter images are read with others and copied to where the caller wants them.
-const LARGE: usize = 32 << 10;
+/// Images of fewer bytes have no memory of their own: Python shares the objects of none and of one.
+const MIN_SINGLE: usize = 2;
 
 /// Samples that are read together, by number among those wanted.
 #[derive(Debug)]
@@ -52,9 +52,9 @@ struct Run {
 }
 
 impl Run {
-    /// Whether it is one image that is worth being read to where the caller wants it.
-    fn is_large(&self) -> bool {
-        self.wanted.len() == 1 && self.length > LARGE
+    /// Whether it is one image, which can be read to where the caller wants it.
+    fn is_single(&self) -> bool {
+        self.wanted.len() == 1 && self.length >= BLOCK + MIN_SINGLE
     }
 }
 
@@ -93,7 +93,7 @@ pub struct Chunk<'b> {
     wanted: &'b [Extent<'b>],
     runs: &'b [Run],
     bytes: &'b [u8],
-    /// Whether large images are where the caller wanted them.
+    /// Whether single images are where the caller wanted them.
     is_split: bool,
 }
 
@@ -103,7 +103,7 @@ impl Chunk<'_> {
     pub fn images(&self) -> impl Iterator<Item = (usize, &[u8])> + '_ {
         let mut begin = 0;
         self.runs.iter().flat_map(move |run| {
-            let is_apart = self.is_split && run.is_large();
+            let is_apart = self.is_split && run.is_single();
             let (wanted, from) = (&self.wanted[run.wanted.clone()], begin);
             begin += if is_apart { BLOCK } else { run.length };
             wanted.iter().filter(move |_| !is_apart).map(move |one| {
@@ -161,15 +161,16 @@ impl Fetch<'_> {
         self.runs[..self.done].last().map_or(0, |run| run.wanted.end)
     }
 
-    /// The large images of the next chunk: the place of each among the ordinals asked for, and its bytes.
-    pub fn large_images(&mut self) -> Vec<(usize, usize)> {
+    /// The images of the next chunk that are read by themselves: the place of each among the ordinals asked
+    /// for, and its bytes.
+    pub fn single_images(&mut self) -> Vec<(usize, usize)> {
         let (way, next) = self.plan();
         if way == Way::Request {
             return Vec::new();
         }
-        let large = self.runs[self.done..next].iter().filter(|run| run.is_large());
+        let single = self.runs[self.done..next].iter().filter(|run| run.is_single());
         let one = |run: &Run| &self.wanted[run.wanted.start];
-        large.map(one).map(|one| (one.place, one.size as usize)).collect()
+        single.map(one).map(|one| (one.place, one.size as usize)).collect()
     }
 
     /// Reads the next chunk; `None` where nothing is left.
@@ -177,7 +178,7 @@ impl Fetch<'_> {
         self.next_chunk_into(Vec::new(), job)
     }
 
-    /// The same, its [large images](Self::large_images) into `rooms`, which are as long, unless there are none.
+    /// The same, its [single images](Self::single_images) into `rooms`, which are as long, unless there are none.
     /// What an error leaves in them is of no use.
     pub fn next_chunk_into(
         &mut self,
@@ -191,7 +192,7 @@ impl Fetch<'_> {
             return Ok(None);
         }
         let is_split = !rooms.is_empty();
-        let in_bytes = |run: &Run| if is_split && run.is_large() { BLOCK } else { run.length };
+        let in_bytes = |run: &Run| if is_split && run.is_single() { BLOCK } else { run.length };
         let length = self.runs[first..next].iter().map(in_bytes).sum();
         if self.bytes.len() < length {
             self.bytes.resize(length, 0);
@@ -245,7 +246,7 @@ impl Fetch<'_> {
         next
     }
 
-    /// Reads some runs one after another into `bytes`, and large images into `rooms` where there are some.
+    /// Reads some runs one after another into `bytes`, and single images into `rooms` where there are some.
     fn read(
         &mut self,
         runs: Range<usize>,
@@ -261,7 +262,7 @@ impl Fetch<'_> {
         let mut rooms = rooms.into_iter();
         let mut readings = Vec::with_capacity(runs.len());
         for run in &self.runs[runs.clone()] {
-            let image = if run.is_large() { rooms.next() } else { None };
+            let image = if run.is_single() { rooms.next() } else { None };
             let length = if image.is_some() { BLOCK } else { run.length };
             let (own, rest) = bytes.split_at_mut(length);
             readings.push(Reading { wanted: &self.wanted[run.wanted.clone()], bytes: own, image });

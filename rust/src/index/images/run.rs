@@ -202,19 +202,21 @@ pub(in crate::index) fn on_threads<'a, 'b>(
     job: &Job,
 ) -> Result<Outcome<'a, 'b>> {
     let num_threads = num_threads.min(tasks.len());
+    let new_worker = || Worker { shards, job, last: None, outcome: Outcome::default() };
+    if num_threads <= 1 {
+        let mut worker = new_worker();
+        tasks.into_iter().try_for_each(|task| worker.work(task))?;
+        return Ok(worker.outcome);
+    }
     let tasks = Mutex::new(tasks.into_iter());
     let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
-        let outcome = Outcome::default();
-        let mut worker = Worker { shards, job, last: None, outcome };
+        let mut worker = new_worker();
         while let Some(task) = next() {
             worker.work(task)?;
         }
         Ok(worker.outcome)
     };
-    if num_threads <= 1 {
-        return work();
-    }
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
         let mut all = Ok(Outcome::default());

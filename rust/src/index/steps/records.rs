@@ -8,15 +8,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::sections::SectionsWriter;
 use super::{About, Taking};
-use crate::Result;
 use crate::count::CountOptions;
 use crate::index::write::encode::{BatchEncoder, each_record};
 use crate::index::write::records::{Columns, put_record};
-use crate::index::write::thread_pool;
 use crate::job::Job;
 use crate::spill::Memory;
 use crate::spill::partitions::Partitions;
 use crate::vocabulary::Vocabulary;
+use crate::{Result, threads};
 
 /// Writes records, their hashtags as labels of `vocabulary`, as `out`; `job` advances by records.
 ///
@@ -32,7 +31,7 @@ pub fn save_records(
     out: &Path,
     job: &Job,
 ) -> Result<()> {
-    let mut encoder = BatchEncoder::new(thread_pool(options.num_threads)?, vocabulary, options)?;
+    let mut encoder = BatchEncoder::new(threads::pool(options.num_threads)?, vocabulary, options)?;
     let mut buckets = Partitions::new(memory)?;
     let counts = each_record(
         batches,

@@ -14,7 +14,7 @@ use crate::index::write::scan::{Scan, scan_shard};
 use crate::job::Job;
 use crate::publish::Unpublished;
 use crate::store::Storage;
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// Scans shards into the file `out`, which appears whole; `with_classes` reads their `.cls` members.
 pub fn save_scans(
@@ -26,8 +26,7 @@ pub fn save_scans(
     storage: &Storage,
     job: &Job,
 ) -> Result<()> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-    let pool = pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))?;
+    let pool = threads::pool(Some(num_threads))?;
     let mut file = Unpublished::create(out)?;
     for some in shards.chunks(2 * pool.current_num_threads()) {
         let scans: Vec<Result<Scan>> = pool.install(|| {

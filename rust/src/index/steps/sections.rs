@@ -20,11 +20,10 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::About;
-use crate::index::write::thread_pool;
 use crate::job::Job;
 use crate::publish::Unpublished;
 use crate::store::{Object, Span, Storage, is_remote};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 const MAGIC: &[u8; 8] = b"WSLSECT1";
 const TRAILER: u64 = 32;
@@ -125,7 +124,7 @@ pub(super) fn open_all(places: &[PathBuf], storage: &Storage, job: &Job) -> Resu
     if !places.iter().any(|place| place.to_str().is_some_and(is_remote)) {
         return places.iter().map(open).collect();
     }
-    let pool = thread_pool(Some(storage.limits().num_requests.min(MAX_OPENED)))?;
+    let pool = threads::pool(Some(storage.limits().num_requests.min(MAX_OPENED)))?;
     pool.install(|| places.par_iter().map(open).collect())
 }
 

@@ -13,19 +13,18 @@ use arrow_schema::ArrowError;
 use super::part::{check_num_rows, write_rows};
 use super::sections::{Sections, SectionsWriter, read_each};
 use super::{About, Taking};
-use crate::Result;
 use crate::count::CountOptions;
 use crate::index::format::NO_SHARD;
 use crate::index::tables::group::GroupEncoder;
 use crate::index::write::encode::BatchEncoder;
 use crate::index::write::records::{Columns, Keys};
 use crate::index::write::rows::Rows;
-use crate::index::write::thread_pool;
 use crate::job::Job;
 use crate::parquet::ParquetRecords;
 use crate::spill::partitions::{Input, put, put_bytes};
 use crate::store::Storage;
 use crate::vocabulary::Vocabulary;
+use crate::{Result, threads};
 
 /// Rows of a section; the last of a file may have fewer.
 const SECTION_ROWS: u64 = 1 << 14;
@@ -40,7 +39,7 @@ pub fn save_rows(
     out: &Path,
     job: &Job,
 ) -> Result<()> {
-    let mut encoder = BatchEncoder::new(thread_pool(options.num_threads)?, vocabulary, options)?;
+    let mut encoder = BatchEncoder::new(threads::pool(options.num_threads)?, vocabulary, options)?;
     let mut writer = Writer::create(out, taking)?;
     for batch in batches {
         let batch = batch?;
@@ -60,7 +59,7 @@ pub fn save_parquet_rows(
     out: &Path,
     job: &Job,
 ) -> Result<()> {
-    let mut encoder = GroupEncoder::new(thread_pool(num_threads)?, records, None, vocabulary)?;
+    let mut encoder = GroupEncoder::new(threads::pool(num_threads)?, records, None, vocabulary)?;
     let mut writer = Writer::create(out, taking)?;
     loop {
         let groups = encoder.next_groups(job)?;

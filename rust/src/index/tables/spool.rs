@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::lookup::{AHEAD, Lookup, Numbering, REJECTED, UNKNOWN};
-use crate::Result;
 use crate::count::{CountOptions, HashtagCounts, Sizes};
 use crate::hashtag::{Key, Rejection, Tag, TagColumn, Tally};
 use crate::job::Job;
 use crate::parquet::{Numbers, ParquetRecords, Piece};
 use crate::spill::{Memory, SpillFile};
 use crate::vocabulary::Encoder;
+use crate::{Result, threads};
 
 /// The last number of a record has this bit.
 const END: u32 = 1 << 31;
@@ -169,7 +169,8 @@ impl Spool {
         if records.tags.num_records() >= u64::from(u32::MAX) {
             return Ok(None);
         }
-        let (pool, num_threads) = options.pool()?;
+        let pool = threads::pool(options.num_threads)?;
+        let num_threads = pool.current_num_threads();
         let Ok(file) = memory.spill_file() else { return Ok(None) };
         let pass = Pass {
             records: &records,

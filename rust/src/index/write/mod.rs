@@ -49,13 +49,11 @@ use super::part::Part;
 use super::tables::group::Group;
 use crate::count::CountOptions;
 use crate::job::Job;
+use crate::shard::MAX_SCANS;
 use crate::spill::Memory;
 use crate::store::{Storage, is_remote};
 use crate::vocabulary::Vocabulary;
-use crate::{Error, Result};
-
-/// Shards in stores that are scanned at once; each holds a window of at most a request.
-const MAX_SCANS: usize = 16;
+use crate::{Error, Result, threads};
 
 /// Where the labels of samples come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +95,55 @@ pub struct BuildOptions {
 }
 
 /// An index being built; visible only after [`publish`](Self::publish).
+///
+/// ```
+/// use std::collections::BTreeMap;
+///
+/// use wsl_core::index::format::KeyScope;
+/// use wsl_core::index::{BuildOptions, Builder, Index, LabelSource};
+/// use wsl_core::job::Job;
+/// use wsl_core::spill::Memory;
+/// use wsl_core::store::Storage;
+///
+/// // A shard of one image: a header of tar, the image, and two blocks of zeros at the end.
+/// let folder = tempfile::tempdir()?;
+/// let mut tar = vec![0_u8; 4 * 512];
+/// tar[..5].copy_from_slice(b"a.jpg");
+/// tar[124..135].copy_from_slice(b"00000000003");
+/// tar[156] = b'0';
+/// tar[257..265].copy_from_slice(b"ustar\x0000");
+/// tar[148..156].fill(b' ');
+/// let sum: u32 = tar[..512].iter().map(|&byte| u32::from(byte)).sum();
+/// tar[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+/// tar[512..515].copy_from_slice(b"jpg");
+/// let shard = folder.path().join("0.tar");
+/// std::fs::write(&shard, tar)?;
+///
+/// let options = BuildOptions {
+///     labels: LabelSource::None,
+///     key_scope: KeyScope::Global,
+///     num_threads: None,
+///     include: None,
+///     exclude: Vec::new(),
+///     limits: BTreeMap::new(),
+///     memory: Memory::unlimited(),
+///     part_rows: 1 << 20,
+///     resume_key: None,
+///     append: false,
+///     storage: Storage::default(),
+/// };
+/// let (out, job) = (folder.path().join("index"), Job::new());
+/// let mut builder = Builder::new(&out, options)?;
+/// builder.add_shards(&[(shard, "0.tar".to_owned())], &job)?;
+/// builder.publish(None, None, "..", serde_json::Value::Null, &job)?;
+///
+/// let index = Index::open(&out, None)?;
+/// assert_eq!(index.find("a")?, Some(0));
+/// let mut fetch = index.fetch(&[0], 1)?;
+/// let chunk = fetch.next_chunk(&job)?.unwrap();
+/// assert_eq!(chunk.images().next(), Some((0, &b"jpg"[..])));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Builder {
     pub(super) folder: PathBuf,
@@ -347,12 +394,11 @@ impl Builder {
             return self.thread_pool();
         }
         let num_threads = self.options.storage.limits().num_requests.min(MAX_SCANS);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-        pool.map_err(|error| Error::usage(format!("{num_threads} scanning threads: {error}")))
+        threads::pool(Some(num_threads))
     }
 
     pub(super) fn thread_pool(&self) -> Result<rayon::ThreadPool> {
-        thread_pool(self.options.num_threads)
+        threads::pool(self.options.num_threads)
     }
 
     fn take(&mut self, name: &str, scan: &Scan) -> Result<()> {
@@ -502,22 +548,6 @@ impl Builder {
     pub fn highest_class(&self) -> Option<u32> {
         self.highest_class
     }
-
-    /// Samples so far.
-    pub fn num_samples(&self) -> u64 {
-        self.num_samples
-    }
-}
-
-/// So many threads; as many as the machine has where `None`.
-pub(super) fn thread_pool(num_threads: Option<usize>) -> Result<rayon::ThreadPool> {
-    let num_threads = match num_threads {
-        Some(0) => return Err(Error::usage("num_threads must be at least 1")),
-        Some(number) => number,
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build();
-    pool.map_err(|error| Error::usage(format!("num_threads {num_threads}: {error}")))
 }
 
 /// The name that joins a key with its shard, where keys begin anew in every shard.
