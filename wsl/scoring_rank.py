@@ -16,9 +16,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from wsl.config import StageConfig, load
 from wsl.errors import exit_code, explain
 from wsl.locking import shared_by_ranks
 from wsl.progress import progress, silent
+
+SHARED = ("torch", "safetensors.torch", "wsl.models", "wsl.data.augment")
+"""What ranks import before they are forked; Polars starts threads then, so each imports it itself."""
+
+
+def shared(run: Path) -> tuple[str, ...]:
+    """What the ranks that score with the network of a run have in common."""
+    config = load(StageConfig, run / "config.yaml")
+    return SHARED if config.model.name == "narrow" else (*SHARED, "torchvision")
 
 
 def main(arguments: list[str] | None = None) -> int:

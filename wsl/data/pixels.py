@@ -12,6 +12,7 @@ import importlib.machinery
 import importlib.util
 import platform
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -43,8 +44,9 @@ def find_decoder() -> Decode:
 def _decoder_of(library: str) -> Decode | None:
     """The operator of a library; None where it has none that is called as we know it."""
     try:
-        torch.ops.load_library(library)
-        operator = torch.ops.image.decode_jpeg.default
+        operators: Any = torch.ops
+        operators.load_library(library)
+        operator: Any = operators.image.decode_jpeg.default
     except (OSError, RuntimeError, AttributeError):
         return None
     takes = [str(argument.type) for argument in operator._schema.arguments]
