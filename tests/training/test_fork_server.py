@@ -218,9 +218,8 @@ def test_where_an_import_starts_a_thread_the_ranks_are_started_instead(run: Run,
     import threading
     write("threads", threading.active_count())
     """
-    program = tmp_path / "program.py"
+    (tmp_path / "program.py").write_text(START)
     with pytest.raises(NotForkedError) as refused:
-        program.write_text(START)
         fork(tmp_path, shared=("threaded",))
     assert refused.value.code == NOT_FORKED
     assert run(code, shared=("threaded",)) == (0, [])
@@ -375,7 +374,7 @@ def test_a_gpu_is_seen_in_dev_and_hidden_by_the_environment(tmp_path: Path, devi
 
 def test_where_a_gpu_is_visible_ranks_are_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
-        "import os, sys; print(sys.argv[1:], file=open(sys.argv[1], 'a')); sys.exit(os.environ['RANK'] == '9')"
+        "import os, sys; os.write(os.open(sys.argv[1], os.O_CREAT | os.O_APPEND | os.O_WRONLY), b'here\\n')"
     )
     monkeypatch.setattr(launch, "is_gpu_visible", lambda environment: True)
     monkeypatch.setattr(launch, "fork_ranks", None)
