@@ -36,8 +36,10 @@ COMMANDS: dict[str, list[str]] = {
     "index verify": ["index", "verify", "{root}/index/labelled"],
     "index get": ["index", "get", "{root}/index/labelled", "3"],
     "index export": ["index", "export", "{root}/index/test", "--out", "{out}/wids.json", "--format", "wids"],
-    "pseudolabel": ["pseudolabel", "--k", "3", "--p", "1", "--predictions", "{out}/scores.parquet"]
-    + ["--out", "{out}/selected.parquet", "--state", "{out}/selected.state", "-w", "{root}"],
+    "pseudolabel": [
+        *("pseudolabel", "--k", "3", "--p", "1", "--predictions", "{out}/scores.parquet"),
+        *("--out", "{out}/selected.parquet", "--state", "{out}/selected.state", "-w", "{root}"),
+    ],
     "pseudolabel merge": ["pseudolabel", "merge", "{out}/selected.state", "--out", "{out}/again.parquet"],
     "compare": ["compare", "{root}/runs/teacher"],
     "report": ["report", "-w", "{root}", "--out", "{out}/report.html"],
