@@ -37,13 +37,12 @@ from wsl.workspace import StageInputs, Workspace
 SHARED = (
     "torch",
     "torch._dynamo",
-    "torch._inductor.compile_fx",
     "torch.utils.tensorboard",
     "safetensors.torch",
     "wsl.models",
     "wsl.data.augment",
 )
-"""What ranks import before they are forked: torch, and what its optimizers and DeepSpeed load of it. Polars
+"""What ranks import before they are forked: torch, what its optimizers load, and what shows images. Polars
 starts threads when it is imported, and DeepSpeed asks for GPUs, so each rank imports these itself."""
 
 
