@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 
+from wsl.train import SHARED
 from wsl.training import launch
 from wsl.training.forking import NOT_FORKED, Adopted, NotForkedError, fork_ranks, is_gpu_visible
 from wsl.training.launch import launch_program
@@ -208,6 +210,55 @@ def test_threads_of_torch_work_in_a_forked_rank(run: Run, tmp_path: Path) -> Non
     """
     assert run(code, shared=("torch",)) == (0, [])
     assert read(tmp_path, "threads") == [[2, True], [2, True]]
+
+
+def test_worker_processes_of_torch_load_in_a_forked_rank(run: Run, tmp_path: Path) -> None:
+    code = """
+    import torch.utils.data
+    loader = torch.utils.data.DataLoader(torch.arange(12), batch_size=3, num_workers=2)
+    write("loaded", [batch.tolist() for batch in loader])
+    """
+    assert run(code, shared=("torch",)) == (0, [])
+    assert read(tmp_path, "loaded") == [[[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]] * 2
+
+
+def test_what_ranks_share_starts_no_thread_and_asks_for_no_gpu() -> None:
+    """Else ranks would be started one by one, or could not use a GPU."""
+    code = """
+        import sys, torch
+        from wsl import scoring_rank, train
+        from wsl.training.fork_server import _share
+        asked = []
+        for name in ("is_available", "device_count", "_lazy_init", "get_device_properties"):
+            def ask(*_, plain=getattr(torch.cuda, name), name=name, **__):
+                asked.append(name)
+                return plain(*_, **__)
+            setattr(torch.cuda, name, ask)
+        assert _share([*scoring_rank.SHARED, *train.SHARED, "torchvision"])
+        assert not asked, asked
+        assert not {"polars", "deepspeed"} & set(sys.modules)
+        missing = {*scoring_rank.SHARED, *train.SHARED} - set(sys.modules)
+        assert not missing, missing
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(is_gpu_visible(os.environ), reason="ranks are not forked where a GPU is visible")
+def test_forked_ranks_train_as_started_ones_do_to_the_bit(tmp_path: Path) -> None:
+    found = {}
+    for forked in (True, False):
+        folder = tmp_path / f"forked {forked}"
+        folder.mkdir()
+        given = [str(folder), "whole"]
+        own = environment(Path(ranks.__file__).parent)
+        assert launch_program("ranks", given, 2, shared=SHARED, forked=forked, environment=own) == 0
+        # Losses to the last bit, samples, and the states of generators.
+        files = ["whole-0.jsonl", "whole-1.jsonl", "whole/model.safetensors"]
+        found[forked] = [(folder / name).read_bytes() for name in files]
+    assert found[True] == found[False]
 
 
 def test_where_an_import_starts_a_thread_the_ranks_are_started_instead(run: Run, tmp_path: Path) -> None:
