@@ -27,8 +27,10 @@ SHARED = ("torch", "safetensors.torch", "wsl.models", "wsl.data.augment")
 
 def shared(run: Path) -> tuple[str, ...]:
     """What the ranks that score with the network of a run have in common."""
-    config = load(StageConfig, run / "config.yaml")
-    return SHARED if config.model.name == "narrow" else (*SHARED, "torchvision")
+    file = run / "config.yaml"
+    # What a run lacks is for the ranks to say.
+    narrow = not file.is_file() or load(StageConfig, file).model.name == "narrow"
+    return SHARED if narrow else (*SHARED, "torchvision")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,7 +33,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from wsl.errors import explain
+from wsl.errors import EXIT_INTERRUPTED, explain
 from wsl.training.forking import NotForkedError, Process, fork_ranks, is_gpu_visible, kill
 
 LAUNCHER = "WSL_LAUNCHER_PID"
@@ -45,11 +45,6 @@ LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MAS
 SHARED_MEMORY = "deepspeed_allreduce_buffer"
 """How DeepSpeed's shared-memory operator names its files (user, address, port and rank follow)."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-INTERRUPTED = 130
-"""The exit code where a signal came before there was a rank that it could be passed on to."""
-
 Say = Callable[[str], object]
 
 
@@ -152,8 +147,9 @@ def _own(
             return _watch(ranks, signals, grace_s, say)
         except NotForkedError as error:
             if signals.received:
+                # It came before there was a rank that it could be passed on to.
                 say(explain(KeyboardInterrupt()))
-                return INTERRUPTED
+                return EXIT_INTERRUPTED
             return _first_failure([error.code], say, "the process that ranks are forked from") or 0
         finally:
             for process in ranks:
