@@ -29,11 +29,22 @@ import signal
 
 from wsl._core import UsageError
 from wsl.errors import exit_code, explain
-from wsl.training.launch import launch_ranks
+from wsl.training.launch import launch_program
 from wsl.training.stop import Stopped, remember_launcher
 from wsl.workspace.layout import StageInputs, Workspace
 from wsl.workspace.settings import dump, load
 from wsl.workspace.stage import STAGES, StageConfig
+
+SHARED = (
+    "torch",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "safetensors.torch",
+    "wsl.training.models",
+    "wsl.data.augment",
+)
+"""What ranks import before they are forked: torch, what its optimizers load, and what shows images. Polars
+starts threads when it is imported, and DeepSpeed asks for GPUs, so each rank imports these itself."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +83,15 @@ def launch(arguments: list[str], num_accelerators: int | None) -> int:
         number = max(torch.cuda.device_count(), 1)
     if number == 1:
         return main(arguments)
-    return launch_ranks([sys.executable, "-m", "wsl.train", *arguments], number)
+    return launch_program("wsl.train", arguments, number, shared=_shared(arguments))
+
+
+def _shared(arguments: list[str]) -> tuple[str, ...]:
+    """What the ranks of a stage have in common."""
+    options = _parser().parse_args(arguments)
+    config = _config(options)
+    with_torchvision = config.model.name != "narrow" or config.data.augment_layers
+    return (*SHARED, "torchvision") if with_torchvision else SHARED
 
 
 def _interrupt(*_: object) -> None:
@@ -80,13 +99,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _train(options: argparse.Namespace, rank: int) -> None:
-    file = _config_file(options)
-    config = load(StageConfig, file, options.set)
-    if config.stage != options.stage:
-        raise UsageError(
-            f"{file} configures the stage {config.stage!r}, but --stage is {options.stage!r}; "
-            f"name another config with -c, or set stage={options.stage}"
-        )
+    config = _config(options)
     if options.print_config:
         print(dump(config), end="")
         return
@@ -98,6 +111,18 @@ def _train(options: argparse.Namespace, rank: int) -> None:
     summary = run_stage(config, inputs, resume=resume, overwrite=options.overwrite)
     if rank == 0 and not summary.up_to_date:
         print_summary(config, summary)
+
+
+def _config(options: argparse.Namespace) -> StageConfig:
+    """The stage's settings, with those that the options change."""
+    file = _config_file(options)
+    config = load(StageConfig, file, options.set)
+    if config.stage != options.stage:
+        raise UsageError(
+            f"{file} configures the stage {config.stage!r}, but --stage is {options.stage!r}; "
+            f"name another config with -c, or set stage={options.stage}"
+        )
+    return config
 
 
 def _config_file(options: argparse.Namespace) -> Path:

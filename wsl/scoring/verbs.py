@@ -6,7 +6,6 @@ No torch is loaded before a network has to run.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,13 +127,12 @@ def score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -
 
     number = options.num_accelerators or 1
     if number > 1:
-        from wsl.training.launch import launch_ranks
+        from wsl.training.launch import launch_program
 
         with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=".job-", dir=folder) as file:
             json.dump(job, file)
             file.flush()
-            command = [sys.executable, "-m", "wsl.scoring.rank", file.name]
-            code = launch_ranks(command, number)
+            code = launch_program(rank.__name__, [file.name], number, shared=rank.shared(Path(job["run"])))
         if code == 130:
             raise KeyboardInterrupt
         if code:
