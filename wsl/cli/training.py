@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from wsl.cli.cluster import ClusterOption, choose_cluster
+from wsl.cli.cluster import ClusterOption, ClusterOptions, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
-    FlipOption,
     JsonOption,
+    NetworkOptions,
     OverwriteOption,
     StorageOption,
-    TemperatureOption,
     WorkspaceOption,
+    grouped,
 )
 
 
@@ -75,21 +75,13 @@ def train(
     return program.launch(arguments, num_accelerators)
 
 
+@grouped
 def score(
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Run folder of the teacher; default: the newest teacher.")
-    ] = None,
-    index: Annotated[
-        Path | None, typer.Option(help="Index to score; default: the workspace's unlabelled one.")
-    ] = None,
+    *,
+    network: NetworkOptions,
     out: Annotated[Path | None, typer.Option(help="Folder of the predictions.")] = None,
     keep: Annotated[str, typer.Option(help="Classes kept of each image: a number, or all.")] = "all",
-    flip: FlipOption = True,
-    temperature: TemperatureOption = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
-    num_accelerators: Annotated[
-        int | None, typer.Option(min=1, help="Ranks that score; default: one.")
-    ] = None,
     cluster: ClusterOption = None,
     storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
@@ -98,10 +90,13 @@ def score(
     """Score every sample of an index with a trained network; a killed run goes on where it was."""
     from wsl.scoring import verbs
 
-    paths = verbs.scoring_paths(checkpoint, index, out, workspace)
+    paths = verbs.scoring_paths(network.checkpoint, network.index, out, workspace)
     kept = verbs.parse_keep(keep)
-    executor = choose_cluster(cluster, None, None, None, workspace)
-    options = verbs.ScoringOptions(flip, temperature, batch_size, num_accelerators, executor)
+    local = {"--num-accelerators": network.num_accelerators}
+    executor = choose_cluster(ClusterOptions(cluster), workspace, local=local)
+    options = verbs.ScoringOptions(
+        network.flip, network.temperature, batch_size, network.num_accelerators, executor
+    )
     report = verbs.score(paths, keep=kept, options=options)
     if as_json:
         print_json(report)
