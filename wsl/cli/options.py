@@ -12,12 +12,13 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
 from wsl._core import UsageError
 from wsl.files.sizes import parse_size
+from wsl.training.options import Flag
 
 if TYPE_CHECKING:
     from wsl.files.memory import Memory
@@ -41,18 +42,8 @@ def grouped(command: Callable[..., T]) -> Callable[..., T]:
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
-        hints = get_type_hints(kind, include_extras=True)
-        fields = dataclasses.fields(kind)
-        groups[parameter.name] = kind, [field.name for field in fields]
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields
-        ]
+        groups[parameter.name] = kind, [field.name for field in dataclasses.fields(kind)]
+        parameters += _parameters_of(kind)
 
     @functools.wraps(command)
     def called(**values: Any) -> T:
@@ -65,6 +56,30 @@ def grouped(command: Callable[..., T]) -> Callable[..., T]:
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called
+
+
+def _parameters_of(group: type[Any]) -> list[inspect.Parameter]:
+    """A parameter for each field of a group."""
+    hints = get_type_hints(group, include_extras=True)
+    empty = inspect.Parameter.empty
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=empty if field.default is dataclasses.MISSING else field.default,
+            annotation=_for_typer(hints[field.name]),
+        )
+        for field in dataclasses.fields(group)
+    ]
+
+
+def _for_typer(annotation: Any) -> Any:
+    """A `Flag`, which rooms below the command line declare options with, as Typer has it."""
+    kind, *about = get_args(annotation)
+    if not about or not isinstance(about[0], Flag):
+        return annotation
+    flag = about[0]
+    return Annotated[kind, typer.Option(*flag.names, help=flag.help, metavar=flag.metavar)]
 
 
 def flags_given(context: typer.Context, names: Iterable[str]) -> list[str]:
