@@ -361,3 +361,99 @@ def test_the_package_is_a_program(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "is not an index" in done.stderr
+
+
+def test_a_selection_that_is_there_does_not_pass_for_one_with_more_in_its_report(
+    predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.parquet"
+    select = ["pseudolabel", "--predictions", predictions, "--k", 3, "--p", 1, "--out", out, "--json"]
+    truth = tmp_path / "t.parquet"
+    pl.DataFrame({"sample": np.arange(40), "label": np.arange(40) % 3, "other": 0}).write_parquet(truth)
+    assert wsl_json(capsys, *select)["state"] == "selected"
+    code, text = refused(capsys, *select, "--truth", truth)
+    assert (code, f"lacks the precision by --truth {truth}" in text, "--overwrite" in text) == (2, True, True)
+    first = wsl_json(capsys, *select, "--truth", truth, "--overwrite")
+    again = wsl_json(capsys, *select, "--truth", truth)
+    assert (again["state"], again["precision"]) == ("up to date", first["precision"])
+    # Another column, or other content, is another truth.
+    assert refused(capsys, *select, "--truth", truth, "--truth-column", "other")[0] == 2
+    pl.DataFrame({"sample": np.arange(40), "label": 0, "other": 0}).write_parquet(truth)
+    assert refused(capsys, *select, "--truth", truth)[0] == 2
+    assert wsl_json(capsys, *select)["precision"] == first["precision"]
+
+
+def test_how_far_orders_agree_is_not_left_out_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = pl.DataFrame({"sample": [0, 0, 1, 1], "class": [0, 1, 0, 1], "score": [1.0, 2.0, 3.0, 4.0]})
+    pairs.with_columns(pl.col("score").cast(pl.Float32)).write_parquet(tmp_path / "p.parquet")
+    select = ["pseudolabel", "--predictions", tmp_path / "p.parquet", "--k", 1, "--p", 1, "--json"]
+    select += ["--out", tmp_path / "o.parquet"]
+    assert wsl_json(capsys, *select)["agreement_of_orders"] is None
+    code, text = refused(capsys, *select, "--compare-orders")
+    assert (code, "lacks how far the orders agree" in text) == (2, True)
+    assert wsl_json(capsys, *select, "--compare-orders", "--overwrite")["agreement_of_orders"] is not None
+    assert wsl_json(capsys, *select, "--compare-orders")["state"] == "up to date"
+
+
+def test_a_state_is_not_replaced_unasked(
+    predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "a.state"
+    select = ["pseudolabel", "--predictions", predictions, "--p", 1, "--state", state, "--json"]
+    state.write_bytes(b"mine")
+    code, text = refused(capsys, *select, "--k", 2, "--out", tmp_path / "o.parquet")
+    assert (code, "pass --overwrite to replace it" in text, state.read_bytes()) == (2, True, b"mine")
+    assert not (tmp_path / "o.parquet").exists()
+    wsl_json(capsys, *select, "--k", 2, "--out", tmp_path / "o.parquet", "--overwrite")
+    # As a command that was killed after it saved its state would find it.
+    (tmp_path / "o.parquet").unlink()
+    assert wsl_json(capsys, *select, "--k", 2, "--out", tmp_path / "o.parquet")["state"] == "selected"
+    assert refused(capsys, *select, "--k", 3, "--out", tmp_path / "o3.parquet")[0] == 2
+    for flag in ("--k", "--p"):
+        merge = ["pseudolabel", "merge", state, "--out", tmp_path / "m.parquet", flag, 0]
+        code, text = refused(capsys, *merge)
+        assert (code, f"{flag} 0: expected at least 1" in text) == (2, True)
+
+
+def test_options_of_a_set_that_is_not_laid_out_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dataset in ("openclipart", "none"):
+        code, text = refused(capsys, "init", tmp_path / "w", "--dataset", dataset, "--num-labelled", 20)
+        assert (code, "--num-labelled: this is for --dataset fashion-mnist" in text) == (2, True)
+    code, text = refused(capsys, "init", tmp_path / "w", "--dataset", "none", "--source", tmp_path)
+    assert (code, "--source: with --dataset none" in text, (tmp_path / "w").exists()) == (2, True, False)
+
+
+def test_natural_sampling_takes_no_threshold(
+    workspace: Path, build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build("hashtags")
+    natural = ["weights", workspace / "index" / "hashtags", "--scheme", "natural"]
+    assert wsl_json(capsys, *natural, "--json")["scheme"] == "natural"
+    for flag in ("--threshold", "--epoch-length"):
+        code, text = refused(capsys, *natural, flag, 0.5)
+        assert (code, f"{flag}: natural sampling shows every sample once" in text) == (2, True)
+
+
+def test_a_study_is_shown_as_json_and_kept_in_the_workspace_that_is_named(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wsl.studies import run as studies
+
+    study = studies.load(studies.StudyConfig, studies.study_file("fashion-mnist-k"))
+    folders: list[Path] = []
+
+    def dry(request: studies.StudyRequest, **_: object) -> studies.StudyResult:
+        folders.append(studies._root(request, study))
+        return studies.StudyResult("fashion-mnist-k", folders[-1], study, pl.DataFrame({"step": [1]}), 0, 4)
+
+    monkeypatch.setattr(studies, "run_study", dry)
+    monkeypatch.chdir(workspace.parent)
+    command = ["study", "fashion-mnist-k", "--dry-run", "--json"]
+    shown = wsl_json(capsys, *command)
+    assert (shown["num_steps"], shown["num_missing"]) == (5, 4)
+    wsl_json(capsys, *command, "-w", workspace)
+    assert folders == [workspace.parent / "studies", workspace / "studies"]

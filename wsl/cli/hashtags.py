@@ -299,6 +299,7 @@ def _show_vocabulary(made: Vocabulary, content: dict[str, Any], merged: bool) ->
 
 
 def weights(
+    context: typer.Context,
     index: Annotated[Path, typer.Argument(help="Folder of an index with labels.")],
     scheme: Annotated[
         Literal["natural", "square-root", "uniform", "clip"] | None,
@@ -325,6 +326,8 @@ def weights(
     check_plot(plot, overwrite)
     opened = Index.open(index)
     name = _scheme(scheme, balance)
+    if name == "natural":
+        refuse(context, ("threshold", "epoch_length"), "natural sampling shows every sample once")
     factors = repeat_factors(opened, scheme=name, threshold=threshold, epoch_length=epoch_length)
     found = balancing.balance(opened, factors)
     if plot is not None:
