@@ -23,23 +23,39 @@ if __name__ == "__main__":
     _here = Path(__file__).resolve().parent
     sys.path[:] = [str(_here.parent), *(entry for entry in sys.path if Path(entry).resolve() != _here)]
 
-import argparse
 import os
 import signal
+from typing import Literal
 
 from wsl._core import UsageError
 from wsl.errors import exit_code, explain
-from wsl.training.launch import launch_ranks
+from wsl.training.launch import launch_program
+from wsl.training.options import TrainOptions, arguments_of, parse
 from wsl.training.stop import Stopped, remember_launcher
 from wsl.workspace.layout import StageInputs, Workspace
 from wsl.workspace.settings import dump, load
-from wsl.workspace.stage import STAGES, StageConfig
+from wsl.workspace.stage import STAGES, Stage, StageConfig
+
+SHARED = (
+    "torch",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "safetensors.torch",
+    "wsl.training.models",
+    "wsl.data.augment",
+)
+"""What ranks import before they are forked: torch, what its optimizers load, and what shows images. Polars
+starts threads when it is imported, and DeepSpeed asks for GPUs, so each rank imports these itself."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains the stage that `arguments` ask for, in this process; returns the exit code."""
     remember_launcher()
-    options = _parser().parse_args(arguments)
+    return train(parse(arguments))
+
+
+def train(options: TrainOptions) -> int:
+    """Trains a stage as one rank; returns the exit code, after an error its text is on standard error."""
     rank = int(os.environ.get("RANK", "0"))
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -58,49 +74,91 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def launch(arguments: list[str], num_accelerators: int | None) -> int:
+def launch(options: TrainOptions, num_accelerators: int | None) -> int:
     """Trains with one rank for each accelerator of this machine; the exit code.
 
     One rank trains in this process, others are started and owned by `wsl.training.launch`.
     """
-    if {"--print-config", "--help", "-h"} & set(arguments):
-        return main(arguments)
-    number = num_accelerators
+    number = 1 if options.print_config else num_accelerators
     if number is None:
         import torch
 
         number = max(torch.cuda.device_count(), 1)
     if number == 1:
-        return main(arguments)
-    return launch_ranks([sys.executable, "-m", "wsl.train", *arguments], number)
+        remember_launcher()
+        return train(options)
+    return launch_program("wsl.train", arguments_of(options), number, shared=_shared(options))
+
+
+def _shared(options: TrainOptions) -> tuple[str, ...]:
+    """What the ranks of a stage have in common."""
+    config = _config(options, _stage(options))
+    with_torchvision = config.model.name != "narrow" or config.data.augment_layers
+    return (*SHARED, "torchvision") if with_torchvision else SHARED
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _train(options: argparse.Namespace, rank: int) -> None:
-    file = _config_file(options)
-    config = load(StageConfig, file, options.set)
+def _train(options: TrainOptions, rank: int) -> None:
+    stage = _stage(options)
+    config = _config(options, stage)
+    if options.print_config:
+        print(dump(config), end="")
+        return
+    inputs = _inputs(options, stage)
+    from wsl.training.stages import run_stage
+    from wsl.training.summary import print_summary
+
+    summary = run_stage(config, inputs, resume=_resume(options.resume), overwrite=options.overwrite)
+    if rank == 0 and not summary.up_to_date:
+        print_summary(config, summary)
+
+
+def _config(options: TrainOptions, stage: Stage) -> StageConfig:
+    """The stage's settings, with those that the options change."""
+    file = _config_file(options, stage)
+    config = load(StageConfig, file, options.settings)
     if config.stage != options.stage:
         raise UsageError(
             f"{file} configures the stage {config.stage!r}, but --stage is {options.stage!r}; "
             f"name another config with -c, or set stage={options.stage}"
         )
-    if options.print_config:
-        print(dump(config), end="")
-        return
-    inputs = _inputs(options)
-    from wsl.training.stages import run_stage
-    from wsl.training.summary import print_summary
-
-    resume = options.resume if options.resume in ("auto", "never") else Path(options.resume)
-    summary = run_stage(config, inputs, resume=resume, overwrite=options.overwrite)
-    if rank == 0 and not summary.up_to_date:
-        print_summary(config, summary)
+    _check_used(options, config)
+    return config
 
 
-def _config_file(options: argparse.Namespace) -> Path:
+def _resume(text: str) -> Literal["auto", "never"] | Path:
+    """What --resume names: a way to go on, or the folder of a checkpoint."""
+    if text == "auto":
+        return "auto"
+    return "never" if text == "never" else Path(text)
+
+
+def _stage(options: TrainOptions) -> Stage:
+    """The stage that is named; UsageError for a name that is none."""
+    for stage in STAGES:
+        if stage == options.stage:
+            return stage
+    raise UsageError(f"--stage {options.stage}: expected one of {', '.join(STAGES)}")
+
+
+def _check_used(options: TrainOptions, config: StageConfig) -> None:
+    """UsageError for options that the stage would not read."""
+    for name in ("pseudolabels", "predictions"):
+        if getattr(options, name) is not None and config.stage != "student":
+            raise UsageError(
+                f"--{name} is for the stage student, and --stage is {config.stage}; leave it out"
+            )
+    if options.predictions is not None and config.distillation.weight == 0:
+        raise UsageError(
+            "--predictions: the student learns from the scores where distillation.weight is above 0; pass "
+            "--set distillation.weight=0.5, or leave --predictions out"
+        )
+
+
+def _config_file(options: TrainOptions, stage: Stage) -> Path:
     """The stage's YAML: the one named, or the workspace's."""
     if options.config is not None:
         if not options.config.is_file():
@@ -109,18 +167,18 @@ def _config_file(options: argparse.Namespace) -> Path:
     if options.index is not None:
         raise UsageError("--index needs --config FILE and --out DIR beside it (or use a workspace instead)")
     workspace = Workspace.find(options.workspace)
-    file = workspace.path(workspace.stage(options.stage).config)
+    file = workspace.path(workspace.stage(stage).config)
     if not file.is_file():
-        raise UsageError(f"the config of stage {options.stage!r} is not there: {file}")
+        raise UsageError(f"the config of stage {stage!r} is not there: {file}")
     return file
 
 
-def _inputs(options: argparse.Namespace) -> StageInputs:
+def _inputs(options: TrainOptions, stage: Stage) -> StageInputs:
     """What the stage reads: from the options alone where --index is given, else from the workspace."""
     if options.index is None:
         workspace = Workspace.find(options.workspace)
         found = workspace.stage_inputs(
-            options.stage,
+            stage,
             config=options.config,
             init=options.init,
             out=options.out,
@@ -130,6 +188,9 @@ def _inputs(options: argparse.Namespace) -> StageInputs:
         return found.replace(**{name: path.resolve() for name, path in given.items() if path is not None})
     if options.config is None or options.out is None:
         raise UsageError("--index needs --config FILE and --out DIR beside it (or use a workspace instead)")
+    if options.workspace is not None:
+        # Its settings of object stores hold, though what is read is named.
+        Workspace.find(options.workspace)
     return StageInputs(
         config=options.config.resolve(),
         index=options.index.resolve(),
@@ -139,29 +200,6 @@ def _inputs(options: argparse.Namespace) -> StageInputs:
         init=options.init.resolve() if options.init else None,
         predictions=options.predictions.resolve() if options.predictions else None,
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="wsl train", description="Train one stage under DeepSpeed.", allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--stage", "-s", required=True, choices=STAGES, help="what to train")
-    add("--config", "-c", type=Path, help="YAML of the stage; default: the workspace's")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: optimizer.lr=0.05")
-    add("--resume", default="auto", help="auto, never, or a checkpoint of this run")
-    add("--init", type=Path, help="run whose weights the stage starts from, or a file of weights")
-    add("--index", type=Path, help="index to train on, without a workspace")
-    add("--evaluate", type=Path, help="held-out index")
-    add("--pseudolabels", type=Path, help="what 'wsl pseudolabel' wrote, for the student")
-    add("--predictions", type=Path, help="folder of 'wsl score', for a student that learns from the scores")
-    add("--out", type=Path, help="run folder; default: runs/STAGE of the workspace")
-    add("--workspace", "-w", type=Path, help="folder with the wsl.yaml; default: here")
-    add("--overwrite", action="store_true", help="replace a run of other options")
-    add("--print-config", action="store_true", help="print the resolved config as YAML and stop")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    add("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser
 
 
 if __name__ == "__main__":

@@ -310,7 +310,7 @@ def test_what_nodes_cannot_take_apart_this_process_selects(
 
 
 def test_a_node_that_differs_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsl[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     import platform
 
     from wsl._core import UsageError, __version__

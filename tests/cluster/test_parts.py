@@ -217,7 +217,7 @@ def test_the_line_says_how_many_how_fast_and_how_long(monkeypatch: pytest.Monkey
     ],
 )
 def test_an_address_without_a_cluster_is_refused_before_ray_tries(address: str, words: str) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsl[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     from wsl.cluster.ray import connect
     from wsl.workspace.config import ClusterConfig
 
@@ -246,7 +246,7 @@ def test_without_ray_the_command_says_how_to_install_it(monkeypatch: pytest.Monk
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(UsageError, match=r"pip install 'wsl\[ray\]'"),
+        pytest.raises(UsageError, match=r"pip install -e '\.\[ray\]'"),
         connect(ClusterConfig(address="127.0.0.1:1")),
     ):
         pass

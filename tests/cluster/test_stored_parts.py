@@ -25,7 +25,7 @@ from wsl.cluster.counting import count_levels
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import merge_tree
 from wsl.files import stores
-from wsl.files.memory import UNLIMITED
+from wsl.files.resources import UNLIMITED
 from wsl.hashtags.counting import Columns
 from wsl.hashtags.counts import HashtagCounts
 from wsl.selection.topk import TopK

@@ -67,7 +67,7 @@ def wait_for(address: str) -> str:
 @pytest.fixture(scope="session")
 def ray_node() -> Iterator[str]:
     """The address of a cluster of one node that ends with the tests."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsl[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     with started_node(RAY_AUTH_MODE="disabled") as address:
         yield address
 
@@ -75,7 +75,7 @@ def ray_node() -> Iterator[str]:
 @pytest.fixture
 def token_cluster() -> Iterator[tuple[str, str]]:
     """The address of a cluster that asks for a token, and the token."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsl[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     token = secrets.token_hex(32)
     with started_node(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) as address:
         yield wait_for(address), token

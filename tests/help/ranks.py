@@ -1,4 +1,4 @@
-"""What the tests let several ranks do: `python -m tests.help.ranks FOLDER PART...`, by `launch_ranks`.
+"""What the tests let several ranks do: `python -m tests.help.ranks FOLDER PART...`, by `launch_program`.
 
 A launch costs seconds, so each does as much as it can in one process group and leaves its results as
 JSON in FOLDER, which the tests read. Every stage trains on the small index of `tests.help.stages`.
@@ -375,11 +375,11 @@ class _Root(torch.autograd.Function):
         return torch.full_like(gradient, float("inf"))
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
-    part = Part(Path(sys.argv[1]))
+    part = Part(Path(arguments[0]))
     (part.folder / f"pid-{part.rank}").write_text(str(os.getpid()))
-    for name in sys.argv[2:]:
+    for name in arguments[1:]:
         since = time.monotonic()
         try:
             getattr(part, name)()
@@ -391,4 +391,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

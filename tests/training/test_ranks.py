@@ -30,14 +30,15 @@ def launch(folder: Path, *parts: str) -> tuple[int, str]:
     """Runs parts on two ranks as `wsl train` would; exit code and what was said."""
     log = folder / "log.txt"
     code = (
-        "import sys; from wsl.training import launch; launch.FAILURE_GRACE_S = 5.0; "
-        "sys.exit(launch.launch_ranks([sys.executable, *sys.argv[1:]], 2))"
+        "import sys; from wsl.train import SHARED; from wsl.training import launch; "
+        "launch.FAILURE_GRACE_S = 5.0; "
+        "sys.exit(launch.launch_program('tests.help.ranks', sys.argv[1:], 2, shared=SHARED))"
     )
-    command = [sys.executable, "-c", code, "-m", "tests.help.ranks", str(folder), *parts]
+    command = [sys.executable, "-c", code, str(folder), *parts]
     own = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"}
     environment = {key: value for key, value in os.environ.items() if key not in own}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     # Neither a compiler nor ninja nor anything compiled before is there, and none is missed.
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     environment |= {"PATH": str(folder), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
     with log.open("wb") as out:
         done = subprocess.run(command, stdout=out, stderr=out, env=environment, check=False)

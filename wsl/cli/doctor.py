@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from wsl.cli.console import print_json, print_table
+from wsl.errors import how_to_install
 
 SHARED_MEMORY_PER_GPU = 64 << 20
 """What a rank should find in /dev/shm where NCCL connects GPUs of one machine, in bytes."""
@@ -76,12 +77,12 @@ def _package(name: str) -> Check:
     try:
         return Check(name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "not installed", "pip install 'wsl[train]'")
+        return Check(name, "not installed", how_to_install("train"))
 
 
 def _accelerator() -> Check:
     if importlib.util.find_spec("torch") is None:
-        return Check("accelerator", "unknown without torch", "pip install 'wsl[train]'")
+        return Check("accelerator", "unknown without torch", how_to_install("train"))
     import torch
 
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -9,40 +10,40 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from wsl.cli.cluster import ClusterDirOption, ClusterGroupOption, ClusterOption, choose_cluster
+from wsl._core import UsageError
+from wsl.cli.cluster import ClusterOptions, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
-    HashtagsColumnOption,
+    HashtagOptions,
     JsonOption,
-    MaxLabelsOption,
-    MemoryOption,
-    MinCountOption,
+    MemoryOptions,
     OverwriteOption,
-    RecordsOption,
-    SeparatorOption,
-    SpillDirOption,
+    PlotOption,
     StorageOption,
-    SynsetsOption,
-    ThreadsOption,
-    WordNetOption,
-    resources_of,
+    ThreadOptions,
+    VocabularyOptions,
+    check_free,
+    check_plot,
+    grouped,
+    refuse,
 )
 from wsl.progress import progress, silent
 
 if TYPE_CHECKING:
     from wsl.files.resources import Resources
-    from wsl.hashtags.counting import Executor
+    from wsl.hashtags.counting import Columns, Executor
     from wsl.hashtags.counts import HashtagCounts, ZipfFit
     from wsl.hashtags.vocabulary import Vocabulary
 
 counts = typer.Typer(no_args_is_help=True, help="Count hashtags in parts, and join the parts.")
 vocabulary = typer.Typer(no_args_is_help=True, help="Make a vocabulary: which hashtag is which label.")
 
-TargetArgument = Annotated[Path | None, typer.Argument(help="A workspace, or an index over hashtags.")]
-PlotOption = Annotated[Path | None, typer.Option("--plot", help="Write a plot here (.svg, .png, .pdf).")]
 CountsOption = Annotated[
     list[Path] | None, typer.Option("--counts", help="Counts made by `wsl counts`, instead of records.")
 ]
+OF_RECORDS = ("hashtags_column", "separator", "threads", "workers")
+"""Options that say how records are read, and nothing to counts that are made already."""
+OF_CLUSTER = ("cluster", "cluster_dir", "cluster_group")
 
 
 def register(app: typer.Typer) -> None:
@@ -52,23 +53,20 @@ def register(app: typer.Typer) -> None:
     app.command("weights")(weights)
 
 
+@grouped
 def stats(
-    target: TargetArgument = None,
-    records: RecordsOption = None,
+    *,
+    context: typer.Context,
+    hashtags: HashtagOptions,
     counts: CountsOption = None,
-    hashtags_column: HashtagsColumnOption = "hashtags",
-    separator: SeparatorOption = None,
     x_min: Annotated[
         int | None, typer.Option(min=1, help="Fit counts from here on; default: chosen.")
     ] = None,
     plot: PlotOption = None,
     top: Annotated[int, typer.Option(min=0, help="Most frequent hashtags shown.")] = 20,
-    memory: MemoryOption = None,
-    spill_dir: SpillDirOption = None,
-    workers: ThreadsOption = None,
-    cluster: ClusterOption = None,
-    cluster_dir: ClusterDirOption = None,
-    cluster_group: ClusterGroupOption = None,
+    memory: MemoryOptions,
+    threads: ThreadOptions,
+    cluster: ClusterOptions,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
@@ -76,10 +74,16 @@ def stats(
     """Count hashtags: how many, how Zipf-like, what the head holds."""
     from wsl.hashtags.counts import fit_zipf
 
-    _check_plot(plot, overwrite)
-    resources = resources_of(memory, spill_dir, workers)
-    executor = choose_cluster(cluster, cluster_dir, cluster_group, resources.memory_bytes, target)
-    counted = _counted(target, records, counts, hashtags_column, separator, resources, executor)
+    check_plot(plot, overwrite)
+    if counts:
+        refuse(context, (*OF_RECORDS, *OF_CLUSTER), "with --counts no records are read")
+        counted = _load(counts, hashtags, memory.resources())
+    else:
+        resources, local = memory.resources(threads.number), {"--threads": threads.number}
+        executor = choose_cluster(
+            cluster, _workspace(hashtags), memory_bytes=resources.memory_bytes, local=local
+        )
+        counted = _count(_sources(hashtags), _columns(hashtags), resources, executor)
     fit = fit_zipf(counted, x_min=x_min)
     if plot is not None:
         from wsl.figures import plots
@@ -139,38 +143,34 @@ def _summary(content: dict[str, Any], fit: ZipfFit) -> list[list[object]]:
 
 
 @counts.command("build")
+@grouped
 def build_counts(
+    *,
+    hashtags: HashtagOptions,
     out: Annotated[Path, typer.Option(help="File to write the counts to.")],
-    target: TargetArgument = None,
-    records: RecordsOption = None,
     part: Annotated[
         str | None, typer.Option(help="I/N: count every N-th file only, from the I-th; join with merge.")
     ] = None,
-    hashtags_column: HashtagsColumnOption = "hashtags",
-    separator: SeparatorOption = None,
-    memory: MemoryOption = None,
-    spill_dir: SpillDirOption = None,
-    workers: ThreadsOption = None,
-    cluster: ClusterOption = None,
-    cluster_dir: ClusterDirOption = None,
-    cluster_group: ClusterGroupOption = None,
+    memory: MemoryOptions,
+    threads: ThreadOptions,
+    cluster: ClusterOptions,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count the hashtags of records, or of one part of the files, into a file."""
     from wsl.hashtags import counting
-    from wsl.index.sources import sources_of
 
-    resources = resources_of(memory, spill_dir, workers)
-    sources = counting.part_of(sources_of(_target(target, records), records or []), part)
-    columns = counting.Columns(hashtags_column, separator)
+    resources, local = memory.resources(threads.number), {"--threads": threads.number}
+    sources = counting.part_of(_sources(hashtags), part)
     beside = out.with_name(f"{out.name}.parts")
-    executor = choose_cluster(cluster, cluster_dir, cluster_group, resources.memory_bytes, target, beside)
+    workspace = _workspace(hashtags)
+    limit = resources.memory_bytes
+    executor = choose_cluster(cluster, workspace, memory_bytes=limit, beside=beside, local=local)
     with _counting(sources, executor) as advance:
         made = counting.build_counts(
             sources,
-            columns,
+            _columns(hashtags),
             out,
             resources=resources,
             overwrite=overwrite,
@@ -181,18 +181,19 @@ def build_counts(
 
 
 @counts.command("merge")
+@grouped
 def merge_counts(
+    *,
     parts: Annotated[list[Path], typer.Argument(help="Files of counts made by `wsl counts build`.")],
     out: Annotated[Path, typer.Option(help="File to write the joined counts to.")],
-    memory: MemoryOption = None,
-    spill_dir: SpillDirOption = None,
+    memory: MemoryOptions,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Join counts that were made apart."""
     from wsl.hashtags import counting
 
-    made = counting.merge_counts(parts, out, resources=resources_of(memory, spill_dir), overwrite=overwrite)
+    made = counting.merge_counts(parts, out, resources=memory.resources(), overwrite=overwrite)
     _say_counts(out, made, as_json, parts=len(parts))
 
 
@@ -206,44 +207,42 @@ def _say_counts(out: Path, made: bool, as_json: bool, **content: int) -> None:
 
 
 @vocabulary.command("build")
+@grouped
 def build_vocabulary(
-    target: TargetArgument = None,
-    records: RecordsOption = None,
+    *,
+    context: typer.Context,
+    hashtags: HashtagOptions,
     counts: CountsOption = None,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("vocabulary.parquet"),
-    min_count: MinCountOption = 1,
-    max_labels: MaxLabelsOption = None,
-    wordnet: WordNetOption = None,
-    synsets: SynsetsOption = None,
+    labels: VocabularyOptions,
     exclude_tags: Annotated[
         Path | None, typer.Option(help="Text file of hashtags to leave out, one a line.")
     ] = None,
-    hashtags_column: HashtagsColumnOption = "hashtags",
-    separator: SeparatorOption = None,
-    memory: MemoryOption = None,
-    spill_dir: SpillDirOption = None,
-    workers: ThreadsOption = None,
+    memory: MemoryOptions,
+    threads: ThreadOptions,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a vocabulary of records or counts, and say what it covers."""
-    from wsl._core import UsageError
     from wsl.hashtags.vocabulary import Vocabulary
-    from wsl.index.sources import sources_of
 
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out}: the file exists already; pass --overwrite to replace it")
-    resources = resources_of(memory, spill_dir, workers)
-    sources = [] if counts else sources_of(_target(target, records), records or [])
-    counted = _counted(target, sources or None, counts, hashtags_column, separator, resources)
+    check_free(out, overwrite)
+    columns = _columns(hashtags)
+    if counts:
+        refuse(context, OF_RECORDS, "with --counts no records are read")
+        sources, counted = [], _load(counts, hashtags, memory.resources())
+    else:
+        sources = _sources(hashtags)
+        counted = _count(sources, columns, memory.resources(threads.number))
     left_out = [] if exclude_tags is None else exclude_tags.read_text(encoding="utf-8").split("\n")
+    min_count = labels.min_count or 1
     made = Vocabulary.build(
         counted,
         min_count=min_count,
-        max_labels=max_labels,
-        wordnet=wordnet,
-        synsets=synsets,
+        max_labels=labels.max_labels,
+        wordnet=labels.wordnet,
+        synsets=labels.synsets,
         exclude=[tag for tag in left_out if tag.strip()],
     )
     coverage = made.coverage
@@ -253,7 +252,10 @@ def build_vocabulary(
     if sources:
         with progress("cover", total=counted.num_records, unit="records") as advance:
             _, covered = made.cover(
-                sources, hashtags_column=hashtags_column, separator=separator, progress=advance
+                sources,
+                hashtags_column=columns.hashtags,
+                separator=columns.separator,
+                progress=advance,
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     made.write(out)
@@ -271,7 +273,7 @@ def build_vocabulary(
     if as_json:
         print_json(content)
     else:
-        _show_vocabulary(made, content, merged=wordnet is not None)
+        _show_vocabulary(made, content, merged=labels.wordnet is not None)
 
 
 def _show_vocabulary(made: Vocabulary, content: dict[str, Any], merged: bool) -> None:
@@ -299,14 +301,15 @@ def _show_vocabulary(made: Vocabulary, content: dict[str, Any], merged: bool) ->
 
 
 def weights(
+    context: typer.Context,
     index: Annotated[Path, typer.Argument(help="Folder of an index with labels.")],
     scheme: Annotated[
-        Literal["natural", "square-root", "uniform"], typer.Option(help="How rare labels are repeated.")
-    ] = "square-root",
-    balance: Annotated[
-        Literal["repeat", "clip"],
-        typer.Option(help="repeat rare labels, or clip: show frequent ones less often."),
-    ] = "repeat",
+        Literal["natural", "square-root", "uniform", "clip"] | None,
+        typer.Option(
+            help="How often an epoch shows rare labels, or (clip) frequent ones; default: square-root."
+        ),
+    ] = None,
+    balance: Annotated[Literal["repeat", "clip"] | None, typer.Option(hidden=True)] = None,
     threshold: Annotated[
         float | None, typer.Option(help="t: labels on a smaller share of the samples are repeated.")
     ] = None,
@@ -322,9 +325,11 @@ def weights(
     from wsl.index.mapped import Index
     from wsl.index.sampling import repeat_factors
 
-    _check_plot(plot, overwrite)
+    check_plot(plot, overwrite)
     opened = Index.open(index)
-    name = "clip" if balance == "clip" else scheme
+    name = _scheme(scheme, balance)
+    if name == "natural":
+        refuse(context, ("threshold", "epoch_length"), "natural sampling shows every sample once")
     factors = repeat_factors(opened, scheme=name, threshold=threshold, epoch_length=epoch_length)
     found = balancing.balance(opened, factors)
     if plot is not None:
@@ -342,6 +347,21 @@ def weights(
     print_table(f"{index}: {name} sampling", ["", "once each", "resampled"], rows)
 
 
+def _scheme(
+    scheme: Literal["natural", "square-root", "uniform", "clip"] | None,
+    balance: Literal["repeat", "clip"] | None,
+) -> Literal["natural", "square-root", "uniform", "clip"]:
+    """The scheme, which --balance named in part before; UsageError where the two disagree."""
+    if balance is None:
+        return scheme or "square-root"
+    if scheme is not None and (scheme == "clip") != (balance == "clip"):
+        raise UsageError(
+            f"--balance {balance} and --scheme {scheme} disagree: there is one choice, --scheme natural, "
+            "square-root, uniform or clip"
+        )
+    return scheme or ("clip" if balance == "clip" else "square-root")
+
+
 def _number(name: str, value: float) -> str:
     return f"{value:.1%}" if name.startswith("held") else f"{value:,.1f}"
 
@@ -350,39 +370,64 @@ def _part(number: int, of: int) -> str:
     return f"{number:,} ({number / of:.1%})" if of else f"{number:,}"
 
 
-def _target(target: Path | None, records: list[str] | None) -> Path | None:
-    return Path() if target is None and not records else target
+def _columns(hashtags: HashtagOptions) -> Columns:
+    from wsl.hashtags.counting import Columns
+
+    return Columns(hashtags.hashtags_column or Columns().hashtags, hashtags.separator)
 
 
-def _check_plot(plot: Path | None, overwrite: bool) -> None:
-    from wsl._core import UsageError
+def _workspace(hashtags: HashtagOptions) -> Path | None:
+    """The workspace whose stores and cluster hold: that of --workspace, or the one that is counted.
 
-    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
-        raise UsageError(f"--plot {plot}: expected a name that ends in .svg, .png or .pdf")
-    if plot is not None and plot.exists() and not overwrite:
-        raise UsageError(f"--plot {plot}: the file exists already; pass --overwrite to replace it")
+    UsageError where two are named.
+    """
+    from wsl.workspace.layout import WORKSPACE_FILE
+
+    target, named = hashtags.target, hashtags.workspace
+    if target is None or not (target / WORKSPACE_FILE).is_file():
+        return named
+    if named is not None and named.resolve() != target.resolve():
+        raise UsageError(f"{target} and --workspace {named}: two workspaces are named; give one of them")
+    return target
 
 
-def _counted(
-    target: Path | None,
-    records: list[str] | None,
-    files: list[Path] | None,
-    hashtags_column: str,
-    separator: str | None,
+def _sources(hashtags: HashtagOptions) -> list[str]:
+    """The record files that are counted.
+
+    Where neither records nor a place is named they are those of the workspace, or of the index that the
+    command is started in.
+    """
+    from wsl.index.sources import sources_of
+    from wsl.workspace.layout import ENVIRONMENT, Workspace
+
+    workspace = _workspace(hashtags)
+    target = hashtags.target
+    if target is None and not hashtags.records:
+        target = workspace or Path(os.environ.get(ENVIRONMENT) or ".")
+    elif workspace is not None and workspace != target:
+        # Its settings of object stores hold, though the records are others.
+        Workspace.find(workspace)
+    return sources_of(target, hashtags.records or [])
+
+
+def _load(files: list[Path], hashtags: HashtagOptions, resources: Resources) -> HashtagCounts:
+    """Counts of files."""
+    from wsl.hashtags import counting
+
+    if hashtags.target is not None or hashtags.records or hashtags.workspace is not None:
+        raise UsageError("--counts: give either counts or records, not both")
+    return counting.load_counts(files, resources=resources)
+
+
+def _count(
+    sources: list[str],
+    columns: Columns,
     resources: Resources,
     executor: Executor | None = None,
 ) -> HashtagCounts:
-    """Counts of records, or those of files of counts."""
-    from wsl._core import UsageError
+    """Counts of records."""
     from wsl.hashtags import counting
-    from wsl.index.sources import sources_of
 
-    if files:
-        if target is not None or records:
-            raise UsageError("--counts: give either counts or records, not both")
-        return counting.load_counts(files, resources=resources)
-    sources = sources_of(_target(target, records), records or [])
-    columns = counting.Columns(hashtags_column, separator)
     with _counting(sources, executor) as advance:
         return counting.count_sources(
             sources, columns, resources=resources, progress=advance, executor=executor

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsl.cli.cluster import ClusterDirOption, ClusterGroupOption, ClusterOption, choose_cluster
+from wsl._core import UsageError
+from wsl.cli.cluster import ClusterOptions, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
     HashtagsColumnOption,
     JsonOption,
-    KeyColumnOption,
-    MaxLabelsOption,
-    MemoryOption,
-    MinCountOption,
+    MemoryOptions,
     OverwriteOption,
-    SpillDirOption,
     StorageOption,
-    SynsetsOption,
-    ThreadsOption,
-    WordNetOption,
+    ThreadOptions,
+    VocabularyOptions,
     WorkspaceOption,
-    resources_of,
+    grouped,
 )
 from wsl.progress import progress, silent
+
+if TYPE_CHECKING:
+    from wsl.index.overlay import Job
 
 app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify the index over tar shards.")
 
@@ -35,78 +35,72 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="index")
 
 
+@dataclass(frozen=True)
+class IndexOptions:
+    """Settings of an index, which stand in for those that wsl.yaml has; absent ones are as it has them."""
+
+    label_kind: Annotated[str | None, typer.Option(help="hashtag or class; default: none.")] = None
+    key_column: Annotated[str | None, typer.Option(help="Column with the record's key; default: key.")] = None
+    hashtags_column: HashtagsColumnOption = None
+    key_scope: Annotated[
+        str | None, typer.Option(help="global (the default), or shard: keys begin anew in every shard.")
+    ] = None
+    shard_column: Annotated[
+        str | None, typer.Option(help="Column of the records that names their shard, in scope shard.")
+    ] = None
+    key_format: Annotated[
+        str | None, typer.Option(help="How integer keys are written as names, such as '{:09d}'.")
+    ] = None
+    vocabulary: Annotated[Path | None, typer.Option(help="Use this vocabulary.parquet.")] = None
+    include: Annotated[Path | None, typer.Option(help="Text file of the only keys to take.")] = None
+    exclude: Annotated[Path | None, typer.Option(help="Text file of keys to leave out.")] = None
+
+
 @app.command("build")
+@grouped
 def build(
+    *,
     name: Annotated[str | None, typer.Argument(help="One index of wsl.yaml; default: all.")] = None,
     shards: Annotated[
         list[str] | None, typer.Option(help="Glob of tar shards (no workspace needed).")
     ] = None,
-    records: Annotated[str | None, typer.Option(help="Glob of hashtag records.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the index; with --shards.")] = None,
-    label_kind: Annotated[str | None, typer.Option(help="hashtag or class; default: none.")] = None,
-    key_column: KeyColumnOption = "key",
-    hashtags_column: HashtagsColumnOption = "hashtags",
-    key_scope: Annotated[
-        str, typer.Option(help="global, or shard: keys begin anew in every shard.")
-    ] = "global",
-    shard_column: Annotated[
-        str | None, typer.Option(help="Column of the records that names their shard, in scope shard.")
+    records: Annotated[
+        str | None, typer.Option(help="Glob of hashtag records (no workspace needed).")
     ] = None,
-    key_format: Annotated[
-        str | None, typer.Option(help="How integer keys are written as names, such as '{:09d}'.")
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the index; needed with --shards and --records.")
     ] = None,
-    vocabulary: Annotated[Path | None, typer.Option(help="Use this vocabulary.parquet.")] = None,
-    min_count: MinCountOption = 1,
-    max_labels: MaxLabelsOption = None,
-    wordnet: WordNetOption = None,
-    synsets: SynsetsOption = None,
-    memory: MemoryOption = None,
-    spill_dir: SpillDirOption = None,
-    include: Annotated[Path | None, typer.Option(help="Text file of the only keys to take.")] = None,
-    exclude: Annotated[Path | None, typer.Option(help="Text file of keys to leave out.")] = None,
+    options: IndexOptions,
+    labels: VocabularyOptions,
     limit: Annotated[
         list[str] | None,
         typer.Option(help="CAUSE=SHARE above which the build is refused, such as keys_doubled=0.01."),
     ] = None,
-    workers: ThreadsOption = None,
-    cluster: ClusterOption = None,
-    cluster_dir: ClusterDirOption = None,
-    cluster_group: ClusterGroupOption = None,
+    memory: MemoryOptions,
+    threads: ThreadOptions,
+    cluster: ClusterOptions,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one."""
-    from wsl._core import UsageError
-    from wsl.index import jobs
-    from wsl.workspace.config import IndexConfig, VocabularyConfig
-    from wsl.workspace.layout import Workspace
-    from wsl.workspace.settings import check
+    """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one.
 
-    if shards or records:
-        if out is None:
-            raise UsageError("--shards and --records need --out DIR, the folder of the index to write")
-        if name is not None:
-            raise UsageError(f"give either an index of the workspace ({name}) or --shards, not both")
-        if not shards and label_kind is None:
-            label_kind = "hashtag"
-        tree: dict[str, Any] = {"shards": shards, "records": records, "label_kind": label_kind}
-        tree |= {"key_column": key_column, "hashtags_column": hashtags_column}
-        tree |= {"include": include, "exclude": exclude, "limits": _shares(limit)}
-        tree |= {"key_scope": key_scope, "shard_column": shard_column, "key_format": key_format}
-        settings = check(IndexConfig, tree, "the options")
-        settings.vocabulary = VocabularyConfig(
-            min_count=min_count, max_labels=max_labels, file=vocabulary, wordnet=wordnet, synsets=synsets
-        )
-        to_build = [(out.name, out, settings, Path.cwd())]
-    else:
-        to_build = jobs.index_jobs(Workspace.find(workspace), name)
-        for job in to_build:
-            job[2].limits = job[2].limits | _shares(limit)
-    resources = resources_of(memory, spill_dir, workers)
+    Options of an index stand in for its settings in wsl.yaml. Where several indexes are built they hold for
+    each that they can change.
+    """
+    from wsl.index import jobs
+
+    given = {key: value for key, value in (vars(options) | vars(labels)).items() if value is not None}
+    if limit:
+        given["limits"] = _shares(limit)
+    to_build = _to_build(name, shards, records, out, given, workspace)
+    resources = memory.resources(threads.number)
     beside = None if out is None else out.with_name(f"{out.name}.parts")
-    executor = choose_cluster(cluster, cluster_dir, cluster_group, resources.memory_bytes, workspace, beside)
+    local = {"--threads": threads.number}
+    executor = choose_cluster(
+        cluster, workspace, memory_bytes=resources.memory_bytes, beside=beside, local=local
+    )
     built = []
     for job_name, path, settings, root in to_build:
         # A cluster has a line of its own.
@@ -125,6 +119,30 @@ def build(
         built.append({"name": job_name, "path": str(path), "state": result.state, **result.index.info()})
     if as_json:
         print_json(built)
+
+
+def _to_build(
+    name: str | None,
+    shards: list[str] | None,
+    records: str | None,
+    out: Path | None,
+    given: dict[str, Any],
+    workspace: Path | None,
+) -> list[Job]:
+    """The indexes to build: that of --shards and --records, or those of the workspace."""
+    from wsl.index import jobs
+    from wsl.index.overlay import alone, overlay
+    from wsl.workspace.layout import Workspace
+
+    if not shards and not records:
+        return overlay(jobs.index_jobs(Workspace.find(workspace), name), given, out)
+    if out is None:
+        raise UsageError("--shards and --records need --out DIR, the folder of the index to write")
+    if name is not None:
+        raise UsageError(f"give either an index of the workspace ({name}) or --shards, not both")
+    if not shards:
+        given = {"label_kind": "hashtag"} | given
+    return [(out.name, out, alone(given, shards=shards, records=records), Path.cwd())]
 
 
 @app.command("info")
@@ -172,13 +190,16 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Print one sample, or write its image out."""
-    from wsl._core import UsageError
     from wsl.index.jobs import get_sample
 
     content, image = get_sample(index, sample, by_key=by_key)
     if out is not None:
         if content["dropped"]:
             raise UsageError(f"sample {content['sample']} was taken down, so there is no image to write")
+        if content["shard"] is None:
+            raise UsageError(
+                f"{index} was built of records alone, so sample {content['sample']} has no image to write"
+            )
         if out.exists():
             raise UsageError(f"{out} exists already; choose another name for the image")
         out.write_bytes(image)
@@ -196,7 +217,6 @@ def drop(
     as_json: JsonOption = False,
 ) -> None:
     """Take samples down: ordinals stay, their images and labels are given out no more."""
-    from wsl._core import UsageError
     from wsl.index.build import drop_samples
     from wsl.index.jobs import read_keys
 
@@ -235,7 +255,6 @@ def export(
 
 def _shares(texts: list[str] | None) -> dict[str, float]:
     """CAUSE=SHARE texts as a mapping."""
-    from wsl._core import UsageError
 
     found = {}
     for text in texts or []:

@@ -8,19 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from wsl.cli.cluster import ClusterDirOption, ClusterGroupOption, ClusterOption, choose_cluster
+from wsl._core import UsageError
+from wsl.cli.cluster import ClusterOptions, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
-    FlipOption,
     JsonOption,
-    MemoryOption,
+    MemoryOptions,
+    NetworkOptions,
     OverwriteOption,
-    SpillDirOption,
+    PlotOption,
     StorageOption,
-    TemperatureOption,
-    ThreadsOption,
+    ThreadOptions,
     WorkspaceOption,
-    resources_of,
+    check_plot,
+    flags_given,
+    grouped,
+    refuse,
 )
 from wsl.progress import progress, silent
 
@@ -33,9 +36,6 @@ KOption = Annotated[int | None, typer.Option("--k", help="Images kept of each cl
 SHOWN = 20
 """Classes in the table."""
 
-PlotOption = Annotated[
-    Path | None, typer.Option("--plot", help="Picture of the selection: .svg, .png or .pdf.")
-]
 POption = Annotated[int | None, typer.Option("--p", help="Classes kept of each image.")]
 
 
@@ -44,14 +44,15 @@ def register(root: typer.Typer) -> None:
 
 
 @app.callback(invoke_without_command=True)
+@grouped
 def pseudolabel(
+    *,
     context: typer.Context,
     k: KOption = None,
     p: POption = None,
     order: Annotated[str, typer.Option(help="class-first or image-first.")] = "class-first",
     predictions: Annotated[str | None, typer.Option(help="Glob of predictions; scores nothing.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Teacher; default: the newest teacher.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Index to score; default: the unlabelled one.")] = None,
+    network: NetworkOptions,
     out: Annotated[str | None, typer.Option(help="Output; default: pseudolabels.parquet.")] = None,
     state: Annotated[
         Path | None, typer.Option(help="Also save the selection's state, to merge parts.")
@@ -59,11 +60,6 @@ def pseudolabel(
     keep: Annotated[
         str | None,
         typer.Option(help="Keep predictions too: classes of each image, or all; default: the state alone."),
-    ] = None,
-    flip: FlipOption = True,
-    temperature: TemperatureOption = 1.0,
-    num_accelerators: Annotated[
-        int | None, typer.Option(min=1, help="Ranks that score; default: one.")
     ] = None,
     allow_truncated: Annotated[
         bool, typer.Option(help="Accept predictions that may lack classes which matter.")
@@ -76,12 +72,9 @@ def pseudolabel(
     ] = None,
     truth_column: Annotated[str, typer.Option(help="Its column with the class, a number or name.")] = "label",
     plot: PlotOption = None,
-    memory: MemoryOption = None,
-    spill_dir: SpillDirOption = None,
-    workers: ThreadsOption = None,
-    cluster: ClusterOption = None,
-    cluster_dir: ClusterDirOption = None,
-    cluster_group: ClusterGroupOption = None,
+    memory: MemoryOptions,
+    threads: ThreadOptions,
+    cluster: ClusterOptions,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
@@ -89,8 +82,8 @@ def pseudolabel(
 ) -> None:
     """Select pseudo-labels; the teacher scores first where predictions are missing."""
     if context.invoked_subcommand is not None:
+        _refuse_before(context, context.invoked_subcommand)
         return
-    from wsl._core import UsageError
     from wsl.files import stores
     from wsl.scoring import pseudolabels
     from wsl.scoring.request import SelectionRequest
@@ -101,21 +94,39 @@ def pseudolabel(
             "--k and --p are needed: 'wsl pseudolabel --k 8000 --p 10' keeps the 8,000 best "
             "images of every class and at most 10 classes of an image"
         )
-    _check_plot(plot)
-    resources = resources_of(memory, spill_dir, workers)
+    if predictions is not None:
+        scoring_alone = ("checkpoint", "keep", "flip", "temperature", "num_accelerators")
+        refuse(context, scoring_alone, "with --predictions nothing is scored")
+    if truth is None:
+        refuse(context, ["truth_column"], "there is no --truth FILE that the column could be of")
+    check_plot(plot, overwrite)
+    resources = memory.resources(threads.number)
     beside = None if out is None or stores.is_remote(out) else Path(f"{out}.parts")
-    executor = choose_cluster(cluster, cluster_dir, cluster_group, resources.memory_bytes, workspace, beside)
+    local = {"--threads": threads.number, "--num-accelerators": network.num_accelerators}
+    executor = choose_cluster(
+        cluster, workspace, memory_bytes=resources.memory_bytes, beside=beside, local=local
+    )
+    if cluster.cluster_group is not None and predictions is None and keep is None:
+        note(
+            "--cluster-group is for files of predictions; images that are scored now are divided by "
+            "cluster.group_samples in wsl.yaml"
+        )
     request = SelectionRequest(
         k=k,
         p=p,
         order=order,
         predictions=predictions,
-        checkpoint=checkpoint,
-        index=index,
+        checkpoint=network.checkpoint,
+        index=network.index,
         out=None if out is None else stores.as_place(out),
         state=state,
         keep=keep,
-        scoring=ScoringOptions(flip, temperature, num_accelerators=num_accelerators, executor=executor),
+        scoring=ScoringOptions(
+            network.flip,
+            network.temperature,
+            num_accelerators=network.num_accelerators,
+            executor=executor,
+        ),
         allow_truncated=allow_truncated,
         compare_orders=compare_orders,
         truth=truth,
@@ -129,16 +140,27 @@ def pseudolabel(
     _show(report, as_json, plot)
 
 
+def _refuse_before(context: typer.Context, command: str) -> None:
+    """UsageError for options of `wsl pseudolabel` that stand before a command of its own."""
+    flags = flags_given(context, context.params)
+    if flags:
+        raise UsageError(
+            f"{', '.join(flags)}: options of '{command}' come after it: "
+            f"wsl pseudolabel {command} ... {flags[0]}"
+        )
+
+
 @app.command("merge")
+@grouped
 def merge(
+    *,
     parts: Annotated[list[Path], typer.Argument(help="States saved with --state.")],
     out: Annotated[str, typer.Option(help="File of pseudo-labels to write.")],
     index: Annotated[Path | None, typer.Option(help="The index that was scored, for the keys.")] = None,
     k: KOption = None,
     p: POption = None,
     plot: PlotOption = None,
-    memory: MemoryOption = None,
-    spill_dir: SpillDirOption = None,
+    memory: MemoryOptions,
     overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
     as_json: JsonOption = False,
@@ -147,25 +169,18 @@ def merge(
     from wsl.files import stores
     from wsl.scoring import pseudolabels
 
-    _check_plot(plot)
+    check_plot(plot, overwrite)
     report = pseudolabels.merge_states(
         parts,
         stores.as_place(out),
         index,
         k=k,
         p=p,
-        resources=resources_of(memory, spill_dir),
+        resources=memory.resources(),
         overwrite=overwrite,
         warn=_warn,
     )
     _show(report, as_json, plot)
-
-
-def _check_plot(plot: Path | None) -> None:
-    from wsl._core import UsageError
-
-    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
-        raise UsageError(f"--plot {plot}: expected a name that ends in .svg, .png or .pdf")
 
 
 def _warn(text: str) -> None:

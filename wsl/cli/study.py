@@ -21,7 +21,10 @@ def study(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of all studies and their steps; default: studies, in the workspace."),
+        typer.Option(
+            help="Folder of all studies and their steps; default: studies in the workspace, or in the "
+            "current folder where a study brings its data along."
+        ),
     ] = None,
     source: Annotated[
         list[str] | None,
@@ -59,7 +62,13 @@ def study(
     )
     result = run_study(request, note=note)
     if dry_run:
-        note(f"{result.num_missing:,} of {len(result.table) + result.num_missing:,} steps remain")
+        num_steps = len(result.table) + result.num_missing
+        if as_json:
+            print_json(
+                {"study": result.name, "folder": str(result.folder)}
+                | {"num_steps": num_steps, "num_missing": result.num_missing}
+            )
+        note(f"{result.num_missing:,} of {num_steps:,} steps remain")
         return
     write_study(result.folder, result.config, result.table)
     found = findings_of(Study.of(result.config, result.table))

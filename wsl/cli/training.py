@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wsl.cli.cluster import ClusterOption, choose_cluster
+from wsl.cli.cluster import ClusterOption, ClusterOptions, choose_cluster
 from wsl.cli.console import note, print_json, print_table
 from wsl.cli.options import (
-    FlipOption,
     JsonOption,
+    NetworkOptions,
     OverwriteOption,
     StorageOption,
-    TemperatureOption,
     WorkspaceOption,
+    grouped,
 )
+from wsl.training.options import TrainOptions
 
 
 def register(app: typer.Typer) -> None:
@@ -28,68 +30,31 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
+@grouped
 def train(
-    stage: Annotated[str, typer.Option("--stage", "-s", help="pretrain, teacher, student or finetune.")],
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Stage YAML instead of the workspace's.")
-    ] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set optimizer.lr=0.05")
-    ] = None,
-    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
-    init: Annotated[
-        Path | None, typer.Option(help="Run whose weights the stage starts from, or a file of weights.")
-    ] = None,
-    index: Annotated[Path | None, typer.Option(help="Index to train on, without a workspace.")] = None,
-    held_out: Annotated[Path | None, typer.Option("--evaluate", help="Held-out index.")] = None,
-    pseudolabels: Annotated[Path | None, typer.Option(help="Pseudo-labels, for the student.")] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="Folder of 'wsl score', for a student that learns from the scores.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/STAGE.")] = None,
+    *,
+    context: typer.Context,
+    options: TrainOptions,
     num_accelerators: Annotated[
         int | None, typer.Option(min=1, help="Ranks; default: one for each GPU, one on CPU.")
     ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved config as YAML and stop.")
-    ] = False,
-    overwrite: OverwriteOption = False,
     storage_option: StorageOption = None,
-    workspace: WorkspaceOption = None,
 ) -> int:
     """Train a stage: the same program as `deepspeed wsl/train.py`, started for you."""
     from wsl import train as program
 
-    arguments = ["--stage", stage, "--resume", resume]
-    paths = {"-c": config, "--init": init, "--index": index, "--evaluate": held_out, "--out": out}
-    paths |= {"--pseudolabels": pseudolabels, "--predictions": predictions, "--workspace": workspace}
-    for flag, value in paths.items():
-        if value is not None:
-            arguments += [flag, str(value)]
-    for setting in override or []:
-        arguments += ["--set", setting]
-    if print_config:
-        arguments.append("--print-config")
-    if overwrite:
-        arguments.append("--overwrite")
-    return program.launch(arguments, num_accelerators)
+    # `wsl --debug train` means the same as `wsl train --debug`.
+    debug = options.debug or context.find_root().obj["debug"]
+    return program.launch(replace(options, debug=debug), num_accelerators)
 
 
+@grouped
 def score(
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Run folder of the teacher; default: the newest teacher.")
-    ] = None,
-    index: Annotated[
-        Path | None, typer.Option(help="Index to score; default: the workspace's unlabelled one.")
-    ] = None,
+    *,
+    network: NetworkOptions,
     out: Annotated[Path | None, typer.Option(help="Folder of the predictions.")] = None,
     keep: Annotated[str, typer.Option(help="Classes kept of each image: a number, or all.")] = "all",
-    flip: FlipOption = True,
-    temperature: TemperatureOption = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
-    num_accelerators: Annotated[
-        int | None, typer.Option(min=1, help="Ranks that score; default: one.")
-    ] = None,
     cluster: ClusterOption = None,
     storage_option: StorageOption = None,
     workspace: WorkspaceOption = None,
@@ -98,10 +63,13 @@ def score(
     """Score every sample of an index with a trained network; a killed run goes on where it was."""
     from wsl.scoring import verbs
 
-    paths = verbs.scoring_paths(checkpoint, index, out, workspace)
+    paths = verbs.scoring_paths(network.checkpoint, network.index, out, workspace)
     kept = verbs.parse_keep(keep)
-    executor = choose_cluster(cluster, None, None, None, workspace)
-    options = verbs.ScoringOptions(flip, temperature, batch_size, num_accelerators, executor)
+    local = {"--num-accelerators": network.num_accelerators}
+    executor = choose_cluster(ClusterOptions(cluster), workspace, local=local)
+    options = verbs.ScoringOptions(
+        network.flip, network.temperature, batch_size, network.num_accelerators, executor
+    )
     report = verbs.score(paths, keep=kept, options=options)
     if as_json:
         print_json(report)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wsl.cli.console import note, print_json
-from wsl.cli.options import JsonOption, OverwriteOption
+from wsl.cli.options import JsonOption, OverwriteOption, refuse
 from wsl.progress import progress
 
 DATASETS = ("fashion-mnist", "openclipart", "none")
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of the workspace.")] = Path(),
     dataset: Annotated[str, typer.Option(help="fashion-mnist, openclipart or none.")] = "fashion-mnist",
     source: Annotated[
@@ -44,6 +45,10 @@ def init(
 
     if dataset not in DATASETS:
         raise UsageError(f"--dataset {dataset}: expected one of {', '.join(DATASETS)}")
+    if dataset != "fashion-mnist":
+        refuse(context, ["num_labelled"], f"this is for --dataset fashion-mnist, and not for {dataset}")
+    if dataset == "none":
+        refuse(context, ["source"], "with --dataset none no data are laid out")
     written = carried.make_workspace(
         folder,
         dataset,

@@ -31,11 +31,10 @@ from wsl.cluster.address import is_loopback, probe, require_token, resolve
 from wsl.cluster.parts import Mark, Part, Parts, Run
 from wsl.cluster.plan import Stage, missing
 from wsl.cluster.status import Line, Tally
-from wsl.errors import EXIT_DATA, EXIT_USAGE, exit_code, explain
+from wsl.errors import EXIT_DATA, EXIT_USAGE, exit_code, explain, how_to_install
 from wsl.files import stores
 from wsl.workspace.config import ClusterConfig
 
-INSTALL = "pip install 'wsl[ray]'"
 LOOK_TIMEOUT_S = 120.0
 """Seconds that the nodes have to start a worker and say what they are."""
 STORAGE_OPTION = "--storage-option"
@@ -136,7 +135,7 @@ def import_ray() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise UsageError(f"--cluster needs Ray, which is not installed: {INSTALL}") from None
+        raise UsageError(f"--cluster needs Ray, which is not installed: {how_to_install('ray')}") from None
     return ray
 
 

@@ -1,7 +1,8 @@
-"""Decoding and augmentation with torchvision's transforms (v2), each a pure function of (seed, position).
+"""Decoding and augmentation as torchvision's transforms (v2) do it, a pure function of (seed, position).
 
 The random choices are hashes (`wsl.data.transforms.uniforms`) and not torch's generator, so neither
-threads nor workers nor a restart change a pixel.
+threads nor workers nor a restart change a pixel. torchvision itself is imported for RandAugment alone
+(see `wsl.data.pixels`).
 """
 
 from __future__ import annotations
@@ -11,16 +12,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
+from wsl.data.pixels import GREY, RGB, decode_jpeg, resize
 from wsl.data.transforms import centre_box, crop_box, crop_boxes, flip, normalise, shift, uniforms
 
 if TYPE_CHECKING:
@@ -79,10 +78,10 @@ class ImageOptions:
 def decode_image(content: bytes, max_pixels: int, num_channels: int = 3) -> torch.Tensor | None:
     """An encoded image as uint8 C x H x W, or None where it is not one or has too many pixels.
 
-    The size in the header is checked before a pixel is decoded; transparency is laid on white. torchvision
-    decodes JPEG, Pillow everything else.
+    The size in the header is checked before a pixel is decoded; transparency is laid on white. torchvision's
+    operator decodes JPEG, Pillow everything else.
     """
-    mode, jpeg_mode = ("L", ImageReadMode.GRAY) if num_channels == 1 else ("RGB", ImageReadMode.RGB)
+    mode, jpeg_mode = ("L", GREY) if num_channels == 1 else ("RGB", RGB)
     try:
         with Image.open(io.BytesIO(content)) as opened:
             image: Image.Image = opened
@@ -90,8 +89,7 @@ def decode_image(content: bytes, max_pixels: int, num_channels: int = 3) -> torc
                 return None
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-                pixels: torch.Tensor = decode_jpeg(encoded, mode=jpeg_mode)
-                return pixels
+                return decode_jpeg(encoded, jpeg_mode)
             if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
                 shown = image.convert("RGBA")
                 white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
@@ -110,18 +108,12 @@ def cut(
     height, width = image.shape[1:]
     side = options.image_size
     if numbers is None and not options.crop:
-        if (height, width) == (side, side):
-            return image
-        whole: torch.Tensor = F.resize(image, [side, side])
-        return whole
+        return resize(image, side, side)
     box = centre_box(width, height) if numbers is None else crop_box(width, height, numbers)
     left, top, right, bottom = box
     x, y = int(left), int(top)
     across, down = max(round(right - left), 1), max(round(bottom - top), 1)
-    part: torch.Tensor = F.resized_crop(
-        image, y, x, min(down, height - y), min(across, width - x), [side, side]
-    )
-    return part
+    return resize(image[:, y : y + down, x : x + across], side, side)
 
 
 def augment(
@@ -158,6 +150,14 @@ def transform(image: torch.Tensor, options: ImageOptions, seed: int, position: i
     return normalise(shown, options.mean, options.std)[0]
 
 
+def operators() -> Any:
+    """torchvision's operations on images. The first call imports the package, which takes seconds: whoever
+    has threads or processes that augment calls it before."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
 def rand_augment(
     image: torch.Tensor, layers: int, level: int, seed: int, positions: npt.NDArray[np.int64]
 ) -> torch.Tensor:
@@ -180,13 +180,12 @@ def _affine(
     translate: tuple[float, float] = (0.0, 0.0),
 ) -> torch.Tensor:
     centre = [0.0, 0.0] if shear != (0.0, 0.0) else None
-    moved: torch.Tensor = F.affine(
+    moved: torch.Tensor = operators().affine(
         image,
         angle=0.0,
         translate=[int(translate[0]), int(translate[1])],
         scale=1.0,
         shear=list(shear),
-        interpolation=InterpolationMode.NEAREST,
         center=centre,
     )
     return moved
@@ -208,13 +207,13 @@ OPERATIONS: dict[str, Operation] = {
     "translate-y": lambda image, share, sign: _affine(
         image, translate=(0.0, 150.0 / 331.0 * image.shape[1] * share * sign)
     ),
-    "rotate": lambda image, share, sign: F.rotate(image, 30.0 * share * sign),
-    "brightness": lambda image, share, sign: F.adjust_brightness(image, 1.0 + 0.9 * share * sign),
-    "color": lambda image, share, sign: F.adjust_saturation(image, 1.0 + 0.9 * share * sign),
-    "contrast": lambda image, share, sign: F.adjust_contrast(image, 1.0 + 0.9 * share * sign),
-    "sharpness": lambda image, share, sign: F.adjust_sharpness(image, 1.0 + 0.9 * share * sign),
-    "posterize": lambda image, share, sign: F.posterize(image, 8 - round(4 * share)),
-    "solarize": lambda image, share, sign: F.solarize(image, 255.0 * (1.0 - share)),
-    "autocontrast": lambda image, share, sign: F.autocontrast(image),
-    "equalize": lambda image, share, sign: F.equalize(image),
+    "rotate": lambda image, share, sign: operators().rotate(image, 30.0 * share * sign),
+    "brightness": lambda image, share, sign: operators().adjust_brightness(image, 1.0 + 0.9 * share * sign),
+    "color": lambda image, share, sign: operators().adjust_saturation(image, 1.0 + 0.9 * share * sign),
+    "contrast": lambda image, share, sign: operators().adjust_contrast(image, 1.0 + 0.9 * share * sign),
+    "sharpness": lambda image, share, sign: operators().adjust_sharpness(image, 1.0 + 0.9 * share * sign),
+    "posterize": lambda image, share, sign: operators().posterize(image, 8 - round(4 * share)),
+    "solarize": lambda image, share, sign: operators().solarize(image, 255.0 * (1.0 - share)),
+    "autocontrast": lambda image, share, sign: operators().autocontrast(image),
+    "equalize": lambda image, share, sign: operators().equalize(image),
 }

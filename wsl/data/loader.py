@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from wsl._core import DataError
-from wsl.data.augment import augment
+from wsl.data.augment import augment, operators
 from wsl.data.dataset import Examples, Images, Ordinals, Targets
 from wsl.data.sampler import Order
 from wsl.data.transforms import crop_boxes, normalise, uniforms
@@ -65,6 +65,9 @@ class Loader:
 
     def __init__(self, images: Images, examples: Examples, order: Order, seed: int) -> None:
         self.images, self.examples, self.order, self.seed = images, examples, order, seed
+        if images.options.augment_layers:
+            # Here and not in each of the threads and processes that will augment.
+            operators()
 
     def at(self, positions: npt.NDArray[np.int64]) -> Loaded:
         """What stands at `positions`, read together; DataError where nothing can be shown at one."""

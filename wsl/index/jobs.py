@@ -26,7 +26,7 @@ from wsl.progress import silent
 from wsl.workspace.config import IndexConfig
 from wsl.workspace.layout import Workspace
 from wsl.workspace.recipe import Recipe
-from wsl.workspace.settings import check
+from wsl.workspace.settings import check, flat
 
 Progress = Callable[[int], object]
 
@@ -178,7 +178,8 @@ def _new_inputs(
     new shards, or of an index without shards.
     """
     added = {kind: [n for n in now[kind] if n not in known.get(kind, {})] for kind in ("shards", "records")}
-    changed = [part for part in ("settings", "lists") if known.get(part) != now[part]]
+    changed = [f"the setting {name}" for name in _differing(known.get("settings", {}), now["settings"])]
+    changed += [f"the list {name}" for name in _differing(known.get("lists", {}), now["lists"])]
     for kind in ("shards", "records"):
         for name, stamp in known.get(kind, {}).items():
             if now[kind].get(name) != stamp:
@@ -196,6 +197,12 @@ def _new_inputs(
     if records is None or beside or settings.shards is None:
         return _Inputs(shards, None if records is None else added["records"], "new records")
     return _Inputs(shards, records, "all records")
+
+
+def _differing(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The names of what differs between two trees of settings."""
+    old, new = flat(known), flat(now)
+    return [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]]
 
 
 def _lines(root: Path, name: Path) -> list[str]:

@@ -33,4 +33,5 @@ def sources_of(target: Path | None, records: Sequence[str]) -> list[str]:
     if not sources:
         where = f"{target} names no hashtag records" if target else "no records are named"
         raise UsageError(f"{where}; name them with --records GLOB")
-    return sources
+    # Several indexes may be over the same records, which count once.
+    return list(dict.fromkeys(sources))

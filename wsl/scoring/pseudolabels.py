@@ -25,6 +25,8 @@ from wsl.progress import silent
 from wsl.scoring.request import (
     ScoreSource,
     SelectionRequest,
+    check_numbers,
+    check_reported,
     check_request,
     find_source,
     known_selection,
@@ -66,6 +68,8 @@ def select(
     provenance = source.made_by | {"k": request.k, "p": request.p, "order": request.order}
     provenance["dropped"] = None if dropped is None else dropped.fingerprint
     known = known_selection(out, provenance, request.overwrite)
+    if known is not None:
+        check_reported(known, request, out)
     if known is not None and (request.state is None or request.state.is_file()):
         return known | {"state": "up to date", "out": str(out), "warnings": []}
     num_classes = int(source.made_by["num_classes"])
@@ -80,7 +84,7 @@ def select(
         selection = top.finish(request.k, request.p)
         _check_truncated(selection, source.made_by.get("keep"), request)
         if request.state is not None:
-            top.save(request.state)
+            _save_state(top, request.state, request.overwrite)
         keys = keyed.keys if keyed else None if index is None else index.keys
         agreement = _agreement(request, selection, tops, num_classes)
         left_out = dropped.num_left_out if dropped else 0
@@ -90,6 +94,23 @@ def select(
     warnings += _late_warnings(found, selection, warn)
     options = {key: provenance[key] for key in ("k", "p", "order")}
     return found | options | {"state": "selected", "out": str(out), "warnings": warnings}
+
+
+def _save_state(top: TopK, file: Path, overwrite: bool) -> None:
+    """Saves a selection's state; UsageError where the file holds another one and may not be replaced."""
+    if overwrite or not file.exists():
+        top.save(file)
+        return
+    # A command that was killed after it saved its state finds it here, the same to the byte.
+    new = file.with_name(f".{file.name}.new")
+    try:
+        top.save(new)
+        if fingerprint(new) != fingerprint(file):
+            raise UsageError(
+                f"--state {file} is another file already; pass --overwrite to replace it, or name another"
+            )
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _take(
@@ -283,6 +304,7 @@ def merge_states(
 ) -> dict[str, Any]:
     """Joins states saved apart and publishes their selection; `k` and `p` may cut it further."""
     limits = resources.memory()
+    check_numbers(k, p)
     top = TopK.load(parts[0], **limits)
     # A state does not know how its part was called, so the name of a file must not matter.
     made_of = sorted(fingerprint(part) for part in parts)

@@ -19,6 +19,19 @@ from typing import Any
 from wsl.errors import exit_code, explain
 from wsl.files.locking import shared_by_ranks
 from wsl.progress import progress, silent
+from wsl.workspace.settings import load
+from wsl.workspace.stage import StageConfig
+
+SHARED = ("torch", "safetensors.torch", "wsl.training.models", "wsl.data.augment")
+"""What ranks import before they are forked; Polars starts threads then, so each imports it itself."""
+
+
+def shared(run: Path) -> tuple[str, ...]:
+    """What the ranks that score with the network of a run have in common."""
+    file = run / "config.yaml"
+    # What a run lacks is for the ranks to say.
+    narrow = not file.is_file() or load(StageConfig, file).model.name == "narrow"
+    return SHARED if narrow else (*SHARED, "torchvision")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from wsl.files.resources import UNLIMITED, Resources
 from wsl.files.tables import expected_rows, scan
 from wsl.index.mapped import Index
 from wsl.scoring.verbs import ScoringOptions, ScoringPaths, parse_keep, scoring_paths, teacher_of
+from wsl.selection.output import truth_of
 from wsl.selection.predictions import common_keep, is_whole, metadata_of, read_metadata
 from wsl.selection.topk import Order, TopK
 
@@ -63,10 +64,15 @@ class ScoreSource:
     """Images in the files, where no index says how many there are and K may be too large for them."""
 
 
-def check_request(request: SelectionRequest) -> None:
-    for name, number in (("--k", request.k), ("--p", request.p)):
-        if number < 1:
+def check_numbers(k: int | None, p: int | None) -> None:
+    """UsageError for a K or P below 1; None is for what a state has."""
+    for name, number in (("--k", k), ("--p", p)):
+        if number is not None and number < 1:
             raise UsageError(f"{name} {number}: expected at least 1")
+
+
+def check_request(request: SelectionRequest) -> None:
+    check_numbers(request.k, request.p)
     if request.order not in ("class-first", "image-first"):
         raise UsageError(f"--order {request.order}: expected class-first or image-first")
     if request.keep is not None:
@@ -124,6 +130,20 @@ def warnings_of_k(request: SelectionRequest, num_classes: int, num_samples: int 
         f"K = {request.k:,} times {num_classes:,} classes is beyond the {num_samples:,} images: most images "
         f"must serve several classes, and classes take images that are not theirs; {advice}"
     ]
+
+
+def check_reported(known: dict[str, Any], request: SelectionRequest, out: File) -> None:
+    """UsageError where the selection at `out` is the one wanted, and its report lacks what is asked for."""
+    lacking = []
+    if request.truth is not None and known.get("truth") != truth_of(request.truth, request.truth_column):
+        lacking.append(f"the precision by --truth {request.truth}")
+    if request.compare_orders and known["agreement_of_orders"] is None:
+        lacking.append("how far the orders agree (--compare-orders)")
+    if lacking:
+        raise UsageError(
+            f"{out} holds this selection already, and its report lacks {' and '.join(lacking)}; pass "
+            "--overwrite to select again, or --out FILE for another place"
+        )
 
 
 def known_selection(out: File, provenance: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:

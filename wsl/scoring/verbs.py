@@ -6,7 +6,6 @@ No torch is loaded before a network has to run.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from wsl.files.locking import locked
 from wsl.files.publish import remove_unfinished
 from wsl.files.resources import Resources
 from wsl.index.mapped import Index
+from wsl.selection.predictions import gaps
+from wsl.selection.states import RANGE, covered_by
 from wsl.selection.topk import TopK
 from wsl.workspace.layout import Workspace
 from wsl.workspace.run import is_complete, read_run
@@ -113,7 +114,28 @@ def score(
         job = job_of(paths, options) | {"out": str(paths.out), "keep": keep}
         if options.executor is not None:
             return options.executor.score(job, teacher_of(paths, options))
-        return score_on_ranks(job, options, paths.out)
+        return _finished(paths, keep, options) or score_on_ranks(job, options, paths.out)
+
+
+def _finished(paths: ScoringPaths, keep: int | None, options: ScoringOptions) -> dict[str, Any] | None:
+    """The report where every sample is scored already, without loading the network; else None."""
+    made_by = teacher_of(paths, options) | {"teacher": str(paths.run.resolve()), "keep": keep}
+    if keep is not None and not 1 <= keep <= made_by["num_classes"]:
+        return None
+    index = Index.open(paths.index)
+    covered = covered_by(paths.out, made_by, index)
+    if not covered or any(True for _ in gaps(covered, len(index), RANGE)):
+        return None
+    about = {key: value for key, value in made_by.items() if key != "class_names"}
+    return {
+        "state": "up to date",
+        "num_scored": 0,
+        "images_per_second": 0.0,
+        "num_corrupt": 0,
+        "out": str(paths.out),
+        "num_samples": len(index),
+        **about,
+    }
 
 
 def job_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
@@ -128,13 +150,12 @@ def score_on_ranks(job: dict[str, Any], options: ScoringOptions, folder: Path) -
 
     number = options.num_accelerators or 1
     if number > 1:
-        from wsl.training.launch import launch_ranks
+        from wsl.training.launch import launch_program
 
         with tempfile.NamedTemporaryFile("w", suffix=".json", prefix=".job-", dir=folder) as file:
             json.dump(job, file)
             file.flush()
-            command = [sys.executable, "-m", "wsl.scoring.rank", file.name]
-            code = launch_ranks(command, number)
+            code = launch_program(rank.__name__, [file.name], number, shared=rank.shared(Path(job["run"])))
         if code == 130:
             raise KeyboardInterrupt
         if code:

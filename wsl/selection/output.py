@@ -7,10 +7,11 @@ report.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import polars as pl
 
 from wsl._core import DataError, UsageError
 from wsl.files import stores
+from wsl.files.globs import find_files, fingerprint
 from wsl.files.tables import scan
 from wsl.selection.topk import Selection
 
@@ -42,6 +44,8 @@ class Truth:
     """The true class of some samples: columns sample and truth."""
 
     table: pl.DataFrame
+    made_of: dict[str, str] = field(default_factory=dict)
+    """The file and its column, for the report."""
 
     @classmethod
     def read(cls, file: Path, column: str, names: list[str] | None, find: Find | None) -> Truth:
@@ -75,13 +79,21 @@ class Truth:
                 raise DataError(f"{file}: {column} holds {unknown[0]!r}, which names no class")
             table = table.with_columns(pl.col(column).replace_strict(numbers, return_dtype=pl.UInt32))
         table = table.select(pl.col("sample").cast(pl.UInt64), pl.col(column).cast(pl.UInt32).alias("truth"))
-        return cls(table)
+        return cls(table, truth_of(file, column))
+
+
+def truth_of(file: Path, column: str) -> dict[str, str]:
+    """What the report says of the truth that a precision is of: the content of its files, and the column."""
+    files = find_files(file)
+    marks = [str(stores.stamp(name)) if stores.is_remote(name) else fingerprint(Path(name)) for name in files]
+    return {"fingerprint": hashlib.sha256("\n".join(marks).encode()).hexdigest(), "column": column}
 
 
 class _Precision:
     """How often the class of a pair is the image's true one, by class."""
 
     def __init__(self, truth: Truth, num_classes: int) -> None:
+        self.made_of = truth.made_of
         self._truth = truth.table.unique("sample", keep="any")
         self.known = np.zeros(num_classes, dtype=np.int64)
         self.right = np.zeros(num_classes, dtype=np.int64)
@@ -196,6 +208,7 @@ def report(
     if precision is not None:
         known, right = int(precision.known.sum()), int(precision.right.sum())
         found |= {"num_pairs_of_known_truth": known, "precision": right / known if known else None}
+        found["truth"] = precision.made_of
     return found
 
 

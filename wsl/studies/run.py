@@ -40,7 +40,7 @@ class StudyRequest:
     study: str
     """A file, or the name of one in configs/studies."""
     out: Path | None = None
-    """Folder of all studies; default: `studies` in the workspace, or here."""
+    """Folder of all studies; default: `studies` in the workspace, or here, of a study that brings data."""
     workspace: Path | None = None
     sources: Mapping[str, Path] = field(default_factory=dict)
     """Full sets in the place of carried ones, by name of the study's data."""
@@ -149,7 +149,7 @@ class _Made:
 def _root(request: StudyRequest, study: StudyConfig) -> Path:
     if request.out is not None:
         return request.out.resolve()
-    if study.workspace is not None:
+    if study.workspace is not None and request.workspace is None:
         return Path(FOLDER).resolve()
     try:
         return Workspace.find(request.workspace).root / FOLDER

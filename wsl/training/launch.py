@@ -1,7 +1,11 @@
-"""Starting a program once for each rank of this machine, and owning what was started.
+"""Running a program once for each rank of this machine, and owning its processes.
 
 DeepSpeed's launcher passes on neither signals nor exit codes and leaves shared memory behind, so on
 one machine the ranks are started from here: each in a process group of its own, on a free port.
+
+`launch_program` runs the `main` of a module. Where no GPU is visible its ranks are forked from a process
+that has imported torch (`wsl.training.forking`), which saves each of them seconds; else each is started.
+`launch_ranks` starts any command. The rest holds for both.
 
 - SIGTERM, SIGINT and SIGHUP are passed on to every rank once. The ranks get `grace_s` seconds to
   write a checkpoint; a second SIGINT, or the end of that time, kills them.
@@ -29,6 +33,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from wsl.errors import EXIT_INTERRUPTED, explain
+from wsl.training.forking import NotForkedError, Process, fork_ranks, is_gpu_visible, kill
+
 LAUNCHER = "WSL_LAUNCHER_PID"
 """Environment variable with the process id of the launcher."""
 GRACE_S = 300.0
@@ -38,6 +45,59 @@ LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MAS
 SHARED_MEMORY = "deepspeed_allreduce_buffer"
 """How DeepSpeed's shared-memory operator names its files (user, address, port and rank follow)."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+Say = Callable[[str], object]
+
+
+def say_on_stderr(text: str) -> None:
+    """A line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def launch_program(
+    module: str,
+    arguments: Sequence[str],
+    num_ranks: int,
+    *,
+    shared: Sequence[str] = ("torch",),
+    forked: bool | None = None,
+    environment: Mapping[str, str] | None = None,
+    grace_s: float = GRACE_S,
+    say: Say = say_on_stderr,
+) -> int:
+    """Runs `main(arguments)` of a module as `num_ranks` processes, as `launch_ranks` runs a command.
+
+    Args:
+        module: its name; `python -m` runs it too.
+        arguments: what its `main` gets.
+        num_ranks: how many.
+        shared: modules that are imported once for all ranks, where these are forked. To import them may
+            neither start threads nor ask a GPU.
+        forked: whether ranks are forked; None: where no GPU is visible.
+        environment, grace_s, say: as for `launch_ranks`.
+    """
+    given = dict(environment or os.environ)
+    command = [sys.executable, "-m", module, *arguments]
+    if forked is None:
+        forked = not is_gpu_visible(given)
+
+    def start(own: dict[str, str], signals: _Signals) -> Iterator[Process]:
+        if forked:
+            try:
+                yield from fork_ranks(
+                    module,
+                    arguments,
+                    num_ranks,
+                    shared=shared,
+                    environment=own,
+                    interrupted=lambda: bool(signals.received),
+                )
+                return
+            except NotForkedError as error:
+                if signals.received or error.code < 0:
+                    raise
+        yield from _started(command, num_ranks, own)
+
+    return _own(start, num_ranks, given, grace_s, say)
 
 
 def launch_ranks(
@@ -46,7 +106,7 @@ def launch_ranks(
     *,
     environment: Mapping[str, str] | None = None,
     grace_s: float = GRACE_S,
-    say: Callable[[str], object] = lambda text: print(text, file=sys.stderr, flush=True),
+    say: Say = say_on_stderr,
 ) -> int:
     """Runs `command` as `num_ranks` processes and waits for them; their exit code.
 
@@ -55,31 +115,51 @@ def launch_ranks(
     else the code of the first that did not, 128 + n where signal n ended it, 137 where the ranks had
     to be killed after a signal. Must be called from the main thread.
     """
+    given = environment or os.environ
+    return _own(lambda own, signals: _started(command, num_ranks, own), num_ranks, given, grace_s, say)
+
+
+def _started(command: Sequence[str], num_ranks: int, environment: dict[str, str]) -> Iterator[Process]:
+    """Starts the ranks one by one."""
+    for rank in range(num_ranks):
+        own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        yield subprocess.Popen(list(command), env=own, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _own(
+    start: Callable[[dict[str, str], _Signals], Iterator[Process]],
+    num_ranks: int,
+    environment: Mapping[str, str],
+    grace_s: float,
+    say: Say,
+) -> int:
+    """Waits for the ranks that `start` makes, given their environment; their exit code."""
     port = free_port()
-    base = {key: value for key, value in (environment or os.environ).items() if key not in LAUNCH_VARIABLES}
+    base = {key: value for key, value in environment.items() if key not in LAUNCH_VARIABLES}
     base |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), LAUNCHER: str(os.getpid())}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks: list[subprocess.Popen[bytes]] = []
+    ranks: list[Process] = []
     with _Signals() as signals:
         try:
-            for rank in range(num_ranks):
-                own = base | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                process = subprocess.Popen(
-                    list(command), env=own, stdin=subprocess.DEVNULL, start_new_session=True
-                )
+            # One by one: where the second cannot be started the first is known, and killed.
+            for process in start(base, signals):
                 ranks.append(process)
             return _watch(ranks, signals, grace_s, say)
+        except NotForkedError as error:
+            if signals.received:
+                # It came before there was a rank that it could be passed on to.
+                say(explain(KeyboardInterrupt()))
+                return EXIT_INTERRUPTED
+            return _first_failure([error.code], say, "the process that ranks are forked from") or 0
         finally:
             for process in ranks:
-                _signal_group(process, signal.SIGKILL)
+                kill(process, wait=False)
             for process in ranks:
                 process.wait()
             remove_shared_memory(port)
 
 
-def _watch(
-    ranks: list[subprocess.Popen[bytes]], signals: _Signals, grace_s: float, say: Callable[[str], object]
-) -> int:
+def _watch(ranks: list[Process], signals: _Signals, grace_s: float, say: Say) -> int:
     """Waits for the ranks, passing signals on; their exit code."""
     first: int | None = None
     deadline: float | None = None
@@ -110,7 +190,7 @@ def _watch(
         time.sleep(POLL_S)
 
 
-def _first_failure(codes: list[int | None], say: Callable[[str], object]) -> int | None:
+def _first_failure(codes: list[int | None], say: Say, who: str | None = None) -> int | None:
     """The exit code of a rank that failed, one ended by a signal before others; None where none did."""
     failed = sorted((code, rank) for rank, code in enumerate(codes) if code)
     if not failed:
@@ -120,20 +200,15 @@ def _first_failure(codes: list[int | None], say: Callable[[str], object]) -> int
         return code
     name = signal.Signals(-code).name
     reason = " (often: out of memory)" if name == "SIGKILL" else ""
-    say(f"error: rank {rank} was ended by {name}{reason}; run the same command again to go on")
+    say(f"error: {who or f'rank {rank}'} was ended by {name}{reason}; run the same command again to go on")
     return 128 - code
 
 
-def _send(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+def _send(ranks: list[Process], number: int) -> None:
     """A signal to every rank that lives, not to its children: workers end with their rank."""
     for process in ranks:
         if process.poll() is None:
             process.send_signal(number)
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
 
 
 class _Signals:
