@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -38,8 +39,11 @@ settings.register_profile("long", max_examples=100, deadline=None, print_blob=Tr
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """A run of everything is spread over processes where pytest-xdist is there; `-n 0` says otherwise."""
     options = config.option
-    # A worker of pytest-xdist comes here too, and must start none.
-    if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker of pytest-xdist comes here too: it must start none, and reads the same command line.
+    if hasattr(config, "workerinput"):
+        options.loadgroup = config.workerinput["has_groups"]
+        return
+    if not config.pluginmanager.hasplugin("xdist"):
         return
     whole = config.args_source is not pytest.Config.ArgsSource.ARGS
     if options.numprocesses is None and whole and not (options.usepdb or options.collectonly):
@@ -47,6 +51,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if options.numprocesses and options.dist in ("no", "load"):
         options.dist = "loadgroup"
     options.loadscopereorder = False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker of pytest-xdist whether tests go by groups."""
+    node.workerinput["has_groups"] = node.config.option.dist == "loadgroup"
 
 
 def pytest_configure(config: pytest.Config) -> None:
