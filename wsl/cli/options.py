@@ -6,6 +6,7 @@ takes a group as one parameter.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -138,10 +139,25 @@ def _use_storage_options(options: list[str] | None) -> list[str] | None:
     return options
 
 
+def use_stores_of(context: typer.Context, folder: Path | None) -> Path | None:
+    """Stores are reached as the workspace in a folder sets, if it is one, until the command ends."""
+    if folder is None or not (folder / "wsl.yaml").is_file():
+        return folder
+    from wsl.workspace.layout import Workspace
+
+    # A command that needs the workspace says what is wrong with it.
+    with contextlib.suppress(UsageError):
+        context.with_resource(Workspace.find(folder).stores())
+    return folder
+
+
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
-        "--workspace", "-w", help="Folder with the wsl.yaml; default: $WSL_WORKSPACE or the current folder."
+        "--workspace",
+        "-w",
+        callback=use_stores_of,
+        help="Folder with the wsl.yaml; default: $WSL_WORKSPACE or the current folder.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -210,7 +226,9 @@ class HashtagOptions:
 
     target: Annotated[
         Path | None,
-        typer.Argument(help="A workspace, or an index over hashtags; default: the workspace of -w."),
+        typer.Argument(
+            callback=use_stores_of, help="A workspace, or an index over hashtags; default: the one of -w."
+        ),
     ] = None
     records: Annotated[
         list[str] | None,
