@@ -174,23 +174,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in slugs(target), link
 
 
-FROM_INDEX = re.compile(r"pip3? install\s(?:[^`\n&;]*\s)?['\"]?wsl\b(?![/.-])")
-"""An install by the bare name, which belongs to a stranger in the public index."""
-
-
-@pytest.mark.parametrize("page", ALL, ids=NAMES)
-def test_nobody_is_told_to_install_a_strangers_package(page: Path) -> None:
-    """An install is of the clone (`-e '.[ray]'`) or of a wheel's file."""
-    assert not FROM_INDEX.search(page.read_text(encoding="utf-8"))
-
-
-def test_an_install_by_the_bare_name_is_found() -> None:
-    for text in ("pip install wsl", "pip install 'wsl[ray]'", 'pip install -U "wsl[train]"'):
-        assert FROM_INDEX.search(text), text
-    for text in ("pip install -e '.[train]' && wsl demo", "pip install dist/wsl-0.1.0-abi3.whl"):
-        assert not FROM_INDEX.search(text), text
-
-
 @pytest.mark.parametrize("page", PAGES, ids=NAMES[:-1])
 def test_blocks_of_yaml_and_python_can_be_read(page: Path) -> None:
     for block in blocks(page):
