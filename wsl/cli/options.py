@@ -162,6 +162,10 @@ WorkspaceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of every stage, as seed=1."),
+]
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="Write a plot here (.svg, .png, .pdf).")]
 HashtagsColumnOption = Annotated[
     str | None,
@@ -169,6 +173,9 @@ HashtagsColumnOption = Annotated[
         "--hashtags-column",
         help="Column with the hashtags: a list, or one delimited string; default: hashtags.",
     ),
+]
+SeparatorOption = Annotated[
+    str | None, typer.Option("--separator", help="Where a text column is split; default: white space.")
 ]
 StorageOption = Annotated[
     list[str] | None,
@@ -235,9 +242,7 @@ class HashtagOptions:
         typer.Option("--records", help="Glob of hashtag records; may be given several times."),
     ] = None
     hashtags_column: HashtagsColumnOption = None
-    separator: Annotated[
-        str | None, typer.Option("--separator", help="Where a text column is split; default: white space.")
-    ] = None
+    separator: SeparatorOption = None
     workspace: WorkspaceOption = None
 
 
