@@ -65,17 +65,21 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("long" if runs_long(config) else "default")
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Puts a test into a group of pytest-xdist: that of its file, where no mark names another."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.stem}"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts every test into a group of pytest-xdist, and the groups that take longest first."""
-    places: dict[pytest.Item, int] = {}
-    for item in items:
+    """The groups that take longest come first."""
+
+    def place(item: pytest.Item) -> int:
         mark = item.get_closest_marker("xdist_group")
-        if mark is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem + "-" + item.path.parent.name))
         name = mark.args[0] if mark is not None else ""
-        places[item] = LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
-    items.sort(key=places.__getitem__)
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 import os
 import signal
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 from wsl._core import UsageError
@@ -111,9 +112,17 @@ def _train(options: TrainOptions, rank: int) -> None:
     from wsl.training.stages import run_stage
     from wsl.training.summary import print_summary
 
-    summary = run_stage(config, inputs, resume=_resume(options.resume), overwrite=options.overwrite)
+    with _stores(options):
+        summary = run_stage(config, inputs, resume=_resume(options.resume), overwrite=options.overwrite)
     if rank == 0 and not summary.up_to_date:
         print_summary(config, summary)
+
+
+def _stores(options: TrainOptions) -> AbstractContextManager[None]:
+    """The scope of the workspace's object stores, which holds though what is read may be named."""
+    if options.index is not None and options.workspace is None:
+        return nullcontext()
+    return Workspace.find(options.workspace).stores()
 
 
 def _config(options: TrainOptions, stage: Stage) -> StageConfig:
@@ -188,9 +197,6 @@ def _inputs(options: TrainOptions, stage: Stage) -> StageInputs:
         return found.replace(**{name: path.resolve() for name, path in given.items() if path is not None})
     if options.config is None or options.out is None:
         raise UsageError("--index needs --config FILE and --out DIR beside it (or use a workspace instead)")
-    if options.workspace is not None:
-        # Its settings of object stores hold, though what is read is named.
-        Workspace.find(options.workspace)
     return StageInputs(
         config=options.config.resolve(),
         index=options.index.resolve(),

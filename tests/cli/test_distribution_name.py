@@ -51,8 +51,10 @@ def test_the_distribution_does_not_have_the_name_of_another_project() -> None:
 def test_no_text_tells_anyone_to_install_the_package_by_its_bare_name() -> None:
     files = tracked_files()
     assert ROOT / "README.md" in files
-    own = Path(__file__).resolve()
-    found = {str(path): bare_names(path.read_text(encoding="utf-8")) for path in files if path != own}
+    # These two hold the old form as an example of what is found.
+    examples = {Path(__file__).resolve(), ROOT / "tests" / "test_pages.py"}
+    others = [path for path in files if path not in examples]
+    found = {str(path): bare_names(path.read_text(encoding="utf-8")) for path in others}
     assert not {path: names for path, names in found.items() if names}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import wsl
 from tests.help.commands import refused, wsl_json
+from wsl import _core
 from wsl.cli import run
 from wsl.cli.options import parse_bytes
 from wsl.figures import plots
@@ -217,3 +219,28 @@ def test_sizes_are_read_as_people_write_them() -> None:
 def test_the_zipf_plot_is_the_same_for_any_number_of_tags_of_one_count() -> None:
     figure = plots.zipf({1: 5_000_000, 7: 3, 100: 1}, alpha=2.0, x_min=1, loglog_slope=-1.0)
     assert len(figure) < 200_000
+
+
+def test_counts_note_the_version_of_unicode_and_others_are_not_joined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = []
+    for number in range(2):
+        records = tmp_path / f"{number}.parquet"
+        pl.DataFrame({"key": [f"k{number}"], "hashtags": [["#a"]]}).write_parquet(records)
+        parts.append(tmp_path / f"{number}.counts")
+        assert run(["counts", "build", "--records", str(records), "--out", str(parts[-1])]) == 0
+    note = Path(f"{parts[0]}.json")
+    known = json.loads(note.read_text())
+    assert known["unicode_version"] == _core.UNICODE_VERSION
+    merge = ["counts", "merge", *map(str, parts), "--out"]
+    note.write_text(json.dumps(known | {"unicode_version": "1.1.0"}))
+    assert run([*merge, str(tmp_path / "all")]) == 2
+    assert "normalized by Unicode 1.1.0" in " ".join(capsys.readouterr().err.split())
+    # Counts from before the version was noted are taken as they are, and known again.
+    del known["unicode_version"]
+    note.write_text(json.dumps(known))
+    assert run([*merge, str(tmp_path / "all")]) == 0
+    again = ["counts", "build", "--records", str(tmp_path / "0.parquet"), "--out", str(parts[0])]
+    assert run(again) == 0
+    assert "up to date" in capsys.readouterr().err

@@ -39,7 +39,8 @@ def workspace(tmp_path: Path) -> Path:
     write_shard(data / "tagged.tar", [(key, {"jpg": b"x"}) for key in KEYS])
     tags = [["common", f"rare{number}"] if number else ["common"] for number in range(len(KEYS))]
     other = [["second"] for _ in KEYS]
-    table = pl.DataFrame({"key": KEYS, "hashtags": tags, "other": other, "id": [k.upper() for k in KEYS]})
+    table = pl.DataFrame({"key": KEYS, "hashtags": tags, "other": other})
+    table = table.with_columns(text=pl.lit("one,two"))
     table.write_parquet(data / "tags.parquet")
     (root / "wsl.yaml").write_text(WORKSPACE)
     return root
@@ -76,6 +77,9 @@ def test_options_stand_in_for_the_settings_of_one_index(
     assert build("hashtags", "--max-labels", 3, "--overwrite")[0]["num_labels"] == 3
     assert build("hashtags", "--hashtags-column", "other", "--overwrite")[0]["num_labels"] == 1
     assert names(index) == ["second"]
+    text = ["--hashtags-column", "text", "--separator", ","]
+    assert build("hashtags", *text, "--overwrite")[0]["num_labels"] == 2
+    assert names(index) == ["one", "two"]
 
 
 def test_every_setting_of_an_index_can_be_given(
@@ -147,6 +151,7 @@ def test_options_hold_for_every_index_that_they_can_change(
         (["labelled", "--max-labels", "2"], "--max-labels would change nothing"),
         (["labelled", "--wordnet", "x"], "--wordnet would change nothing"),
         (["labelled", "--hashtags-column", "x"], "--hashtags-column would change nothing"),
+        (["labelled", "--separator", ","], "--separator would change nothing"),
         (["labelled", "--key-column", "x"], "--key-column would change nothing"),
         (["labelled", "--key-format", "x"], "--key-format would change nothing"),
         (["unlabelled", "--vocabulary", "x"], "--vocabulary would change nothing"),

@@ -105,7 +105,7 @@ def test_a_body_without_its_mark_is_made_again(bucket: str, monkeypatch: pytest.
 
 
 def test_the_folder_of_parts_is_a_path_or_a_uri(tmp_path: Path) -> None:
-    from wsl.cli.cluster import choose_cluster
+    from wsl.cli.cluster import ClusterOptions, choose_cluster
 
     workspace = tmp_path / "wsl.yaml"
     for said, place in [
@@ -115,11 +115,11 @@ def test_the_folder_of_parts_is_a_path_or_a_uri(tmp_path: Path) -> None:
     ]:
         about = {"indexes": {"all": {"shards": "*.tar"}}, "cluster": {"address": "auto", "folder": said}}
         workspace.write_text(json.dumps(about))
-        chosen = choose_cluster(None, None, None, None, tmp_path)
+        chosen = choose_cluster(ClusterOptions(), tmp_path)
         assert chosen is not None
         assert chosen.folder == place
     for given, place in [("s3://other/parts", "s3://other/parts"), ("here", os.path.abspath("here"))]:
-        chosen = choose_cluster(None, given, None, None, tmp_path)
+        chosen = choose_cluster(ClusterOptions(cluster_dir=given), tmp_path)
         assert chosen is not None
         assert chosen.folder == place
 

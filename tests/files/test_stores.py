@@ -125,18 +125,23 @@ def test_options_are_checked_and_merged(tmp_path: Path) -> None:
         stores.use(request_bytes=1)
     with pytest.raises(wsl.UsageError, match="unknown field 'gap'"):
         stores.use(gap=1)
-    stores.use_workspace({"options": {"aws_region": "here", "aws_access_key_id": "k"}, "gap_bytes": 5})
-    stores.use({"aws_region": "there"}, retry_s=3.0)
-    now = stores.current()
-    assert dict(now.options) == {"aws_region": "there", "aws_access_key_id": "k"}
-    assert (now.gap_bytes, now.retry_s) == (5, 3.0)
-    # Processes that are started have the same, and a workspace there changes nothing of it.
-    code = "from wsl.files import stores; stores.use_workspace({'options': {'aws_region': 'x'}});"
-    code += "print(dict(stores.current().options), stores.current().gap_bytes)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == [*str(dict(now.options)).split(), "5"]
+    block = {"options": {"aws_region": "here", "aws_access_key_id": "k"}, "gap_bytes": 5}
+    with stores.as_set_by(block):
+        stores.use({"aws_region": "there"}, retry_s=3.0)
+        now = stores.current()
+        assert dict(now.options) == {"aws_region": "there", "aws_access_key_id": "k"}
+        assert (now.gap_bytes, now.retry_s) == (5, 3.0)
+        # Processes that are started have the same, and a workspace there changes nothing of it.
+        code = (
+            "from wsl.files import stores\n"
+            "with stores.as_set_by({'options': {'aws_region': 'x'}}):\n"
+            "    print(dict(stores.current().options), stores.current().gap_bytes)\n"
+        )
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert out.split() == [*str(dict(now.options)).split(), "5"]
+    # What the workspace set is gone with its scope; what was given stays.
+    assert (stores.current().gap_bytes, stores.current().retry_s) == (stores.Settings().gap_bytes, 3.0)
     stores.use()
-    stores.use_workspace({})
     assert stores.current() == stores.Settings()
     assert stores.ENVIRONMENT not in os.environ
 
@@ -151,7 +156,9 @@ def test_the_block_of_a_workspace_holds_and_its_secrets_are_never_shown(
     }
     (tmp_path / "wsl.yaml").write_text(json.dumps({"indexes": {}, "storage": block}))
     workspace = Workspace.find(tmp_path)
-    now = stores.current()
+    assert stores.current() == stores.Settings()
+    with workspace.stores():
+        now = stores.current()
     assert dict(now.options) == {
         "aws_secret_access_key": SECRET,
         "aws_skip_signature": "true",

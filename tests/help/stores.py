@@ -23,10 +23,8 @@ def plain_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", stores.ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
     stores.use()
-    stores.use_workspace({})
     yield
     stores.use()
-    stores.use_workspace({})
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ at run time, 2 wrong usage, 3 bad or corrupt data, 130 interrupted. An error is 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Annotated
 
 import typer
 
-from wsl._core import UsageError, __version__
+from wsl._core import __version__
 from wsl.cli import cluster, demo, doctor, hashtags, index, report, selection, study, training, workspace
 from wsl.cli.console import print_error
+from wsl.cli.options import use_stores_of
 from wsl.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, exit_code, explain
 
 app = typer.Typer(
@@ -45,19 +45,11 @@ def _root(
     ] = False,
 ) -> None:
     context.obj = {"debug": debug}
-    _use_storage_of_workspace()
-
-
-def _use_storage_of_workspace() -> None:
-    """What the workspace that one stands in says of stores holds for commands that need no workspace too."""
-    file = Path(os.environ.get("WSL_WORKSPACE") or ".") / "wsl.yaml"
-    if not file.is_file() or b"storage" not in file.read_bytes():
-        return
-    from wsl.workspace.layout import Workspace
-
-    # A command that needs the workspace says what is wrong with it.
-    with contextlib.suppress(UsageError):
-        Workspace.find()
+    # The workspace that one is in holds for commands that need no workspace too.
+    folder = Path(os.environ.get("WSL_WORKSPACE") or ".")
+    file = folder / "wsl.yaml"
+    if file.is_file() and b"storage" in file.read_bytes():
+        use_stores_of(context, folder)
 
 
 for group in (demo, workspace, hashtags, index, training, selection, study, report, cluster, doctor):

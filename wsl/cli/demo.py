@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wsl.cli.console import note, print_json, print_table
-from wsl.cli.options import JsonOption
+from wsl.cli.options import JsonOption, SettingsOption
 
 
 def register(app: typer.Typer) -> None:
@@ -19,9 +19,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo's two workspaces and report.html.")] = Path(
         "wsl-demo"
     ),
-    override: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting of every stage, e.g. --set seed=1")
-    ] = None,
+    override: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run both pipelines on the carried data: a few minutes on two cores, no network."""

@@ -9,11 +9,11 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from wsl.cli.console import print_json, print_table
+from wsl.cli.options import JsonOption
 from wsl.errors import how_to_install
 
 SHARED_MEMORY_PER_GPU = 64 << 20
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
+def doctor(as_json: JsonOption = False) -> int:
     """Check compiler, ninja, torch, DeepSpeed, shared memory and carried data; say the remedy."""
     checks = [_python(), _engine(), _compiler(), _ninja()]
     checks += [_package(name) for name in ("torch", "torchvision", "deepspeed", "safetensors", "tensorboard")]

@@ -398,15 +398,12 @@ def _sources(hashtags: HashtagOptions) -> list[str]:
     command is started in.
     """
     from wsl.index.sources import sources_of
-    from wsl.workspace.layout import ENVIRONMENT, Workspace
+    from wsl.workspace.layout import ENVIRONMENT
 
     workspace = _workspace(hashtags)
     target = hashtags.target
     if target is None and not hashtags.records:
         target = workspace or Path(os.environ.get(ENVIRONMENT) or ".")
-    elif workspace is not None and workspace != target:
-        # Its settings of object stores hold, though the records are others.
-        Workspace.find(workspace)
     return sources_of(target, hashtags.records or [])
 
 

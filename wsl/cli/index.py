@@ -17,6 +17,7 @@ from wsl.cli.options import (
     JsonOption,
     MemoryOptions,
     OverwriteOption,
+    SeparatorOption,
     StorageOption,
     ThreadOptions,
     VocabularyOptions,
@@ -36,12 +37,13 @@ def register(root: typer.Typer) -> None:
 
 
 @dataclass(frozen=True)
-class IndexOptions:
+class IndexSettings:
     """Settings of an index, which stand in for those that wsl.yaml has; absent ones are as it has them."""
 
     label_kind: Annotated[str | None, typer.Option(help="hashtag or class; default: none.")] = None
     key_column: Annotated[str | None, typer.Option(help="Column with the record's key; default: key.")] = None
     hashtags_column: HashtagsColumnOption = None
+    separator: SeparatorOption = None
     key_scope: Annotated[
         str | None, typer.Option(help="global (the default), or shard: keys begin anew in every shard.")
     ] = None
@@ -70,7 +72,7 @@ def build(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the index; needed with --shards and --records.")
     ] = None,
-    options: IndexOptions,
+    options: IndexSettings,
     labels: VocabularyOptions,
     limit: Annotated[
         list[str] | None,
@@ -86,8 +88,8 @@ def build(
 ) -> None:
     """Count the hashtags, make the vocabulary, write the index: all of the workspace, or one.
 
-    Options of an index stand in for its settings in wsl.yaml. Where several indexes are built they hold for
-    each that they can change.
+    Options of an index are used in place of its settings in wsl.yaml. Paths of options start at the current
+    folder. Where several indexes are built, an option is used for each index that it can change.
     """
     from wsl.index import jobs
 

@@ -6,6 +6,7 @@ takes a group as one parameter.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -138,14 +139,33 @@ def _use_storage_options(options: list[str] | None) -> list[str] | None:
     return options
 
 
+def use_stores_of(context: typer.Context, folder: Path | None) -> Path | None:
+    """Stores are reached as the workspace in a folder sets, if it is one, until the command ends."""
+    if folder is None or not (folder / "wsl.yaml").is_file():
+        return folder
+    from wsl.workspace.layout import Workspace
+
+    # A command that needs the workspace says what is wrong with it.
+    with contextlib.suppress(UsageError):
+        context.with_resource(Workspace.find(folder).stores())
+    return folder
+
+
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
-        "--workspace", "-w", help="Folder with the wsl.yaml; default: $WSL_WORKSPACE or the current folder."
+        "--workspace",
+        "-w",
+        callback=use_stores_of,
+        help="Folder with the wsl.yaml; default: $WSL_WORKSPACE or the current folder.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of every stage, as seed=1."),
+]
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="Write a plot here (.svg, .png, .pdf).")]
 HashtagsColumnOption = Annotated[
     str | None,
@@ -153,6 +173,9 @@ HashtagsColumnOption = Annotated[
         "--hashtags-column",
         help="Column with the hashtags: a list, or one delimited string; default: hashtags.",
     ),
+]
+SeparatorOption = Annotated[
+    str | None, typer.Option("--separator", help="Where a text column is split; default: white space.")
 ]
 StorageOption = Annotated[
     list[str] | None,
@@ -210,16 +233,16 @@ class HashtagOptions:
 
     target: Annotated[
         Path | None,
-        typer.Argument(help="A workspace, or an index over hashtags; default: the workspace of -w."),
+        typer.Argument(
+            callback=use_stores_of, help="A workspace, or an index over hashtags; default: the one of -w."
+        ),
     ] = None
     records: Annotated[
         list[str] | None,
         typer.Option("--records", help="Glob of hashtag records; may be given several times."),
     ] = None
     hashtags_column: HashtagsColumnOption = None
-    separator: Annotated[
-        str | None, typer.Option("--separator", help="Where a text column is split; default: white space.")
-    ] = None
+    separator: SeparatorOption = None
     workspace: WorkspaceOption = None
 
 

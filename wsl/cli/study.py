@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wsl.cli.console import note, print_json, print_table
-from wsl.cli.options import JsonOption, WorkspaceOption
+from wsl.cli.options import JsonOption, SettingsOption, WorkspaceOption
 
 
 def register(app: typer.Typer) -> None:
@@ -34,9 +34,7 @@ def study(
         list[str] | None,
         typer.Option(metavar="AXIS=VALUE,VALUE", help="Other values of an axis, as k=100,200 or seed=0,1."),
     ] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of every run.")
-    ] = None,
+    override: SettingsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the steps that are made and that remain, and stop.")
     ] = False,

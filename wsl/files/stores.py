@@ -22,6 +22,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ class Object:
 
 
 _DEFAULT = Settings()
-_workspace: dict[str, Any] = {}
+_workspace: ContextVar[Mapping[str, Any] | None] = ContextVar("stores of a workspace", default=None)
+"""What the workspace sets in whose scope this is; fields of `Settings` by name."""
 _given: dict[str, Any] | None = None
 _listed: dict[str, Object] = {}
 """What was listed last, so that asking for each object again is spared."""
@@ -86,17 +88,24 @@ def use(options: Mapping[str, str] | None = None, **limits: Any) -> None:
     _changed()
 
 
-def use_workspace(block: Mapping[str, Any]) -> None:
-    """Sets what a workspace says: fields of `Settings` by name; what `use` set stands before it."""
-    global _workspace  # noqa: PLW0603
-    if dict(block) != _workspace:
-        _workspace = dict(block)
+@contextmanager
+def as_set_by(block: Mapping[str, Any]) -> Iterator[None]:
+    """Within it, stores are reached as a workspace sets: fields of `Settings` by name.
+
+    What `use` set stands before it. A scope within another one takes its place.
+    """
+    token = _workspace.set(dict(block))
+    _changed()
+    try:
+        yield
+    finally:
+        _workspace.reset(token)
         _changed()
 
 
 def current() -> Settings:
     """What holds now."""
-    return _settings_of(_merged(_workspace, _over()))
+    return _settings_of(_merged(_workspace.get() or {}, _over()))
 
 
 def core() -> _core.Storage:
@@ -155,7 +164,7 @@ def _from_environment() -> dict[str, Any]:
 def _changed() -> None:
     """What holds from now on, here and in processes that are started."""
     _listed.clear()
-    merged = _merged(_workspace, _over())
+    merged = _merged(_workspace.get() or {}, _over())
     if merged:
         os.environ[ENVIRONMENT] = json.dumps(merged)
     else:

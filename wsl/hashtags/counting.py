@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from wsl._core import DataError, UsageError
+from wsl._core import UNICODE_VERSION, DataError, UsageError
 from wsl.files import stores
 from wsl.files.publish import publish_text
 from wsl.files.resources import UNLIMITED, Resources
@@ -91,6 +91,7 @@ def build_counts(
         "records": {source: stores.stamp(source) for source in sources},
         "hashtags_column": columns.hashtags,
         "separator": columns.separator,
+        "unicode_version": UNICODE_VERSION,
     }
     if _is_there(out, made_of, overwrite):
         return False
@@ -140,15 +141,22 @@ def _made_of_parts(parts: Sequence[Path]) -> dict[str, Any]:
         if resolved in seen:
             raise UsageError(f"{part}: the part is given twice, so its records would count twice")
         seen[resolved] = part
-        for record in _read_sidecar(part).get("records", {}):
+        known = _read_sidecar(part)
+        if known.get("unicode_version", UNICODE_VERSION) != UNICODE_VERSION:
+            raise UsageError(
+                f"{part}: its hashtags were normalized by Unicode {known['unicode_version']}, and this wsl "
+                f"does it by {UNICODE_VERSION}; count its records again with this one"
+            )
+        for record in known.get("records", {}):
             if record in origin:
                 raise UsageError(
                     f"{part} and {origin[record]} were both made of {record}, which would count twice; "
                     "leave one of them out, or make the parts with --part I/N"
                 )
             origin[record] = part
-        records |= _read_sidecar(part).get("records", {})
-    return {"records": records, "parts": {str(part): stores.stamp(part) for part in parts}}
+        records |= known.get("records", {})
+    stamps = {str(part): stores.stamp(part) for part in parts}
+    return {"records": records, "parts": stamps, "unicode_version": UNICODE_VERSION}
 
 
 def _sidecar(out: Path) -> Path:
@@ -169,7 +177,8 @@ def _read_sidecar(out: Path) -> dict[str, Any]:
 def _is_there(out: Path, made_of: dict[str, Any], overwrite: bool) -> bool:
     if not out.exists() or overwrite:
         return False
-    if _read_sidecar(out) == json.loads(json.dumps(made_of)):
+    # Counts that were made before the version was noted are as they were.
+    if {"unicode_version": UNICODE_VERSION} | _read_sidecar(out) == json.loads(json.dumps(made_of)):
         return True
     raise UsageError(f"{out}: there are counts of other records or options; pass --overwrite to replace them")
 

@@ -98,7 +98,7 @@ def pointless(settings: IndexConfig, given: Given) -> dict[str, str]:
     mark(kind == "none", ("vocabulary",), "an index without labels has no vocabulary")
     mark(
         kind != "hashtag",
-        (*made_of_counts, "hashtags_column"),
+        (*made_of_counts, "hashtags_column", "separator"),
         f"this is for labels that are hashtags, and label_kind is {kind}",
     )
     mark(

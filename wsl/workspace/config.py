@@ -83,7 +83,7 @@ class StorageConfig(Config):
         return self
 
     def settings(self, root: Path) -> dict[str, Any]:
-        """Fields that are set, as `wsl.files.stores.use_workspace` takes them, secrets in clear.
+        """Fields that are set, as `wsl.files.stores.as_set_by` takes them, secrets in clear.
 
         The folder of the cache is seen from `root`.
         """

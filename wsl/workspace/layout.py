@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +78,11 @@ class Workspace:
                 f"{root} is no workspace: it has no {WORKSPACE_FILE}. Make one with "
                 f"'wsl init {root} --dataset fashion-mnist', or name one with --workspace DIR."
             )
-        config = load(WorkspaceConfig, file)
-        stores.use_workspace(config.storage.settings(root))
-        return cls(root, config)
+        return cls(root, load(WorkspaceConfig, file))
+
+    def stores(self) -> AbstractContextManager[None]:
+        """A scope in which object stores are reached as `wsl.yaml` sets; nothing else changes that."""
+        return stores.as_set_by(self.config.storage.settings(self.root))
 
     def index(self, name: str) -> IndexConfig:
         """The settings of the index `name`."""

@@ -38,6 +38,12 @@ pub const MAX_BYTES: usize = 128;
 /// The version of Unicode whose normalization is applied.
 pub const UNICODE_VERSION: (u8, u8, u8) = unicode_normalization::UNICODE_VERSION;
 
+/// [`UNICODE_VERSION`] as text.
+pub fn unicode_version() -> String {
+    let (major, minor, patch) = UNICODE_VERSION;
+    format!("{major}.{minor}.{patch}")
+}
+
 /// Rounds of normalization after which a text that still changes is taken as it is; two are enough
 /// for every text known, the bound only excludes an endless loop.
 const MAX_ROUNDS: usize = 8;

@@ -140,6 +140,9 @@ pub struct Manifest {
     pub label_kind: Option<LabelKind>,
     /// The fingerprint of the vocabulary; `None` without labels.
     pub vocabulary_fingerprint: Option<String>,
+    /// The version of Unicode that hashtags were normalized by; absent without hashtags, and in older indexes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unicode_version: Option<String>,
     /// Within what keys name a sample.
     pub key_scope: KeyScope,
     /// The folder that paths of shards start from; relative to the index where it is not absolute.

@@ -17,8 +17,7 @@ use crate::spill::Memory;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<HashtagCounts>()?;
-    let (major, minor, patch) = crate::hashtag::UNICODE_VERSION;
-    module.add("UNICODE_VERSION", format!("{major}.{minor}.{patch}"))?;
+    module.add("UNICODE_VERSION", crate::hashtag::unicode_version())?;
     module.add_function(wrap_pyfunction!(normalize_hashtag, module)?)?;
     module.add_function(wrap_pyfunction!(member_records, module)?)
 }

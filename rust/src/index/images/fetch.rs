@@ -3,9 +3,10 @@
 //! The samples asked for are sorted by place; those that lie close together come with one read. They
 //! come in chunks of a few mebibytes, each read into the same memory, for the caller to copy from.
 //!
-//! What the page cache holds is read at once. Of the rest the kernel is first told everything that a
-//! chunk lacks, so that the disk works on all of it, and only then is it waited for; after a chunk that had
-//! to be waited for, the disk is told of what comes later as well, in this call and in the next ones.
+//! What the page cache holds is read at once; after some chunks that it held, by a plain `pread`, which is the
+//! cheapest. Of the rest the kernel is first told everything that a chunk lacks, so that the disk works on
+//! all of it, and only then is it waited for; after a chunk that had to be waited for, the disk is told of
+//! what comes later as well, in this call and in the next ones.
 //!
 //! Shards in stores are asked for by ranges, many at once; there a request costs more than a gap of a
 //! mebibyte, so more is read together. Where whole shards are kept in a local folder
@@ -41,8 +42,9 @@ const COLD_CHUNK: usize = 1 << 20;
 const AHEAD: usize = 16 << 20;
 /// Where one run in so many has to be waited for, the disk is told of what comes after.
 const RARE: usize = 16;
-/// Images of fewer bytes have no memory of their own: Python shares the objects of none and of one.
-const MIN_SINGLE: usize = 2;
+/// Images of fewer bytes are read with their header and copied to where the caller wants them: a read into two
+/// pieces of memory costs about as much more.
+const MIN_SINGLE: usize = 4 << 10;
 
 /// Samples that are read together, by number among those wanted.
 #[derive(Debug)]
@@ -52,9 +54,9 @@ struct Run {
 }
 
 impl Run {
-    /// Whether it is one image, which can be read to where the caller wants it.
+    /// Whether it is one image that is worth being read to where the caller wants it.
     fn is_single(&self) -> bool {
-        self.wanted.len() == 1 && self.length >= BLOCK + MIN_SINGLE
+        self.wanted.len() == 1 && self.length >= MIN_SINGLE
     }
 }
 
@@ -274,10 +276,20 @@ impl Fetch<'_> {
                 let later = self.runs.get(known..self.announced).unwrap_or_default();
                 later.iter().map(announce).chain(readings.into_iter().map(Task::Read)).collect()
             }
-            _ => readings.into_iter().map(Task::Try).collect(),
+            _ => {
+                let is_warm = self.shards.is_warm();
+                // One in so many is tried all the same: that shows when the page cache has them no more.
+                let readings = readings.into_iter().enumerate();
+                readings
+                    .map(|(number, reading)| {
+                        let is_sure = is_warm && number % RARE != 0 && reading.image.is_none();
+                        if is_sure { Task::ReadWarm(reading) } else { Task::Try(reading) }
+                    })
+                    .collect()
+            }
         };
         let outcome = on_threads(self.shards, tasks, self.num_threads, job)?;
-        self.shards.set_cold(outcome.num_waited * RARE > runs.len());
+        self.shards.note_waits(outcome.num_waited, outcome.num_waited * RARE > runs.len());
         let late = outcome.late.into_iter().map(Task::Read).collect();
         on_threads(self.shards, late, self.num_threads, job)?;
         Ok(())

@@ -113,6 +113,8 @@ pub(in crate::index) enum Task<'a, 'b> {
     Try(Reading<'a, 'b>),
     /// Asks for a run that is to be read later.
     Announce(&'a [Extent<'a>], usize),
+    /// Reads what is in the page cache, as far as can be told.
+    ReadWarm(Reading<'a, 'b>),
     /// Reads, however long it takes.
     Read(Reading<'a, 'b>),
 }
@@ -146,6 +148,7 @@ impl<'a, 'b> Worker<'a, 'b, '_> {
                 }
                 Ok(())
             }
+            Task::ReadWarm(reading) => self.read_warm(reading),
             Task::Read(reading) => self.read(reading),
         }
     }
@@ -163,6 +166,15 @@ impl<'a, 'b> Worker<'a, 'b, '_> {
         self.outcome.num_waited += 1;
         self.outcome.late.push(reading);
         Ok(())
+    }
+
+    fn read_warm(&mut self, mut reading: Reading<'a, 'b>) -> Result<()> {
+        let shards = self.shards;
+        match self.file_of(&reading.wanted[0])? {
+            Some(file) => reading.wait(file, shards)?,
+            None => return self.read(reading),
+        }
+        reading.check_headers(shards)
     }
 
     fn read(&mut self, mut reading: Reading<'a, 'b>) -> Result<()> {

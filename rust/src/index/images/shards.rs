@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arrow_array::Array;
 use arrow_array::cast::AsArray;
@@ -36,6 +36,9 @@ pub struct Shard {
     pub etag: Option<String>,
 }
 
+/// Chunks in the page cache after which the next is taken to be there.
+const MIN_WARM: u32 = 4;
+
 /// The shards of an index.
 #[derive(Debug)]
 pub(in crate::index) struct Shards {
@@ -52,6 +55,8 @@ pub(in crate::index) struct Shards {
     scratch: Scratch,
     /// Whether more than a few runs of the last chunk had to be waited for.
     is_cold: AtomicBool,
+    /// Chunks in a row of which nothing had to be waited for.
+    num_warm: AtomicU32,
 }
 
 impl Shards {
@@ -72,6 +77,7 @@ impl Shards {
             open: OpenFiles::default(),
             scratch: Scratch::default(),
             is_cold: AtomicBool::new(false),
+            num_warm: AtomicU32::new(0),
         };
         let is_in_store =
             |shard| shards.path(shard).is_ok_and(|path| path.to_str().is_some_and(is_remote));
@@ -112,8 +118,16 @@ impl Shards {
         self.is_cold.load(Ordering::Relaxed)
     }
 
-    /// Notes whether more than a few runs of a chunk had to be waited for.
-    pub(in crate::index) fn set_cold(&self, is_cold: bool) {
+    /// Whether the last chunks were in the page cache.
+    pub(in crate::index) fn is_warm(&self) -> bool {
+        self.num_warm.load(Ordering::Relaxed) >= MIN_WARM
+    }
+
+    /// Notes how many runs of a chunk had to be waited for, and whether these were more than a few.
+    pub(in crate::index) fn note_waits(&self, num_waited: usize, is_cold: bool) {
+        let num_warm = self.num_warm.load(Ordering::Relaxed);
+        let num_warm = if num_waited == 0 { num_warm.saturating_add(1) } else { 0 };
+        self.num_warm.store(num_warm, Ordering::Relaxed);
         self.is_cold.store(is_cold, Ordering::Relaxed);
     }
 

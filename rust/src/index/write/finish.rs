@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hashbrown::HashSet;
 
 use super::{Builder, LabelSource};
+use crate::hashtag::unicode_version;
 use crate::index::drop;
 use crate::index::dropped::next_name;
 use crate::index::format::{
@@ -109,6 +110,7 @@ impl Builder {
             num_labels,
             label_kind,
             vocabulary_fingerprint: vocabulary.map(|(vocabulary, _)| vocabulary.fingerprint()),
+            unicode_version: (label_kind == Some(LabelKind::Hashtag)).then(unicode_version),
             key_scope: self.options.key_scope,
             shard_root: shard_root.to_owned(),
             parts: std::mem::take(&mut self.parts),
