@@ -19,8 +19,6 @@ from wsl.cli import run
 from wsl.workspace.settings import load
 from wsl.workspace.stage import StageConfig
 
-pytestmark = pytest.mark.xdist_group("project")
-
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -19,8 +19,6 @@ import wsl.cli
 from tests.help import clustered
 from wsl import _core
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 GROUP = ("--cluster-group", "1")
 
 

@@ -244,7 +244,6 @@ def test_parts_come_through_every_fault_of_a_store(
     assert len(seen.requests) > 100
 
 
-@pytest.mark.xdist_group("ray")
 def test_commands_on_a_cluster_keep_their_parts_in_a_store(
     tmp_path: Path, cluster: str, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,8 +20,6 @@ from tests.help.thoroughness import Places
 from wsl.files.locking import locked, shared_by_ranks
 from wsl.scoring.verbs import SCORING
 
-pytestmark = pytest.mark.xdist_group("kill")
-
 HELP = Path(__file__).resolve().parents[1] / "help"
 
 

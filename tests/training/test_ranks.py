@@ -21,8 +21,6 @@ from tests.help import ranks
 from tests.help.thoroughness import runs_long
 from wsl.training import checkpoint, task
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
