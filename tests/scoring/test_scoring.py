@@ -151,7 +151,7 @@ def test_two_ranks_write_the_files_of_one_and_a_killed_rank_goes_on(
     }
 
     def start(rank: int, out: Path) -> Forked:
-        file = tmp_path / f"{out.name}.json"
+        file = tmp_path / f"{out.name}-{rank}.json"
         file.write_text(json.dumps(job | {"out": str(out)}))
         return forks.start(["rank", str(file)], environment={"RANK": str(rank), "WORLD_SIZE": "2"})
 

@@ -225,7 +225,8 @@ def test_what_ranks_share_starts_no_thread_and_asks_for_no_gpu() -> None:
     """Else ranks would be started one by one, or could not use a GPU."""
     code = """
         import sys, torch
-        from wsl import scoring_rank, train
+        from wsl import train
+        from wsl.scoring import rank as scoring_rank
         from wsl.training.fork_server import _share
         asked = []
         for name in ("is_available", "device_count", "_lazy_init", "get_device_properties"):
