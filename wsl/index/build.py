@@ -172,12 +172,19 @@ def build_by(
     _check_inputs(folder, shards, records, recipe)
     if recipe.label_kind == "hashtag" and records is None:
         records = [_place(shard, folder)[0] for shard in shards]
+
+    # Two builds in one folder would write over each other's parts.
     with locked(folder, BUILDING):
         if (folder / MANIFEST).exists() and append is None and not overwrite:
             raise UsageError(f"{folder}: there is an index already; pass --overwrite to replace it")
+
+        # Samples that are in the index keep their labels, so what is added to it uses its vocabulary.
         known = Index.open(folder) if append is not None else None
         if known is not None:
             vocabulary = known.vocabulary
+
+        # The index names shards by their path from `root`, and `root` by its path from itself, so that both
+        # can be moved together.
         root = _shard_root(folder, shards, known)
         places: list[tuple[str | os.PathLike[str], str]] = [_place(shard, root) for shard in shards]
         wanted = Wanted(
@@ -192,6 +199,8 @@ def build_by(
             ending=Ending(os.path.relpath(root, folder.resolve()), provenance or {}, known is not None),
             resources=resources,
         )
+
+        # An executor keeps its finished parts itself; only a build in this process has a journal to resume.
         resume_key = None if elsewhere else _resume_key(wanted, shards, append)
         builder = _builder(folder, wanted, resume_key)
         # What is counted here is written at once, so that a killed build need not count again.
@@ -204,10 +213,14 @@ def build_by(
             if elsewhere is None:
                 _add_records(builder, wanted, counted, counting.spool, progress)
             del counting
+
+        # The parts of an executor are put together by a builder of its own; this one only checked the names.
         if elsewhere is not None:
             del builder
             elsewhere(wanted)
             return Index.open(folder)
+
+        # The manifest is written last: until then readers see the index that was there.
         builder.add_shards(places, progress=progress)
         prepare(builder, folder, recipe, wanted.ending, wanted.vocabulary, is_written=is_written)
         builder.publish()

@@ -63,6 +63,9 @@ def export_index(
     shards = opened.shard_paths()
     if not shards:
         raise UsageError(f"{opened.path}: the index was built of records alone, so there are no shards")
+
+    # All names are known before the first file is written, so that an export that cannot be finished is not
+    # begun.
     target = Path(out)
     if format == "wids":
         file = target / "wids.json" if target.is_dir() or target.suffix != ".json" else target
@@ -75,6 +78,8 @@ def export_index(
     there = [file for file in files if file.exists()]
     if there and not overwrite:
         raise UsageError(f"{there[0]} exists already; pass --overwrite to replace it")
+
+    # A file of wids is about all shards; the other formats have a file for each.
     files[0].parent.mkdir(parents=True, exist_ok=True)
     if format == "wids":
         _write_wids(shards, opened.shards()["size"].to_list(), files[0], opened.path.name, progress)

@@ -78,6 +78,8 @@ def build_one_index(
         )
     shards = [] if settings.shards is None else match_files(root, settings.shards)
     records = None if settings.records is None else record_files(root, settings.records)
+
+    # The provenance determines the index. By it one that is there is up to date, to be added to, or another.
     provenance = _provenance(settings, root, shards, records)
     inputs = _Inputs(shards, records)
     state = "built"
@@ -88,8 +90,12 @@ def build_one_index(
             return BuildResult("up to date", old)
         inputs = _new_inputs(path, root, settings, known, provenance, records)
         state = "appended"
+
+    # Without records the hashtags are in members of the shards.
     held = inputs.records or [os.fspath(shard) for shard in inputs.shards]
     run = _run(path, provenance)
+
+    # An index that is there was judged above, so from here on it may be replaced.
     index = build_by(
         recipe_of(settings, root),
         path,

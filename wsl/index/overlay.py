@@ -89,6 +89,7 @@ def pointless(settings: IndexConfig, given: Given) -> dict[str, str]:
     """What is given and changes nothing in an index of these settings, and why."""
     found: dict[str, str] = {}
 
+    # An option keeps the first reason, which is the more general one.
     def mark(holds: bool, options: tuple[str, ...], reason: str) -> None:
         if holds:
             found.update({option: reason for option in options if option in given and option not in found})

@@ -155,6 +155,8 @@ def pack_shards(
     source, target = Path(folder), Path(out)
     if not source.is_dir():
         raise UsageError(f"{source}: expected a folder with one folder for each class")
+
+    # The classes are numbered by their sorted names, so that the same folders give the same numbers anywhere.
     name = name or source.resolve().name
     classes = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and entry.name[0] != ".")
     images = list(_images(source, classes))
@@ -165,6 +167,8 @@ def pack_shards(
         )
     if seed is not None:
         random.Random(seed).shuffle(images)
+
+    # Looked for before anything is written, so that a refusal leaves the folder as it was.
     old = sorted(target.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9][0-9].tar"))
     if old and not overwrite:
         raise UsageError(f"{target}: there are shards already ({old[0].name}, ...); overwrite replaces them")
@@ -175,6 +179,8 @@ def pack_shards(
         max_shard_bytes=max_shard_bytes,
         max_shard_samples=max_shard_samples,
     )
+
+    # Shards of a larger set that was here before would be read as part of this one.
     for leftover in set(old) - set(paths):
         leftover.unlink()
     publish_text(target / "classes.txt", "".join(f"{class_name}\n" for class_name in classes))
