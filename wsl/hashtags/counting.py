@@ -137,16 +137,22 @@ def _made_of_parts(parts: Sequence[Path]) -> dict[str, Any]:
     for part in parts:
         if not part.is_file():
             raise FileNotFoundError(2, "no such file of counts", str(part))
+
+        # One file can be given by two paths.
         resolved = str(part.resolve())
         if resolved in seen:
             raise UsageError(f"{part}: the part is given twice, so its records would count twice")
         seen[resolved] = part
+
+        # Another version of Unicode may normalize a tag differently, and its counts would not be added up.
         known = _read_sidecar(part)
         if known.get("unicode_version", UNICODE_VERSION) != UNICODE_VERSION:
             raise UsageError(
                 f"{part}: its hashtags were normalized by Unicode {known['unicode_version']}, and this wsl "
                 f"does it by {UNICODE_VERSION}; count its records again with this one"
             )
+
+        # Different parts may have read the same records.
         for record in known.get("records", {}):
             if record in origin:
                 raise UsageError(
