@@ -54,6 +54,7 @@ class Truth:
 
         UsageError for a missing column, DataError for a name that is no class.
         """
+        # `sample` comes before `key`, since it can be used without an index.
         frame = scan(file)
         schema = frame.collect_schema()
         name = "sample" if "sample" in schema else "key"
@@ -122,6 +123,9 @@ def write(
     left out.
     """
     precision = None if truth is None else _Precision(truth, len(selection.before))
+
+    # Polars asks for the frames while it writes, and wraps what they raise. So the error itself, and whether
+    # all frames were written, are noted here.
     raised: list[Exception] = []
     finished = False
 
@@ -137,6 +141,7 @@ def write(
             raise
         finished = True
 
+    # The metadata of Parquet are at the end of the file, so the report can be of all the rows before it.
     result: dict[str, Any] = {}
 
     def metadata(_: object) -> dict[str, str]:
@@ -145,6 +150,7 @@ def write(
         result.update(report(selection, provenance, precision, agreement) | {"num_dropped": num_dropped})
         return {"wsl": json.dumps(provenance | {"report": result})}
 
+    # The order of the columns in the file: the key comes after the sample that it names.
     schema: dict[str, Any] = dict(SCHEMA)
     if keys is not None:
         schema = {"sample": schema.pop("sample"), "key": pl.String, **schema}
@@ -178,6 +184,8 @@ def report(
 ) -> dict[str, Any]:
     """What the user sees of a selection, as plain numbers."""
     names = provenance.get("class_names") or [str(number) for number in range(len(selection.before))]
+
+    # The report becomes JSON, so NumPy's numbers become Python's.
     classes = []
     for number, name in enumerate(names):
         before = int(selection.before[number])
