@@ -130,6 +130,8 @@ def write_predictions(
     if keep is not None and not 1 <= keep <= scorer.num_classes:
         raise UsageError(f"--keep: expected 1 to {scorer.num_classes} classes or all, got {keep}")
     out.mkdir(parents=True, exist_ok=True)
+
+    # What files cover is not scored again, whether this scoring was killed or the index has grown since.
     made_by = scorer.provenance | {"keep": keep}
     rank = rank or Rank()
     covered = covered_by(out, made_by, scorer.index, rank)
@@ -139,6 +141,7 @@ def write_predictions(
     progress(done)
     for samples in rank.ranges(len(scorer.index), covered):
 
+        # `before` is fixed when the range begins, since `done` grows while it is scored.
         def advance(scored: int, before: int = done) -> None:
             nonlocal done
             done = before + scored

@@ -65,19 +65,27 @@ def select(
     source = find_source(request, out, folder)
     index = None if source.index is None else Index.open(source.index)
     dropped = None if index is None else Dropped(index)
+
+    # All that can change the result is in its provenance, by which a result that is there is known again.
     provenance = source.made_by | {"k": request.k, "p": request.p, "order": request.order}
     provenance["dropped"] = None if dropped is None else dropped.fingerprint
     known = known_selection(out, provenance, request.overwrite)
     if known is not None:
         check_reported(known, request, out)
+
+    # The state is an output too: where it is missing, the selection is made once more.
     if known is not None and (request.state is None or request.state.is_file()):
         return known | {"state": "up to date", "out": str(out), "warnings": []}
+
+    # What can be wrong with K or the truth is found before the scoring, which may take hours.
     num_classes = int(source.made_by["num_classes"])
     num_samples = source.num_images if index is None else len(index)
     warnings = warnings_of_k(request, num_classes, num_samples)
     for text in warnings:
         warn(text)
     truth = _truth(request, source.made_by, index)
+
+    # The writing asks for the keys, so what numbers them is kept until the end.
     with _keyed(source.files, index, request, warn) as keyed:
         tops = _take(request, source, keyed, dropped, num_classes, progress, warn)
         top = tops[request.order]
@@ -125,6 +133,8 @@ def _take(
     """Selections that have taken all scores, by order: the one asked for, and the other to compare."""
     files = source.files
     executor = request.scoring.executor
+
+    # Without --keep nobody wants the scores: they go straight into a state, and not into files.
     if source.paths is not None:
         if request.keep is None and not files:
             if executor is not None:
@@ -322,14 +332,20 @@ def merge_states(
         "index_fingerprint": opened.fingerprint if opened else None,
         "dropped": dropped.fingerprint if dropped else None,
     }
+
+    # Looked up before the other states are read, which may be large.
     known = known_selection(out, provenance, overwrite)
     if known is not None:
         return known | {"state": "up to date", "out": str(out), "warnings": []}
     for part in parts[1:]:
         top.merge(TopK.load(part, **limits))
+
+    # These samples were removed after the states were saved.
     if dropped is not None:
         top = dropped.out_of_state(top, provenance["k"], "the merged state", **limits)
     selection = top.finish(k, p)
+
+    # Where P is no less than the number of classes nothing is cut, and the orders are the same.
     agreement = 1.0 if provenance["p"] >= top.num_classes else None
     keys, left_out = (opened.keys, dropped.num_left_out) if opened and dropped else (None, 0)
     found = output.write(selection, out, provenance, keys=keys, agreement=agreement, num_dropped=left_out)

@@ -66,11 +66,15 @@ def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
         temperature=job["temperature"],
         batch_size=job["batch_size"],
     )
+
+    # The line of progress is about this rank's ranges alone.
     rank = Rank(number, world_size)
     total = sum(len(samples) for samples in rank.ranges(len(scorer.index)))
     name = "score" if world_size == 1 else f"score, rank {number} of {world_size}"
     # One line is enough to watch.
     shown = progress(name, total=total, unit="images") if number == 0 else nullcontext(silent)
+
+    # While a rank writes here no other command takes the folder, even where the launcher has ended.
     folder = Path(job["states"]["folder"] if "states" in job else job["out"])
     with shared_by_ranks(folder), shown as advance:
         if "states" not in job:
