@@ -140,7 +140,6 @@ def write_predictions(
     begun = time.monotonic()
     progress(done)
     for samples in rank.ranges(len(scorer.index), covered):
-
         # `before` is fixed when the range begins, since `done` grows while it is scored.
         def advance(scored: int, before: int = done) -> None:
             nonlocal done
