@@ -215,6 +215,7 @@ class Cluster:
     def _ask_each(self, nodes: list[dict[str, Any]], wanted: dict[str, int]) -> dict[str, dict[str, Any]]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        # It asks for no CPU, so that a busy node answers too.
         look = self._ray.remote(num_cpus=0, max_retries=0)(_look())
         refs, ids = {}, {}
         for node in nodes:
@@ -222,6 +223,8 @@ class Cluster:
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             ref = look.options(scheduling_strategy=there).remote(wanted, os.environ.get(stores.ENVIRONMENT))
             refs[ref], ids[ref] = name, node["NodeID"]
+
+        # A node that has left the cluster since is neither waited for nor an error.
         ready, late = self._ray.wait(list(refs), num_returns=len(refs), timeout=LOOK_TIMEOUT_S)
         late = [ref for ref in late if not self._is_gone(ids[ref])]
         if late:
@@ -300,12 +303,17 @@ class Cluster:
         parts.tidy()
         run = run or Run(stage.name)
         run.levels.extend([part.name for part in level] for level in stage.levels)
+
+        # Noted before it begins, so that `wsl cluster status` counts the parts that are still missing.
         parts.note_run(run.name, command(), run.levels, is_whole=stage.is_last)
+
+        # Parts that are done stay, whichever run made them.
         left = missing(stage.levels, parts)
         total, num_left = sum(map(len, stage.levels)), sum(map(len, left))
         tally = Tally(total, done=total - num_left, begun=time.monotonic())
         result = Result(total, num_kept=total - num_left)
         with Line(stage.title).shown() as line:
+            # The parts of a level read those of the levels before it.
             for level in filter(None, left):
                 flight = _Flight(self, parts, line, tally, result, stage)
                 try:
@@ -415,11 +423,14 @@ class _Flight:
         starting, busy = dict[Any, Any](), dict[Any, int]()
         try:
             while waiting or flying:
+                # Counted anew each time, for nodes come and go. There are never more actors than have work.
                 slots = self._cluster.num_slots(gpus=True)
                 wanted = min(slots, -(-(len(waiting) + len(flying)) // AT_AN_ACTOR) or 1, len(level))
                 while len(starting) + len(busy) < wanted:
                     actor = kind.options(scheduling_strategy="SPREAD").remote()
                     starting[actor.ready.remote()] = actor
+
+                # An actor gets its next part while it makes one, so that it need not wait.
                 for actor in sorted(busy, key=lambda one: busy[one]):
                     while waiting and busy[actor] < AT_AN_ACTOR:
                         part = waiting.popleft()
@@ -434,6 +445,7 @@ class _Flight:
                         self._landed(ref, flying, busy, waiting)
                 self._show(len(flying), len(waiting), slots)
         finally:
+            # An actor keeps its GPU until it is killed.
             for actor in [*busy, *starting.values()]:
                 self._ray.kill(actor)
 

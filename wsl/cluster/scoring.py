@@ -39,6 +39,8 @@ def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterC
     keep, num_classes = job["keep"], int(made_by["num_classes"])
     if keep is not None and not 1 <= keep <= num_classes:
         raise UsageError(f"--keep: expected 1 to {num_classes} classes or all, got {keep}")
+
+    # What files cover is not scored again. The parts are the gaps between them.
     covered = covered_by(out, {**made_by, "keep": keep}, index)
     begun = time.monotonic()
     limits = _limits(settings)
@@ -48,6 +50,8 @@ def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterC
     ]
     num_scored = sum(part.arguments["stop"] - part.arguments["start"] for part in level)
     result = Result(0)
+
+    # Where nothing is missing, no cluster is needed.
     if level:
         parts = Parts(out)
         with connect(settings) as cluster:

@@ -91,6 +91,8 @@ def status(parts: Parts) -> list[dict[str, Any]]:
     found = []
     for root, run in parts.runs():
         names = [name for level in run["levels"] for name in level]
+
+        # A part that was made after all did not fail, whatever an earlier try left.
         failed = {name: failures[name] for name in names if name in failures and name not in marked}
         levels = [
             {
