@@ -46,7 +46,10 @@ def init_distributed() -> tuple[int, int, torch.device]:
         backends = importlib.import_module("deepspeed.comm.torch")
         _import_muon_uncompiled()
 
+    # It would be compiled at the first run, though only inference calls it.
     vars(backends)["build_shm_op"] = lambda: None
+
+    # Without a launcher this process is the only rank.
     if "RANK" not in os.environ:
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
         alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}  # type: ignore[dict-item]
@@ -58,12 +61,15 @@ def init_distributed() -> tuple[int, int, torch.device]:
     if ranks_here > 1 and not torch.cuda.is_available():
         # Ranks that each take every core wait for one another most of the time.
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
+
     if not torch.distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         with contextlib.redirect_stdout(sys.stderr):
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+        # Over gloo flags do not wait for the GPU.
         if backend == "nccl":
             global _control  # noqa: PLW0603
             _control = torch.distributed.new_group(backend="gloo")

@@ -112,6 +112,8 @@ def export_run(run: Path, out: Path, *, best: bool = False, overwrite: bool = Fa
         raise UsageError(
             f"{run} kept no best weights; train it with keep_best=1 and evaluate_every, or leave --best out"
         )
+
+    # The config comes last: a folder that has one is an exported model.
     out.mkdir(parents=True, exist_ok=True)
     with publishing(out / WEIGHTS) as temporary:
         shutil.copyfile(source, temporary)

@@ -166,6 +166,8 @@ def _watch(ranks: list[Process], signals: _Signals, grace_s: float, say: Say) ->
     sent = 0
     while True:
         codes = [process.poll() for process in ranks]
+
+        # The first failure is the exit code; ranks that end after it mostly do so because of it.
         if first is None:
             first = _first_failure(codes, say)
             if first is not None:
@@ -173,6 +175,8 @@ def _watch(ranks: list[Process], signals: _Signals, grace_s: float, say: Say) ->
                 deadline = min(deadline or float("inf"), time.monotonic() + FAILURE_GRACE_S)
         if all(code is not None for code in codes):
             return first or 0
+
+        # Only the first signal is passed on; a second Ctrl-C means that the user does not want to wait.
         if len(signals.received) > sent:
             number = signals.received[-1]
             if sent == 0:
@@ -182,6 +186,8 @@ def _watch(ranks: list[Process], signals: _Signals, grace_s: float, say: Say) ->
             elif number == signal.SIGINT:
                 deadline = 0.0
             sent = len(signals.received)
+
+        # Who calls kills the ranks that are left.
         if deadline is not None and time.monotonic() > deadline:
             late = [rank for rank, code in enumerate(codes) if code is None]
             if first is None:

@@ -43,6 +43,7 @@ def mix(
     share lambda of an image's own pixels is drawn from Beta(alpha, alpha) (Zhang et al. 2018, section 2);
     the box of CutMix covers 1 - lambda of the image, less what the border cuts off (Yun et al. 2019).
     """
+    # All is drawn for a pair of positions, so that it does not depend on ranks or on a restart.
     pairs = positions[::2] // 2
     cut = options.mixup == 0 if options.cutmix > 0 else None
     kinds = uniforms(seed, pairs, DRAW_KIND) < 0.5 if cut is False else np.full(len(pairs), bool(cut))
@@ -59,6 +60,8 @@ def mix(
         if pastes:
             top, bottom, left, right = _box(share, images.shape[2], images.shape[3], seed, pairs[number])
             mixed[both, :, top:bottom, left:right] = partners[both, :, top:bottom, left:right]
+
+            # The border may have cut the box, and labels count for as much as is really seen of their image.
             area = (bottom - top) * (right - left)
             shares[number] = 1 - area / (images.shape[2] * images.shape[3])
         else:

@@ -76,6 +76,7 @@ def build_model(config: ModelConfig, num_labels: int) -> nn.Module:
         return NarrowResNet(config, num_labels)
     import torchvision
 
+    # The papers use ResNeXts that torchvision has no name for.
     resnext = re.fullmatch(r"resnext(50|101)_(\d{1,3})x(\d{1,3})d", config.name)
     names = torchvision.models.list_models(module=torchvision.models)
     if config.name not in names and resnext is None:
@@ -87,8 +88,12 @@ def build_model(config: ModelConfig, num_labels: int) -> nn.Module:
             + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
         )
     options: dict[str, Any] = {"num_classes": num_labels}
+
+    # The embeddings of positions depend on the size of the images.
     if config.name.startswith("vit_"):
         options["image_size"] = config.image_size
+
+    # With their auxiliary classifiers these networks return more than logits.
     if config.name in ("googlenet", "inception_v3"):
         options.update(aux_logits=False, init_weights=True)
     model: nn.Module

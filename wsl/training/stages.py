@@ -107,6 +107,8 @@ def run_stage(
         settings = deepspeed.read_settings(config.deepspeed, inputs.config)
         _check_zero(config, settings)
         task = prepare_task(config, inputs, settings)
+
+        # A run is known again by its inputs and settings, so these are read first.
         finished = _look(config, inputs, task, overwrite)
         if finished is not None:
             if rank == 0:
@@ -190,7 +192,11 @@ def _set_up(
     model = prepare_model(model, config.execution, deepspeed.zero_stage(settings))
     if marker and marker["world_size"] != world_size:
         _check_convertible(config, settings, marker["world_size"])
+
+    # No rank has failed until here, so the first one may change the run folder.
     deepspeed.barrier()
+
+    # The other ranks wait for the first one: where it fails they have to know, or they would wait for ever.
     failure: Exception | None = None
     converted: Path | None = None
     if rank == 0:
@@ -218,6 +224,7 @@ def _set_up(
     trainer.restore(marker)
     deepspeed.barrier()
     if rank == 0:
+        # Every rank has loaded it by now.
         if converted is not None:
             shutil.rmtree(converted, ignore_errors=True)
         of = f" of {marker['world_size']} ranks" if marker["world_size"] != world_size else ""

@@ -58,6 +58,8 @@ def prepare_task(config: StageConfig, inputs: StageInputs, settings: dict[str, A
     index: ImageIndex = Index.open(inputs.index)
     if weights is not None:
         index = JoinedIndex([Index.open(path) for path, _ in inputs.mixed])
+
+    # By the facts a run that is there is known again.
     facts: dict[str, Any] = {"index_fingerprint": index.fingerprint, "deepspeed": settings}
     if weights is not None:
         facts["index_weights"] = weights
@@ -79,6 +81,8 @@ def prepare_task(config: StageConfig, inputs: StageInputs, settings: dict[str, A
         task.warnings += _missing(_label_counts(index), names, f"no image in {inputs.named}")
     if task.examples.num_examples < 1:
         raise UsageError(f"{inputs.named} holds no image to train on")
+
+    # Last, since it compares the held-out index with what is trained on.
     if inputs.evaluate is not None:
         _check_held_out(task, inputs)
     return task
@@ -92,6 +96,8 @@ def _student_task(config: StageConfig, inputs: StageInputs, index: ImageIndex, f
     highest = int(table["class"].max() or 0) + 1  # type: ignore[arg-type]
     num_labels = int(metadata.get("num_labels") or metadata.get("num_classes") or highest)
     names = metadata.get("class_names")
+
+    # The held-out set may have classes that no pseudo-label has, and the network needs an output for each.
     if inputs.evaluate is not None:
         held_out: ImageIndex = Index.open(inputs.evaluate)
         num_labels = max(num_labels, held_out.num_labels)
@@ -104,6 +110,8 @@ def _student_task(config: StageConfig, inputs: StageInputs, index: ImageIndex, f
     task = Task(index, examples, num_labels, names, metadata.get("vocabulary_fingerprint"), facts)
     counts = np.bincount(table["class"].to_numpy().astype(np.int64), minlength=num_labels)
     task.warnings += _missing(counts, names, f"no pseudo-label in {inputs.pseudolabels}")
+
+    # Missing predictions are found here, and not at the first step.
     if config.distillation.weight > 0:
         if inputs.predictions is None:
             raise UsageError(

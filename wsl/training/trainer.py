@@ -164,10 +164,14 @@ class Trainer:
     ) -> None:
         """Logs, checkpoints and evaluates after `done` steps where it is time."""
         config = self.config
+
+        # A few steps are enough for an estimate.
         if log and done == start + min(4, config.num_steps - start):
             left = config.num_steps - start
             line = f"{config.stage}: about {self.clock.seconds_for(left):,.0f} s for {left:,} steps"
             self.console.print(line, soft_wrap=True, highlight=False)
+
+        # The last step is evaluated by who calls `train`.
         values: dict[str, float] = {}
         last = done == config.num_steps
         if config.evaluate_every and not last and done % config.evaluate_every == 0 and self.inputs.evaluate:
@@ -183,6 +187,8 @@ class Trainer:
                 num_corrupt=self.corrupt.num_corrupt,
                 **values,
             )
+
+            # A terminal shows a progress line.
             if not self.console.is_terminal and (last or done % (10 * config.log_every) == 0):
                 line = f"{config.stage} {done}/{config.num_steps}  {note}"
                 self.console.print(line, soft_wrap=True, highlight=False)

@@ -41,10 +41,13 @@ def convert(checkpoint: Path) -> Path:
     """
     from deepspeed.checkpoint import ds_to_universal
 
+    # An earlier conversion may have been killed.
     out = checkpoint.with_name(f".{checkpoint.name}.universal.tmp")
     shutil.rmtree(out, ignore_errors=True)
     renamed = out / "renamed"
     renamed.mkdir(parents=True)
+
+    # Only files with states of the optimizer are copied; weights are large, and links are enough for them.
     sharded = False
     for file in checkpoint.glob("*.pt"):
         if file.name.endswith("_optim_states.pt"):
@@ -64,6 +67,8 @@ def convert(checkpoint: Path) -> Path:
     with _silence():
         ds_to_universal.main(options)
     shutil.rmtree(renamed)
+
+    # The loader follows the names of these files; under ZeRO 3 the momentum is renamed after loading.
     if not sharded:
         for file in out.glob(f"{TAG}/zero/*/{FIRST_MOMENT}.pt"):
             file.rename(file.with_name(f"{MOMENTUM}.pt"))
