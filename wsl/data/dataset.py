@@ -264,6 +264,8 @@ def read_pseudolabels(path: Path, index: ImageIndex) -> tuple[pl.DataFrame, dict
     if lacking or not len(table):
         found = f"no column {', '.join(lacking)}" if lacking else "no rows"
         raise DataError(f"{path}: expected pseudo-labels as 'wsl pseudolabel' writes them, found {found}")
+
+    # Files from elsewhere may have metadata of any kind: what is no JSON is kept as text.
     metadata: dict[str, Any] = {}
     for key, value in raw.items():
         if key == "ARROW:schema":
@@ -273,12 +275,16 @@ def read_pseudolabels(path: Path, index: ImageIndex) -> tuple[pl.DataFrame, dict
         except ValueError:
             parsed = value
         metadata.update(parsed if isinstance(parsed, dict) else {key: parsed})
+
+    # The samples are ordinals, which another index gives to other images.
     made_for = metadata.get("index_fingerprint")
     if made_for is not None and made_for != index.fingerprint:
         raise UsageError(
             f"{path} was selected from another index (fingerprint {made_for}, this one has "
             f"{index.fingerprint}); run 'wsl pseudolabel' again on this index"
         )
+
+    # A file from elsewhere has no fingerprint, so its numbers are checked by themselves.
     lowest, highest = int(table["sample"].min() or 0), int(table["sample"].max() or 0)  # type: ignore[arg-type]
     if lowest < 0 or highest >= len(index) or int(table["class"].min() or 0) < 0:  # type: ignore[arg-type]
         raise DataError(f"{path}: samples {lowest} to {highest}, but the index holds {len(index)} samples")

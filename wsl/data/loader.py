@@ -78,6 +78,8 @@ class Loader:
         pixels = self.images.load(samples, crops)
         num_replaced = np.zeros(len(positions), dtype=np.int64)
         num_corrupt = pixels.corrupt.numpy().astype(np.int64)
+
+        # The replacement is drawn by position and attempt, so that a resumed run shows the same image.
         bad = np.flatnonzero(~pixels.valid.numpy())
         for attempt in range(MAX_TRIES):
             if not len(bad):
@@ -94,6 +96,8 @@ class Loader:
                 f"the sample at position {positions[bad[0]]} cannot be decoded, nor can {MAX_TRIES} drawn in "
                 "its place; check the shards with 'wsl index verify'"
             )
+
+        # Augmented only now, so that a replacement gets the draws of its position.
         shown = augment(pixels.images, options, self.seed, positions, each=self.images.each)
         normal = normalise(shown, options.mean, options.std, _shared_like(shown))
         return Loaded(samples, normal, self.examples.targets(chosen), num_replaced, num_corrupt)
