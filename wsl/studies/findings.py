@@ -133,6 +133,8 @@ def judge(finding: Finding, rows: Rows, seeds: Sequence[int]) -> FindingResult:
         for name in ("at_least", "at_most", "each_at_least")
         if (value := getattr(finding, name)) is not None
     }
+
+    # What makes the interval look better than it is goes beside it.
     notes = _missing(difference, seeds)
     for side in (of, less):
         if None in side.estimate.seeds:
@@ -187,9 +189,13 @@ def judge_peak(peak: Peak, rows: Rows, seeds: Sequence[int]) -> PeakResult:
         settled = rows.settle(peak.step, where | {peak.axis: place}, peak.metric)
         found[place] = rows.by_seed(peak.step, settled, peak.metric)
     values = [(place, Estimate.of(found[place])) for place in places]
+
+    # From here on more is better, whatever the metric.
     sign = -1.0 if peak.metric in LOWER_IS_BETTER else 1.0
     measured = [(place, sign * estimate.mean) for place, estimate in values if estimate.mean is not None]
     at = max(measured, key=lambda point: point[1])[0] if measured else None
+
+    # A best mean at an end of the axis, or on one side only, is a slope and not a peak.
     ends = [places[0], places[-1]] if len(places) > 1 else []
     over_ends = [
         (end, Estimate.of({seed: sign * value for seed, value in differences(found[at], found[end]).items()}))
@@ -199,6 +205,8 @@ def judge_peak(peak: Peak, rows: Rows, seeds: Sequence[int]) -> PeakResult:
     notes = [
         f"{_place_text(place)}: {text}" for place, estimate in values for text in _missing(estimate, seeds)
     ]
+
+    # Both differences have to be above chance, not only above 0.
     inside = at is not None and len(over_ends) == 2
     verdict: Verdict = "not measured" if at is None else "not shown"
     if inside:

@@ -249,6 +249,8 @@ class StudyConfig(Config):
                 f"workspace: {self.workspace!r} is no name of data ({', '.join(self.data) or 'empty'})",
             ),
         ]
+
+        # Names that are not there would otherwise show only after hours of training.
         for axis, values in self.axes.items():
             faults.append((len(values) == 0, f"axes.{axis}: expected at least one value"))
         for name, select in self.selections.items():

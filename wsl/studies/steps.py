@@ -147,6 +147,7 @@ class Steps:
         return Selecting(plan, mark, folder, chosen, asked=asked, k=k, p=p, limit=limit, scoring=scoring)
 
     def _training(self, plan: StepPlan, asked: RunStep) -> Training:
+        # The study's own settings come before those of the workspace.
         source = self.data.workspace.config.stages.get(asked.like or asked.stage)
         file = self._config_file(plan, asked, source)
         config = load(StageConfig, file, [*self._changes(plan, asked), *self.overrides])
@@ -162,6 +163,8 @@ class Steps:
         ]
         evaluate = asked.evaluate or (source.evaluate if source else None)
         held_out = None if evaluate in (None, NOT_EVALUATED) else self.data.index(evaluate, plan.indexes)
+
+        # Settings that do not change the weights may differ without making it another step.
         chosen = flat(config.model_dump(mode="json", exclude={"deepspeed"}))
         chosen = {key: value for key, value in chosen.items() if key not in FREE_TO_CHANGE}
         content = {
