@@ -164,6 +164,7 @@ class Workspace:
 
         `config`, `init`, `out` and `pseudolabels` stand in for what the workspace would choose.
         """
+        # All that may be missing is looked for here, so that a stage fails before it has begun.
         source = self.stage(stage)
         file = config or self.path(source.config)
         if not file.is_file():
