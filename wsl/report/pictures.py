@@ -68,6 +68,8 @@ def selection_pictures(
     best = None if predictions is None else best_classes(predictions, samples)
     rows = {int(label): _rows(selected, int(label), best) for label in shown}
     tables = [table for parts in rows.values() for _, table in parts]
+
+    # Ordinals of an index that was built anew are those of other images.
     if not _is_of(index, selected, pl.concat([table["sample"] for table in tables])):
         text = f"The index {index.path.name} was built anew since the selection: its images are others."
         return [Section(title, "", [TextBlock(text)])]

@@ -127,6 +127,8 @@ def _overview(runs: list[Run]) -> list[Block]:
         "seeds."
     )
     blocks: list[Block] = [TableBlock(columns, rows, words, stack=True)]
+
+    # A chart of one run compares nothing.
     points = [
         Point(run.name, value, *_ends(run.evaluation.get("top1_interval")))
         for run in runs

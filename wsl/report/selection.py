@@ -188,6 +188,8 @@ def _class_table(selected: Selected) -> list[Block]:
     classes = selected.about["report"]["classes"]
     order = list(range(len(classes)))
     words = "The cut is the last image that the class took; its score is the softmax's log-odds."
+
+    # With thousands of classes the table has the first ones, and those that lack most images.
     if len(order) > MAX_ROWS:
         shortest = sorted(order, key=lambda number: -classes[number]["missing"])
         lacking = [number for number in shortest[: MAX_ROWS // 2] if classes[number]["missing"]]
