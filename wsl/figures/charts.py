@@ -217,6 +217,8 @@ def _bars(axes: Axes, chart: Chart) -> None:
         xs = [names.index(str(point.x)) + offset for point in points]
         means = [point.mean for point in points]
         label = plots.plain(name)
+
+        # The length of a bar is its value only where the axis begins at 0.
         if from_zero:
             style: dict[str, Any] = {"hatch": HATCHES[number % len(HATCHES)], "edgecolor": "white"}
             axes.bar(xs, means, width=0.92 * width, color=colour, linewidth=0, label=label, **style)
@@ -225,6 +227,8 @@ def _bars(axes: Axes, chart: Chart) -> None:
             marker = MARKERS[number % len(MARKERS)]
             axes.plot(xs, means, marker, color=colour, markersize=7, label=label)
             _whiskers(axes, xs, points, colour)
+
+    # Long names side by side would overlap.
     longest = max(map(len, names), default=0)
     slanted = longest * len(names) > 64
     labels = [plots.plain(name) for name in names]

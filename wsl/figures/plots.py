@@ -90,6 +90,8 @@ def _zipf_figure(
     # Tags of one count are a level stretch of ranks: its two ends are enough to draw it.
     ranks = np.stack([last - numbers + 1, last], axis=1).ravel()
     axes.loglog(ranks, np.repeat(values, 2), ".-", color=BLUE, markersize=4, linewidth=0.6, label="hashtags")
+
+    # The law is about the tail alone, so it begins at the height of the tail and is drawn no further.
     num_tail = int(numbers[values >= x_min].sum())
     if num_tail:
         tail = ranks[ranks <= num_tail]
