@@ -67,6 +67,7 @@ def make_workspace(
     last. UsageError where the folder is a workspace of another set and `overwrite` is not given, a number of
     images is not to be had, or files of `source` are missing; DataError where they are damaged.
     """
+    # By what it is made of a workspace is known again, and left as it is.
     made_of = {"dataset": dataset, "source": str(source.resolve()) if source else None}
     sizes = fashion_mnist.Sizes(num_labelled, num_unlabelled, num_test)
     if dataset == "fashion-mnist":
@@ -81,6 +82,8 @@ def make_workspace(
             f"{folder} is a workspace of other data already; choose another folder, or pass --overwrite to "
             "replace its data and wsl.yaml"
         )
+
+    # The marker and wsl.yaml come last: where this is killed, the next call makes it all once more.
     folder.mkdir(parents=True, exist_ok=True)
     written = _copy_configs(folder)
     if not new:
