@@ -46,6 +46,8 @@ pub fn drop_keys(folder: &Path, keys: &[String]) -> Result<Outcome> {
     rows.dedup();
     outcome.num_dropped = (rows.len() - index.dropped().len()) as u64;
     if outcome.num_dropped > 0 {
+        // A new file beside the old one: readers that have the old manifest open need the old file
+        // until the new manifest is there.
         let mut manifest = index.manifest().clone();
         let old = manifest.dropped.clone();
         let name = dropped::next_name("dropped", "arrow", old.as_ref());

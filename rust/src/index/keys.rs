@@ -157,6 +157,8 @@ pub(super) fn write(
     };
     writer.put(KEYS_MAGIC)?;
     writer.put(&num_samples.to_le_bytes())?;
+
+    // All three ways write the same bytes; they differ in the memory that they take.
     let in_memory = num_samples.saturating_mul(32) <= (memory.bytes() / 2) as u64;
     if in_memory && num_samples <= MOST_PACKED {
         writer.take_packed(job)?;
@@ -165,6 +167,8 @@ pub(super) fn write(
     } else {
         writer.take_by_partition(memory, job)?;
     }
+
+    // Published before its entry is made, so that no manifest names a file that is not there.
     let Writer { file, hasher, num_doubled, doubled, .. } = writer;
     file.publish()?;
     let entry = FileEntry {
@@ -233,10 +237,15 @@ fn sorted(mut entries: Vec<u64>) -> Vec<u64> {
 /// are left to compare.
 fn sort_bucket(bucket: &mut [u64], spare: &mut Vec<u64>) {
     const PLACES: usize = 1 << NEAR_BITS;
+
+    // The table of places costs more than sorting a small bucket.
     if bucket.len() < PLACES / 4 {
         bucket.sort_unstable();
         return;
     }
+
+    // Hashes are spread evenly, so their bits after the bucket's nearly give an entry's place.
+    // Where many share a place, comparing is used, which is never slow.
     let place = |entry: u64| (entry >> (u64::BITS - BUCKET_BITS - NEAR_BITS)) as usize % PLACES;
     let mut places = [0_u32; PLACES];
     bucket.iter().for_each(|&entry| places[place(entry)] += 1);
@@ -244,6 +253,8 @@ fn sort_bucket(bucket: &mut [u64], spare: &mut Vec<u64>) {
         bucket.sort_unstable();
         return;
     }
+
+    // From how many there are to where each begins.
     let mut start = 0;
     for place in &mut places {
         start += std::mem::replace(place, start);

@@ -249,6 +249,7 @@ fn read_layout(file: &File, size: u64) -> Parsed<Vec<Batch>> {
 
 /// One record batch of a file whose footer is at `limit`.
 fn read_batch(file: &File, limit: usize, at: usize, header: usize, body: usize) -> Parsed<Batch> {
+    // The file may be damaged: every offset and length is checked before anything is read by it.
     let body_start = at.checked_add(header).filter(|&end| end <= limit);
     let body_start = body_start.ok_or("a block outside the file")?;
     let body_end = body_start.checked_add(body).filter(|&end| end <= limit);
@@ -268,6 +269,8 @@ fn read_batch(file: &File, limit: usize, at: usize, header: usize, body: usize) 
     if num_rows > BATCH_ROWS {
         return Err(format!("a record batch of {num_rows} rows"));
     }
+
+    // Checked once here, so that look-ups need not ask whether a buffer ends within the file.
     let buffers: Vec<Range<usize>> = batch
         .buffers()
         .ok_or("a record batch without buffers")?
@@ -282,6 +285,8 @@ fn read_batch(file: &File, limit: usize, at: usize, header: usize, body: usize) 
     // Each column brings a validity buffer first; nothing is ever null.
     let [_, key_offsets, keys, _, shards, _, offsets, _, sizes, _, label_offsets, _, labels] =
         <[Range<usize>; 13]>::try_from(buffers).map_err(|_| "a record batch of other buffers")?;
+
+    // A table of no rows may have empty offsets.
     let long_enough =
         |range: &Range<usize>, items: usize, width: usize| range.len() >= items * width;
     let bounds = num_rows + usize::from(num_rows > 0);

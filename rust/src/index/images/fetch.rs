@@ -128,6 +128,9 @@ impl<'a> Fetch<'a> {
         }
         let by_ranges =
             |one: &Extent<'_>| shards.is_in_store(one.shard) && !shards.storage().has_cache();
+
+        // Files come first, stores last, each by place: neighbours are read together, and those of
+        // stores go their own way.
         // One number compares faster than two.
         let place = |one: &Extent<'_>| u128::from(one.shard) << 64 | u128::from(one.start);
         if shards.has_stored() {
@@ -136,6 +139,8 @@ impl<'a> Fetch<'a> {
             wanted.sort_unstable_by_key(place);
         }
         let (local, stored) = wanted.split_at(wanted.partition_point(|one| !by_ranges(one)));
+
+        // A request to a store costs more than a seek, so it pays to read across wider gaps there.
         let mut runs = Vec::with_capacity(wanted.len());
         add_runs(&mut runs, local, 0, together(MAX_GAP, MAX_RUN));
         let first_stored = runs.len();
@@ -257,10 +262,13 @@ impl Fetch<'_> {
         way: Way,
         job: &Job,
     ) -> Result<()> {
+        // The disk is told of what follows too, so that it works on while this chunk is used.
         let known = self.announced.max(runs.start);
         if way == Way::Wait {
             self.announced = self.chunk_from(runs.end, AHEAD).min(self.first_stored);
         }
+
+        // The memory is cut up before the threads start, so that each writes to a piece of its own.
         let mut rooms = rooms.into_iter();
         let mut readings = Vec::with_capacity(runs.len());
         for run in &self.runs[runs.clone()] {
@@ -288,6 +296,9 @@ impl Fetch<'_> {
                     .collect()
             }
         };
+
+        // What a try did not find in the page cache was announced by it, and is waited for only
+        // now.
         let outcome = on_threads(self.shards, tasks, self.num_threads, job)?;
         self.shards.note_waits(outcome.num_waited, outcome.num_waited * RARE > runs.len());
         let late = outcome.late.into_iter().map(Task::Read).collect();

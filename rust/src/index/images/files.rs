@@ -41,6 +41,8 @@ impl OpenFiles {
                 return Ok(file.clone());
             }
         }
+
+        // Only where the file is not open: making its path costs an allocation.
         let path = path()?;
         let mut file = File::open(&path);
         if let (Err(error), Some((_, open))) = (&file, guard.as_deref_mut())

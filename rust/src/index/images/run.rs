@@ -213,6 +213,7 @@ pub(in crate::index) fn on_threads<'a, 'b>(
     num_threads: usize,
     job: &Job,
 ) -> Result<Outcome<'a, 'b>> {
+    // No thread is started for what one can do.
     let num_threads = num_threads.min(tasks.len());
     let new_worker = || Worker { shards, job, last: None, outcome: Outcome::default() };
     if num_threads <= 1 {
@@ -220,6 +221,8 @@ pub(in crate::index) fn on_threads<'a, 'b>(
         tasks.into_iter().try_for_each(|task| worker.work(task))?;
         return Ok(worker.outcome);
     }
+
+    // Tasks are taken one by one, for some take much longer than others.
     let tasks = Mutex::new(tasks.into_iter());
     let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {

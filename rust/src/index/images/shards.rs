@@ -208,6 +208,8 @@ fn read_shards(folder: &Path, manifest: &Manifest) -> Result<Vec<Shard>> {
     let bad =
         |what: &str| Error::data(format!("{}: {what}; build the index again", path.display()));
     let reader = FileReader::try_new(std::io::Cursor::new(&map[..]), None)?;
+
+    // Indexes whose shards are all files have no column of etags.
     let with_etags = reader.schema().fields().len() > 5;
     if reader.schema().fields() != shards_schema(with_etags).fields() {
         return Err(bad("its columns are not those of a table of shards"));

@@ -43,6 +43,9 @@ pub fn join(
             buckets.start, buckets.end
         )));
     }
+
+    // Every worker reads its buckets of every file, so that records and samples of a key meet in
+    // one.
     let open = |places: &[PathBuf], is_kind: fn(&About) -> bool| {
         let files = open_all(places, storage, job)?.into_iter();
         files
@@ -56,6 +59,9 @@ pub fn join(
     };
     let mut joined = Joined::default();
     let mut writer = SectionsWriter::create(out)?;
+
+    // Labels are written by groups of shards. Where not all buckets fit in memory at a time, those
+    // of a group come in several turns, and wait on disk until all are there.
     let some = files.fitting(0, buckets.len(), memory);
     if some.end == buckets.len() {
         joined.join(&files, some, job, |_, labels| {
@@ -155,6 +161,9 @@ impl Joined {
         mut take: impl FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let (mut table, mut labels) = (Table::default(), Vec::new());
+
+        // In this order: the first record of a key counts, and samples of the index that is
+        // appended to use up theirs before new samples do.
         read(&files.records, &buckets, job, |_, mut input| {
             let key = input.bytes()?;
             labels.clear();
@@ -195,6 +204,8 @@ impl Joined {
             out.clear();
             group += 1;
         }
+
+        // What is left in the table now is records without a sample.
         self.num_unused += table.num_unused();
         self.unused_key = self.unused_key.take().or_else(|| table.unused_key());
         Ok(())

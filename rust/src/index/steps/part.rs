@@ -118,6 +118,8 @@ fn push_group(
     rows: &mut Rows,
     job: &Job,
 ) -> Result<()> {
+    // Rows are counted as the builder of one process counts them, so that the parts are the same
+    // bytes.
     let (first, mut row) = group.skip;
     let mut scratch = Vec::new();
     let scans = read_scans(&group.scans, group.shards.len())?.skip_shards(first);
@@ -138,6 +140,8 @@ fn push_group(
             if taking.lists.cause(joined).is_some() {
                 continue;
             }
+
+            // A group may reach over the ends of the part; the others belong to its neighbours.
             if group.rows.contains(&row) {
                 let (offset, size) = scan.place(sample);
                 let labels = match (source, found) {

@@ -42,6 +42,8 @@ pub fn save_samples(
             if sample % 65_536 == 0 {
                 job.check()?;
             }
+
+            // What is left out has no number: numbers are rows of the index.
             let key = join_key(taking.scoped(shard), scan.key(sample), &mut scratch);
             if taking.lists.leaves_out(key, &mut counts) {
                 continue;
@@ -65,6 +67,8 @@ pub fn save_samples(
         });
         job.advance(1);
     }
+
+    // Who makes the parts needs the numbers of samples even where nothing is joined.
     let about = About::Samples { shards: taken, counts, highest_class, num_without_class };
     match buckets {
         Some(buckets) => write_buckets(buckets, &about, out, job),

@@ -193,8 +193,13 @@ impl Sections {
                 (Place::File(place.to_path_buf()), found.len())
             }
         };
+
+        // It is not known yet, and is replaced at the end; with it faults can name the place.
         let about = About::Known {};
         let mut opened = Self { place, table_at: 0, num_sections: 0, table: None, about };
+
+        // One read at the end brings the trailer, and mostly all that is before it: a store answers
+        // each request only after a while.
         let end = size.checked_sub(TRAILER).ok_or_else(|| opened.damaged("it is too short"))?;
         let tail = opened.read_at(size - size.min(TAIL)..size, job)?;
         let (before, trailer) = tail.split_at(tail.len() - TRAILER as usize);
@@ -202,6 +207,8 @@ impl Sections {
         if &trailer[24..] != MAGIC {
             return Err(opened.damaged("it does not end as such a file does"));
         }
+
+        // The numbers come from a file that may be damaged, so none is used before it is checked.
         let about_at = end.checked_sub(number(1));
         let table_at = about_at
             .zip(number(0).checked_mul(ENTRY))
@@ -217,6 +224,8 @@ impl Sections {
         if let (Some(start), Some(end)) = (within(table_at), within(about_at)) {
             opened.table = Some(before[start..end].to_vec());
         }
+
+        // The checksum first: a damaged file must not be reported as one of another kind.
         if xxh3_64(&about) != number(2) {
             return Err(opened.damaged("what it says of itself is not as it was written"));
         }

@@ -160,6 +160,8 @@ fn push_rows(file: &Sections, wanted: &Range<u64>, rows: &mut Rows, job: &Job) -
         let what = format!("expected the rows {} to {}", wanted.start, wanted.end);
         return Err(file.damaged(&what));
     }
+
+    // Only whole sections can be checked, so some rows before and after those wanted are read too.
     let first = wanted.start / SECTION_ROWS;
     let sections = first as usize..wanted.end.div_ceil(SECTION_ROWS) as usize;
     let bounds = file.bounds(sections.clone(), job)?;
@@ -180,6 +182,8 @@ fn push_rows(file: &Sections, wanted: &Range<u64>, rows: &mut Rows, job: &Job) -
         }
         Ok(())
     })?;
+
+    // A damaged file must not give an index with fewer rows than its manifest counts.
     if (rows.len() - before) as u64 == wanted.end - wanted.start {
         return Ok(());
     }

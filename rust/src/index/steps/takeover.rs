@@ -34,6 +34,8 @@ impl Builder {
     ) -> Result<()> {
         self.check_names(names.iter().map(String::as_str))?;
         self.add_joined(&[&inputs.records, labels].concat(), again, job)?;
+
+        // The order of files and names is that of the shards, by which their samples were numbered.
         let mut names = names.iter();
         for file in open_all(&inputs.samples, &self.options.storage, job)? {
             let About::Samples { shards, counts, highest_class, num_without_class } = file.about
@@ -48,6 +50,8 @@ impl Builder {
                 })?;
                 self.push_shard(name, shard)?;
             }
+
+            // With labels of records the join has counted these already.
             let without = |number| BTreeMap::from([("samples_without_labels".to_owned(), number)]);
             match self.options.labels {
                 LabelSource::Records => (),

@@ -339,6 +339,9 @@ fn read_keys(records: &ParquetRecords, number: usize, group: &mut Group, job: &J
             }
         }
     }
+
+    // All keys are checked at once, which is faster than one by one; then each has to end between
+    // characters.
     let text = std::str::from_utf8(&group.keys).ok();
     if text.is_none_or(|text| group.key_ends.iter().any(|&end| !text.is_char_boundary(end))) {
         return Err(Error::data(format!(

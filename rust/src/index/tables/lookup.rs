@@ -100,6 +100,9 @@ impl Lookup {
         let Self { reader, common, codes } = self;
         codes.clear();
         codes.resize(texts.len(), UNKNOWN);
+
+        // In blocks: first the common tags, nearly all of them, in one pass, and then the few
+        // others.
         let mut others = [0_u32; BLOCK];
         let mut some: Vec<(usize, Tag<'_>)> = Vec::with_capacity(AHEAD);
         for start in texts.clone().step_by(BLOCK) {
@@ -120,6 +123,8 @@ impl Lookup {
                     };
                     continue;
                 };
+
+                // A tag waits for some others, so that their places in memory are fetched together.
                 some.push((place, tag));
                 if some.len() == AHEAD {
                     number_some(&mut some, common, codes, numbering);

@@ -166,6 +166,8 @@ impl Spool {
         memory: &Memory,
         job: &Job,
     ) -> Result<Option<(HashtagCounts, Self)>> {
+        // Counts have 32 bits here. Where that is too few, who calls reads the records twice
+        // instead.
         if records.tags.num_records() >= u64::from(u32::MAX) {
             return Ok(None);
         }
@@ -182,9 +184,14 @@ impl Spool {
         };
         let mut threads = (0..num_threads).map(Reader::new).collect::<Result<Vec<_>>>()?;
         pool.install(|| threads.par_iter_mut().try_for_each(|thread| thread.read(&pass, job)))?;
+
+        // The tables of all threads were too large for memory, or the numbers for the disk.
         if pass.is_given_up.into_inner() {
             return Ok(None);
         }
+
+        // A thread numbers its tags by itself, so counts are added up by tag, and each group is
+        // noted with the thread whose numbers it has.
         let mut counts = HashtagCounts::new(memory.clone());
         let mut groups = vec![Spooled::default(); records.tags.num_chunks()];
         for thread in &mut threads {
@@ -300,6 +307,7 @@ impl Reader {
 
     /// Reads row groups until none is left or the pass is given up.
     fn read(&mut self, pass: &Pass<'_>, job: &Job) -> Result<()> {
+        // Groups are taken one by one, for threads need not be equally fast.
         while !pass.is_given_up.load(Ordering::Relaxed) {
             let group = pass.next.fetch_add(1, Ordering::Relaxed);
             if group >= pass.records.tags.num_chunks() {
@@ -328,6 +336,9 @@ impl Reader {
                         tags.reuse(column);
                     }
                 }
+
+                // Blocks are written while the group is read, so that a large group takes no more
+                // memory.
                 if !self.hold(pass) || (self.out.len() >= BLOCK && !self.write(pass, &mut spooled))
                 {
                     return Ok(());
@@ -399,6 +410,9 @@ impl Reader {
     ) {
         let Self { numbered, out, tally, sizes, .. } = self;
         let counts = numbered.counts.as_mut_slice();
+
+        // Room for every text and for the mark of each empty record, so that no push has to grow
+        // it.
         let (mut end, mut num_kept_in_all, mut num_rejected) = (out.len(), 0, 0);
         out.resize(end + num_texts + records.len(), NONE);
         tally.num_records += records.len() as u64;
@@ -408,6 +422,9 @@ impl Reader {
             let mut seen = 0_u64;
             for number in record {
                 let bit = 1 << (number & 63);
+
+                // The tag is in the record already. It was counted with all others of its text,
+                // once too often.
                 if seen & bit != 0 && out[first..end].contains(&number) {
                     if !is_new {
                         counts[number as usize] = counts[number as usize].wrapping_sub(1);
@@ -435,6 +452,8 @@ impl Reader {
             }
             out[end - 1] |= END;
         }
+
+        // Kept, rejected and duplicate tags add up to the texts read.
         out.truncate(end);
         tally.num_hashtags += num_kept_in_all as u64;
         tally.num_duplicates += (num_texts - num_kept_in_all - num_rejected) as u64;

@@ -86,17 +86,25 @@ impl Builder {
     ) -> Result<Prepared> {
         let num_labels = vocabulary.map_or(0, |(vocabulary, _)| vocabulary.len()) as u64;
         self.check_content(num_labels)?;
+
+        // All rows are on disk before the labels that belong to them and the keys of all are
+        // written.
         if self.rows.len() > 0 {
             self.write_rows(self.num_records, 0)?;
         }
         let unused_key = self.take_unused().or(self.unused_key.take());
         let unused_key = self.label_scans(job)?.or(unused_key);
+
+        // Names that the old manifest does not use, since its index stays whole until this one is
+        // published.
         let old = self.old.clone();
         let name = next_name("shards", "arrow", old.as_ref().map(|old| &old.shards));
         let batch = shards_batch(&self.shards)?;
         let schema = batch.schema();
         let shards = write_table(&self.folder, &name, &schema, [Ok(batch)])?;
         let keys = self.write_keys(old.as_ref(), job)?;
+
+        // Only now is all counted; refused before the manifest, so that the old index stays.
         self.refuse_shares(unused_key.as_deref())?;
         let vocabulary_file = vocabulary.map(|(labels, file)| {
             let name = format::VOCABULARY;
@@ -125,6 +133,8 @@ impl Builder {
             provenance,
         };
         manifest.fingerprint = manifest.computed_fingerprint();
+
+        // An index built anew has other ordinals, so removed samples are found again by their keys.
         if !self.options.append && !self.old_dropped.is_empty() {
             let fresh =
                 Index::of_manifest(&self.folder, manifest.clone(), None, &Storage::default())?;

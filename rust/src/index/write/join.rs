@@ -117,6 +117,8 @@ impl<'a> Probes<'a> {
     ) -> Result<()> {
         let mut table = Table::default();
         let mut labels = Vec::new();
+
+        // The records of these partitions are in memory together; the samples only pass.
         for partition in partitions.clone() {
             job.check()?;
             records.read(partition, 0..records.num_blocks(partition), |mut input| {
@@ -129,6 +131,9 @@ impl<'a> Probes<'a> {
                 Ok(input)
             })?;
         }
+
+        // Samples of the index that is appended to have the number 0: they use up a record, and get
+        // no labels.
         for partition in partitions {
             job.check()?;
             let blocks = 0..self.partitions.num_blocks(partition);

@@ -199,6 +199,9 @@ impl Builder {
             }
             None => (Manifest::read(&folder).ok(), Vec::new(), Vec::new()),
         };
+
+        // New files get numbers that the old index has not used: it stays whole until the manifest
+        // is replaced.
         let next_number = old.as_ref().map_or(0, first_free_number);
         let base = old.as_ref().filter(|_| options.append);
         let head = options.resume_key.clone().map(|key| Head {
@@ -231,6 +234,8 @@ impl Builder {
             old,
             options,
         };
+
+        // The steps of the journal come after what the index had when they were done.
         builder.begin_with_base(old_shards)?;
         for step in steps {
             builder.redo(step);
@@ -405,6 +410,9 @@ impl Builder {
         let shard = u32::try_from(self.shards.len()).ok().filter(|&shard| shard < NO_SHARD);
         let shard =
             shard.ok_or_else(|| Error::usage("an index holds at most 4,294,967,294 shards"))?;
+
+        // A build that was killed within a shard scans it again, and skips the samples that are in
+        // a part.
         let (done, first) = self.resume_at.take().unwrap_or((0, self.num_samples));
         let scoped = if self.options.key_scope == KeyScope::Shard { name } else { "" };
         let (mut labels, mut scratch) = (Vec::new(), Vec::new());
@@ -428,6 +436,8 @@ impl Builder {
                 }
             };
             self.highest_class = self.highest_class.max(known.last().copied());
+
+            // Labels of records on disk come later, and are counted then.
             if known.is_empty() && !self.records.is_spilled() {
                 *self.counts.entry("samples_without_labels".to_owned()).or_insert(0) += 1;
             }

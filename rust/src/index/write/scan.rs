@@ -84,6 +84,8 @@ pub(in crate::index) fn scan_shard(
         if number.is_multiple_of(1024) {
             job.check()?;
         }
+
+        // What is left out is counted by its cause: nothing disappears without a trace.
         let Ok(name) = std::str::from_utf8(&member.name) else {
             samples.leave_out("members_with_a_name_not_utf8");
             continue;
@@ -109,6 +111,8 @@ pub(in crate::index) fn scan_shard(
             samples.class = read_class(path, &mut scanner, &member)?;
         }
     }
+
+    // A sample is whole only when the next one begins, or the shard ends.
     samples.leave();
     samples.find_split(scope);
     for (cause, number) in [
