@@ -213,6 +213,8 @@ impl BySample {
     ) -> Result<(Self, Vec<T>)> {
         let low = shelves.low;
         let mut unsorted = Vec::with_capacity(MOST_RANGES);
+
+        // The memory is cut into ranges before the threads begin, so that none touches another's.
         let (mut rest, mut start) = (shelves.memory.as_mut_slice(), 0);
         for (range, rooms) in shelves.rooms.iter().enumerate() {
             let mut length = 0;
@@ -226,6 +228,8 @@ impl BySample {
             (rest, start) = (others, start + length);
         }
         unsorted.retain(|range| !range.memory.is_empty());
+
+        // Neighbouring ranges go to one thread, so that what is found can be joined in their order.
         let share = unsorted.len().div_ceil(rayon::current_num_threads()).max(1);
         let sorted = unsorted.par_chunks_mut(share).map(|ranges| {
             let (mut sorted, mut scratch, mut found) = (Vec::new(), Vec::new(), T::default());

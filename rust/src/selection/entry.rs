@@ -134,6 +134,9 @@ pub(super) fn keep_best(entries: &mut Vec<Entry>, k: usize) {
         entries.select_nth_unstable(k - 1);
         return entries.truncate(k);
     }
+
+    // A pass that only counts is faster than selecting among all, since most entries are clearly in
+    // or out.
     let (low, high) = entries
         .iter()
         .fold((u32::MAX, 0), |(low, high), entry| (low.min(entry.key), high.max(entry.key)));
@@ -146,6 +149,8 @@ pub(super) fn keep_best(entries: &mut Vec<Entry>, k: usize) {
         before += counts[edge] as usize;
         edge += 1;
     }
+
+    // Written without a branch: whether an entry is kept cannot be predicted.
     let mut doubtful = Vec::with_capacity(counts[edge] as usize);
     let mut kept = 0;
     for place in 0..entries.len() {

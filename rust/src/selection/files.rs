@@ -205,6 +205,9 @@ impl Selection {
         job: &Job,
     ) -> Result<u64> {
         let next = AtomicUsize::new(0);
+
+        // A thread keeps its place in a file between rounds, so that it need not begin a group
+        // again.
         let feed = |_| Feed {
             pairs,
             next: &next,
@@ -220,6 +223,8 @@ impl Selection {
         let mut waiting = vec![self.classes.waiting(); num_threads];
         let most = (self.classes.most_waiting() / num_threads).max(1);
         loop {
+            // Cuts have risen since the last round, so more pairs can be left out where they are
+            // read.
             let floors = self.classes.floors.iter().zip(least);
             let floors: Vec<f32> = floors.map(|(&floor, &least)| floor.max(least)).collect();
             let work = waiting.par_iter_mut().zip(&mut feeds);
@@ -244,6 +249,9 @@ impl Selection {
         if step < 2 || self.classes.spill.limit().is_some() || self.num_pairs > 0 {
             return Ok(guesses);
         }
+
+        // Groups from all over the files are looked at, since one end of them may be unlike the
+        // rest.
         let mut scores: Vec<Vec<f32>> = vec![Vec::new(); guesses.len()];
         let (mut num_seen, mut done) = (0, None);
         for group in (step / 2..pairs.num_groups()).step_by(step) {
@@ -262,6 +270,9 @@ impl Selection {
             }
             done = Some(reader);
         }
+
+        // The guess has to be too low rather than too high: one that is too high costs another
+        // reading.
         let share = num_seen as f64 / pairs.num_pairs() as f64;
         // Five standard deviations, and a few more where there are few.
         let expected = f64::from(self.k) * share;

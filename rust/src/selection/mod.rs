@@ -264,6 +264,9 @@ impl Selection {
                  their files was altered, make it again"
             )));
         }
+
+        // The other selection stays as it is, so the row that is open in it is not closed, only
+        // looked at.
         let open = other.open_pairs()?;
         self.guarded(|selection| {
             other.classes.for_each(&mut |class, entry| selection.offer(class, entry))?;

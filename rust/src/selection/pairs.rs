@@ -214,6 +214,8 @@ impl<'a> Columns<'a> {
                 let samples = self.samples(rows.clone())?;
                 let mut repeated = Vec::new();
                 for (row, &sample) in rows.clone().zip(samples.iter()) {
+                    // The two lists may begin at different places of their arrays, so their lengths
+                    // are compared.
                     let sizes = [&classes.0, &scores.0].map(|of| of.get(row + 1) - of.get(row));
                     if sizes[0] != sizes[1] {
                         return Err(Error::data(format!(

@@ -139,6 +139,9 @@ impl TopK {
         each: &mut impl FnMut(usize, &[Entry]) -> Result<()>,
     ) -> Result<()> {
         let part = &self.parts[number];
+
+        // A run has the classes in the order in which they are visited, so each is read once, from
+        // front to back.
         let mut readers = Vec::with_capacity(self.runs.len());
         for run in &self.runs {
             readers.push(run.run.open()?.reader::<Entry>(number));
@@ -171,6 +174,8 @@ impl TopK {
                     sources.push(ClassSource::Run { reader, left: count.number });
                 }
             }
+
+            // All sources are sorted, best first, so that the K best are the first K of the merge.
             let mut merge = Merge::new(sources);
             scratch.clear();
             while scratch.len() < k
@@ -181,6 +186,8 @@ impl TopK {
             if !scratch.is_empty() {
                 each(global, &scratch)?;
             }
+
+            // The rest of the class is passed over, so that the reader is at the next one.
             for source in merge.into_sources() {
                 if let ClassSource::Run { reader, left } = source {
                     reader.skip(left)?;

@@ -260,6 +260,9 @@ impl Input<'_> {
         if number > k {
             return Err(self.fault(&format!("a class has {number} entries, and K is {k}")));
         }
+
+        // Read piece by piece: a damaged file may claim any number, and memory is taken for what is
+        // there.
         let mut left = number as usize;
         let mut last: Option<Entry> = None;
         let mut buffer = vec![0; left.min(ENTRIES_PER_READ) * Entry::BYTES];

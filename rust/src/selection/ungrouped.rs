@@ -97,6 +97,7 @@ impl Selection {
         batches: impl IntoIterator<Item = std::result::Result<RecordBatch, ArrowError>>,
         job: &Job,
     ) -> Result<()> {
+        // Half of the memory goes to the sorting, so the classes give theirs up first.
         let spill = self.classes.spill.clone();
         let memory = spill.limit().map(|limit| limit / 2);
         if memory.is_some() {
@@ -126,6 +127,8 @@ impl Selection {
                 job.advance(rows.len() as u64);
             }
         }
+
+        // By sample now, so that all pairs of an image are together, which image-first needs.
         let mut sorted = sorter.finish()?.read()?;
         let mut number = 0_usize;
         while let Some(pair) = sorted.next_record()? {

@@ -298,6 +298,9 @@ impl Selection {
     fn take_matrix(&mut self, samples: Samples<'_>, matrix: &[f32], job: &Job) -> Result<()> {
         let width = self.num_classes as usize;
         let num_threads = rayon::current_num_threads();
+
+        // Small blocks at first, since the cuts are low and nearly everything passes; once little
+        // does, larger ones cost fewer rounds.
         let most = self.classes.most_in_round() / num_threads;
         let [least, most] = [MIN_BLOCK, MAX_BLOCK].map(|size| (size.min(most) / width).max(1));
         let mut waiting = vec![self.classes.waiting(); num_threads];
@@ -309,6 +312,9 @@ impl Selection {
             first = rows.end;
             let round = &matrix[rows.start * width..rows.end * width];
             let samples = samples.rows(rows.clone());
+
+            // Image-first needs all classes of a row at once, so nothing can be filtered by the cut
+            // of a class.
             if self.order == Order::ImageFirst {
                 self.check_finite(samples, round, "score")?;
                 self.take_rows_of_matrix(samples, round)?;
