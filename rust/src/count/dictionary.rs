@@ -53,6 +53,8 @@ impl Dictionary {
                     continue;
                 }
             };
+
+            // Two spellings of a tag are one tag: records with both count it once.
             let same = |&other: &u32| {
                 let (hash, key) = tags[other as usize];
                 hash == tag.hash() && key.is(&tag, &bytes)
@@ -67,6 +69,8 @@ impl Dictionary {
             stands_for.push(number);
             known.insert_unique(tag.hash(), number, |&other| tags[other as usize].0);
         }
+
+        // Most dictionaries have each tag once, and then entries need no detour.
         if is_distinct {
             stands_for = Vec::new();
         }

@@ -71,12 +71,16 @@ impl<'a> Feed<'a> {
             }
             return Ok(true);
         }
+
+        // The counts of a chunk's dictionary go to the table before the next chunk has another.
         if let Some(dictionary) = &mut self.dictionary {
             if local.hand_over_dictionary(dictionary) {
                 self.dictionary = None;
             }
             return Ok(true);
         }
+
+        // Chunks are taken one by one, for threads need not be equally fast.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         if number >= self.tags.num_chunks() {
             return Ok(false);

@@ -210,6 +210,8 @@ impl Input<'_> {
             if std::str::from_utf8(tag).is_err() {
                 return Err(self.fault("a tag is not UTF-8"));
             }
+
+            // Strictly ascending, so that no tag comes twice.
             let key = Tag::of_bytes(tag);
             if (previous.0, previous.1.as_slice()) >= (key.hash(), &*tag) && number > 0 {
                 return Err(self.fault("its tags are not in order"));
@@ -217,6 +219,8 @@ impl Input<'_> {
             previous.0 = key.hash();
             previous.1.clear();
             previous.1.extend_from_slice(tag);
+
+            // A tag counts once in a record, so no count can exceed their number.
             let count = self.count()?;
             if count == 0 || count > counts.tally.num_records {
                 return Err(self.fault(&format!("a tag is on {count} records")));

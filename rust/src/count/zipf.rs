@@ -53,6 +53,8 @@ pub fn fit(multiplicities: &BTreeMap<u64, u64>, x_min: Option<u64>, job: &Job) -
     if points.len() < 2 {
         return Err(too_few(""));
     }
+
+    // Not every count is tried as x_min: each costs a fit of all that is above it.
     let candidates: Vec<usize> = match x_min {
         Some(x_min) => {
             let first = points.partition_point(|point| point.0 < x_min);
@@ -63,6 +65,8 @@ pub fn fit(multiplicities: &BTreeMap<u64, u64>, x_min: Option<u64>, job: &Job) -
         }
         None => candidates(points.len() - 1),
     };
+
+    // The exponent of the last tail is a good start for the next, which differs from it by little.
     let mut best: Option<Tail> = None;
     let mut guess = 2.0;
     for first in candidates {
