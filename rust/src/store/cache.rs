@@ -51,6 +51,8 @@ pub(super) fn fetch(
         )));
     }
     let folder = options.folder.join(FOLDER);
+
+    // The etag is part of the name: a shard that was replaced in the store is another file here.
     let text = format!("{}\n{}\n{}", object.uri, object.etag, object.size);
     let name = format!("{:032x}", xxh3_128(text.as_bytes()));
     let path = folder.join(format!("{name}{SHARD}"));
@@ -58,10 +60,14 @@ pub(super) fn fetch(
         return Ok(Some(file));
     }
     fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+
+    // Another process may be fetching it: it is waited for, and then the shard is there.
     let _fetching = lock(&folder.join(format!("{}.lock", &name[..2])), job)?;
     if let Some(file) = open(&path, object.size) {
         return Ok(Some(file));
     }
+
+    // Under another name until it is whole, as processes that are killed leave what they have.
     let unfinished = Unfinished(folder.join(format!("{name}{UNDER_WAY}")));
     let Some(file) = reserve(&folder, &unfinished.0, object.size, options.limit_bytes, job)? else {
         return Ok(None);
@@ -116,6 +122,7 @@ fn try_lock(file: &File) -> std::io::Result<()> {
 
 /// Makes room for `size` bytes and a file of that length at `path`, locked; `None` where there is none.
 fn reserve(folder: &Path, path: &Path, size: u64, limit: u64, job: &Job) -> Result<Option<File>> {
+    // One at a time: two that each see room for one shard would exceed the limit together.
     let _room = lock(&folder.join("room.lock"), job)?;
     let mut kept: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     let mut total = size;
@@ -132,6 +139,8 @@ fn reserve(folder: &Path, path: &Path, size: u64, limit: u64, job: &Job) -> Resu
             kept.push((used, metadata.len(), entry.path()));
         }
     }
+
+    // Those not used for longest go first. Another process that reads one keeps its open file.
     kept.sort();
     for (_, length, path) in kept {
         if total <= limit {
@@ -147,6 +156,8 @@ fn reserve(folder: &Path, path: &Path, size: u64, limit: u64, job: &Job) -> Resu
     if total > limit {
         return Ok(None);
     }
+
+    // The space is taken while the lock is held, so that the next one counts it.
     let said = |error| Error::io(path, error);
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
     let file = file.map_err(said)?;

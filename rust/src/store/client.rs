@@ -64,6 +64,8 @@ fn make(storage: &Storage, uri: &Uri) -> Result<Client> {
     };
     // Every request is tried again by us, signed anew; one policy is enough.
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+
+    // The environment first, then the options: what is given with the call replaces what was found.
     let made = match uri.scheme.as_str() {
         "s3" | "s3a" => {
             let builder = AmazonS3Builder::from_env().with_url(uri.root()).with_retry(retry);

@@ -168,6 +168,9 @@ fn describe(uri: &Uri, error: &StoreError, said: &Said) -> (i32, String) {
         (None, Some(status)) => format!(" (HTTP {status})"),
         (None, None) => String::new(),
     };
+
+    // By the store's own code first: the crate's kinds of errors do not know a missing bucket from
+    // a missing object.
     if said.has("NoSuchBucket") || said.has("ContainerNotFound") {
         return no_bucket(bucket);
     }
@@ -198,6 +201,8 @@ fn describe(uri: &Uri, error: &StoreError, said: &Said) -> (i32, String) {
 fn otherwise(bucket: &str, said: &Said, code: &str) -> (i32, String) {
     let text = &said.text;
     let any = |words: &[&str]| words.iter().any(|word| text.contains(word));
+
+    // The crate has no kind for these errors, so they are known by their texts.
     if any(&["169.254.169.254", "169.254.170", "metadata.google"]) {
         let what = "there are no credentials for the store, in the options or the environment, and this \
                     machine has none of its own; give them as options of storage (aws_access_key_id, \

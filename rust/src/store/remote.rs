@@ -147,6 +147,7 @@ impl Access {
         mut body: stream::BoxStream<'static, object_store::Result<Bytes>>,
         length: usize,
     ) -> std::result::Result<Bytes, Fault> {
+        // A timeout of the whole answer would end large ones too, so only standing still is one.
         let stall = MAX_STALL.min(Duration::from_secs_f64(self.storage.limits().timeout_s));
         let mut first: Option<Bytes> = None;
         let mut all: Vec<u8> = Vec::new();
@@ -179,6 +180,8 @@ impl Access {
             }
             all.extend_from_slice(&piece);
         }
+
+        // Too much is as wrong as too little: the caller's memory is for exactly this length.
         if came > length {
             return Err(Fault::Body(format!("the answer has more than its {length} bytes")));
         }
@@ -286,6 +289,9 @@ pub(super) fn read_spans(
     mut take: impl FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let num_spans = spans.len();
+
+    // Answers wait in memory until they are taken, so fewer requests are under way where they are
+    // large.
     let longest = spans.iter().map(|span| span.range.end - span.range.start).max().unwrap_or(0);
     let room = (MAX_IN_FLIGHT_BYTES / longest.max(1)).max(1);
     let in_flight = storage.limits().num_requests.min(room as usize);
@@ -300,6 +306,8 @@ pub(super) fn read_spans(
         let Some((_, access)) = accesses.last() else { continue };
         requests.push((number, access.clone(), span));
     }
+
+    // The caller's thread takes the answers, and asks between them whether it should stop.
     let (sender, receiver) = channel();
     let task = Process::here()?.spawn(async move {
         let each = requests
@@ -327,6 +335,8 @@ pub(super) fn read_spans(
             break step;
         }
     };
+
+    // After an error the rest is not wanted any more.
     task.abort();
     outcome
 }
@@ -456,6 +466,8 @@ async fn in_parts(
         }
         Err(error) => Err(error),
     };
+
+    // Parts of an upload that was not ended are kept, and paid for, until it is given up.
     if ended.is_err() {
         let _ = parts.abort_multipart(&access.key, &id).await;
     }
