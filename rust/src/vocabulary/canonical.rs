@@ -84,6 +84,9 @@ impl Vocabulary {
                  for no limit",
             ));
         }
+
+        // Tags come by descending count, so those without a meaning are ranked already, and the
+        // first are enough.
         let limit = max_labels.unwrap_or(MAX_LABELS);
         let mut coverage = Coverage::default();
         let mut meanings: HashMap<u32, Meaning> = HashMap::new();
@@ -103,6 +106,8 @@ impl Vocabulary {
             }
             Ok(())
         })?;
+
+        // A synset's count is known only when all its tags are, so its limit comes after.
         let mut merged: Vec<Meaning> = Vec::new();
         if let Some(wordnet) = wordnet {
             let known = meanings.into_iter().filter(|(_, meaning)| meaning.tag_count >= min_count);

@@ -80,6 +80,8 @@ fn read_labels(batch: &RecordBatch, all: &mut Labels) -> Result<()> {
     let tags = Lists::new(column(batch, "tags")?)?;
     for row in 0..batch.num_rows() {
         let expected = all.len();
+
+        // A label is its row, so that a table in another order is refused and not read wrongly.
         if labels.is_null(row) || labels.value(row) as usize != expected {
             return Err(Error::data(format!(
                 "vocabulary: row {expected} must be of label {expected}, and is not; labels run \

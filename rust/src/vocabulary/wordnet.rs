@@ -230,6 +230,8 @@ fn read_meanings(
     for line in file.lines() {
         let (lemma, offsets) = index_entry(&line)
             .ok_or_else(|| file.fault(&line, "a noun and the offsets of its synsets"))?;
+
+        // Tags are looked up in this form, so lemmas need to have it too.
         let Ok(normal) = normalize(lemma.as_bytes(), &mut scratch) else { continue };
         let form = compact(normal);
         if form.is_empty() {
@@ -243,6 +245,9 @@ fn read_meanings(
             let count = counts.get(&(lemma.to_owned(), number)).copied().unwrap_or(0);
             let unlisted = !listed.contains(&synset);
             let sense = Sense { unlisted, number, rarity: std::cmp::Reverse(count), synset };
+
+            // Several lemmas may have one form; its meaning is the first of all their senses in the
+            // order of `Sense`.
             match best.get_mut(&form) {
                 None => {
                     best.insert(form.clone(), (sense, false));
