@@ -98,11 +98,16 @@ impl RepeatFactors {
                  {num_labelled} labelled images appears {times} once"
             )));
         }
+
+        // Samples with the same rarest label repeat equally often, so the sum is over labels'
+        // counts alone.
         let length_at = |threshold: f64| -> f64 {
             let repeat = |count: u64| scheme.repeat(threshold * num_samples as f64 / count as f64);
             rarest.iter().map(|(&count, &images)| repeat(count) * images as f64).sum()
         };
         let rarest_count = rarest.keys().next().copied().unwrap_or(1).max(1);
+
+        // The length rises with the threshold, so the threshold is found by halving.
         let mut high = rarest_count as f64 / num_samples as f64;
         let mut low = if scheme == Scheme::Clip { 0.0 } else { high };
         while scheme != Scheme::Natural && length_at(high) < length {
