@@ -192,6 +192,8 @@ impl MemberRecords {
                 member.offset
             ))
         };
+
+        // The size comes from the shard, so it is checked before memory is taken for it.
         if member.size > MAX_MEMBER_BYTES {
             return Err(fault(&format!(
                 "at most {MAX_MEMBER_BYTES} bytes of hashtags, found {}",

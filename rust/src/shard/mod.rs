@@ -200,6 +200,8 @@ impl<'a> Scanner<'a> {
                 self.finish(at)?;
                 break;
             };
+
+            // An extension is about the member after it, so it is kept until that one comes.
             let kind = header[156];
             let content = at + BLOCK as u64;
             let stated = number(&header[124..136]).ok_or_else(|| self.bad(at, "no valid size"))?;
@@ -236,6 +238,8 @@ impl<'a> Scanner<'a> {
                     member.size_in_header = size == stated;
                     return Ok(true);
                 }
+
+                // Links and devices have no content, whatever their size says.
                 b'1'..=b'6' => {
                     self.num_links += u64::from(kind <= b'2');
                     self.num_devices += u64::from(matches!(kind, b'3' | b'4' | b'6'));
