@@ -124,10 +124,14 @@ fn place<R: Copy + Ord>(
         records.sort_unstable();
         return false;
     }
+
+    // Digits of equal width, so that the last pass is not nearly empty.
     let digit = bits.div_ceil(passes);
     let mask = (1_usize << digit) - 1;
     let mut places = [[0_u32; 1 << DIGIT]; MOST_PASSES as usize];
     let places = &mut places[..passes as usize];
+
+    // One pass counts for all digits, since the counts do not depend on the order.
     for record in records.iter() {
         let mut rest = number(record) - low;
         for places in &mut *places {
@@ -150,6 +154,8 @@ fn place<R: Copy + Ord>(
         }
         (from, to) = (to, from);
     }
+
+    // After an odd number of passes they are in the other slice.
     passes % 2 == 1
 }
 
