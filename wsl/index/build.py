@@ -1,7 +1,7 @@
 """Building an index: options checked, hashtags counted, the engine's builder driven, one build at a time.
 
-A killed build goes on where it was when the same call is made again; the engine keeps the journal, and
-beside it stands the vocabulary that was counted (``building.parquet``). The index that is there stays
+A killed build resumes where it was when the same call is made again; the engine keeps the journal, and
+beside it is the vocabulary that was counted (``building.parquet``). The index that is there stays
 whole until the new manifest takes its place.
 """
 
@@ -32,7 +32,7 @@ from wsl.workspace.settings import check
 
 STAGED = "building.parquet"
 BUILDING = "building this index"
-"""What a process that holds the folder is doing."""
+"""What a process that has locked the folder is doing."""
 SHARD = "__shard"
 """The column of shard names that is made where the records have none."""
 
@@ -77,7 +77,7 @@ class Executor(counting.Executor, Protocol):
     """Where an index is built and its hashtags are counted, when not in this process."""
 
     def build(self, wanted: Wanted, *, run: str | None = None) -> None:
-        """Builds the index, manifest included; a killed build goes on where it was."""
+        """Builds the index, manifest included; a killed build resumes where it was."""
         ...
 
 
@@ -105,14 +105,14 @@ def build_index(
 
     `label_kind` "hashtag" joins `records` (a path, glob, Polars frame or Arrow stream with a column of
     keys and one of hashtags; what can be read only once needs `vocabulary`) by their keys. Integer keys
-    are written as `key_format` says, such as ``{:09d}``. Without records the hashtags are those of the
+    are written by `key_format`, such as ``{:09d}``. Without records the hashtags are those of the
     shards' own members: `hashtags_column` is the field of their ``.json``, or ``.txt``. Without shards
     each record is a sample that has no image. "class" reads the shards' ``.cls`` members, None makes an
     index without labels.
 
-    `key_scope` "shard" says that keys begin anew in every shard. `shard_column` then names the shard of
-    a record (its file's name, with or without folder and ``.tar``); without it a table of records stands
-    beside its shard and has its name, as img2dataset writes them. Shards and records may lie in object stores
+    `key_scope` "shard" means that keys begin anew in every shard. `shard_column` then names the shard of
+    a record (its file's name, with or without folder and ``.tar``); without it a table of records is
+    beside its shard and has its name, as img2dataset writes them. Shards and records may be in object stores
     (`wsl.files.stores`).
 
     The vocabulary is `vocabulary` (or what it returns when called with a function that counts the
@@ -124,14 +124,14 @@ def build_index(
     ``records_doubled`` (1).
     `progress` is called with the number of shards done (records, where there are no shards).
     `memory_bytes` limits the counting and the join, which go to disk (`spill_dir`) beyond it; the part
-    under way takes about 100 MB more. A part holds `part_rows` samples, at most 2^20; a killed build
-    goes on after the last part that was finished.
+    under way takes about 100 MB more. A part has `part_rows` samples, at most 2^20; a killed build
+    resumes after the last part that was finished.
 
     `append` adds `shards` to the index that is there: ordinals, parts and vocabulary stay; `records` are
     all of the index's again, or only those of the new shards (of the new samples, without shards).
 
     `elsewhere` builds the index in place of this process (an `Executor`'s `build`), which counts the
-    hashtags, if it must, and holds the folder meanwhile; a killed build goes on as `elsewhere` goes on.
+    hashtags, if it must, and locks the folder meanwhile; a killed build resumes as `elsewhere` resumes.
 
     The index is there whole or not at all: its manifest is written last. Raises UsageError for options
     that do not fit together, an index that is there already or another process that builds it, DataError
@@ -243,9 +243,9 @@ def _builder(folder: Path, wanted: Wanted, resume_key: str | None) -> _core.Inde
 def drop_samples(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[int, int, list[str]]:
     """Takes the samples with these keys down: they keep their ordinals and have neither image nor labels.
 
-    Returns how many were taken down now, how many had been before, and the keys that no sample has. In
+    Returns how many were removed now, how many had been before, and the keys that no sample has. In
     an index whose keys begin anew in every shard a key is ``SHARD:KEY``. Building the index anew keeps
-    what was taken down. Raises UsageError where there is no index or it is being built.
+    what was removed. Raises UsageError where there is no index or it is being built.
     """
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
@@ -268,7 +268,7 @@ def _check_inputs(
 
 
 def _local(shard: str | os.PathLike[str]) -> Path:
-    """Where a shard that is a file lies; UsageError for a URI of another kind than ``file://``."""
+    """The path of a shard that is a file; UsageError for a URI of another kind than ``file://``."""
     scheme, mark, rest = os.fspath(shard).partition("://")
     if not mark:
         return Path(shard).resolve()
@@ -288,7 +288,7 @@ def _shard_root(folder: Path, shards: Sequence[str | os.PathLike[str]], known: I
 
 
 def _place(shard: str | os.PathLike[str], root: Path) -> tuple[str, str]:
-    """Where a shard lies, and what the index calls it: its URI, or its path from `root`."""
+    """Where a shard is, and what the index calls it: its URI, or its path from `root`."""
     named = os.fspath(shard)
     if stores.is_remote(named):
         return named, named
@@ -304,7 +304,7 @@ class _Counting:
         self.spool: _core.Spool | None = None
 
     def count(self) -> HashtagCounts:
-        """The counts; `spool` holds the records from then on, if it can."""
+        """The counts; `spool` has the records from then on, if it can."""
         wanted, resources = self._wanted, self._wanted.resources
         files = _files_read_by_the_engine(wanted)
         if files:
@@ -343,7 +343,7 @@ def prepare(
 ) -> bytes:
     """Writes all of an index but its manifest, and returns the bytes that this will have.
 
-    Classes without a `vocabulary` get one; where it `is_written`, it lies beside the parts already.
+    Classes without a `vocabulary` get one; where it `is_written`, it is beside the parts already.
     """
     if recipe.label_kind == "class" and vocabulary is None:
         highest = builder.highest_class or 0

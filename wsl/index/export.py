@@ -1,6 +1,6 @@
 """A neighbour's index over the same shards: wids JSON, DALI ``.idx``, Energon ``.tar.idx``.
 
-These formats count every sample that stands in a shard, with or without an image, left out or not, so
+These formats count every sample that is in a shard, with or without an image, left out or not, so
 they are made of the shards' headers and not of the rows of the index.
 
 - wids (version 1): a JSON document with ``url``, ``nsamples`` and ``filesize`` of each shard.
@@ -55,7 +55,7 @@ def export_index(
     `out` is a folder, for wids the JSON file or a folder for ``wids.json``; the neighbours look for the
     others beside the shards. `progress` is called with the number of shards done. Raises UsageError for
     another format, shards with the same file name, files that are there unless `overwrite`, and names
-    that a format cannot hold; DataError for damaged shards.
+    that a format cannot express; DataError for damaged shards.
     """
     if format not in FORMATS:
         raise UsageError(f"--format {format}: expected one of {', '.join(FORMATS)}")

@@ -65,7 +65,7 @@ def build_one_index(
     progress: Progress = silent,
     executor: Executor | None = None,
 ) -> BuildResult:
-    """Builds the index at `path`, adds shards that are new, finds it up to date, or goes on with it.
+    """Builds the index at `path`, adds shards that are new, finds it up to date, or resumes it.
 
     An `executor` does all of it, in stages of one run.
 
@@ -138,7 +138,7 @@ def _vocabulary(
 
 
 def _run(path: Path, provenance: dict[str, Any]) -> str:
-    """What all stages of a build are called together: the same whenever it goes on."""
+    """What all stages of a build are called together: the same whenever it is resumed."""
     made_of = json.dumps([_core.__version__, os.path.abspath(path), provenance], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:20]
 

@@ -25,7 +25,7 @@ Ordinals = npt.NDArray[np.int64]
 
 
 class Index:
-    """Where every sample of some tar shards lies, and what its labels are.
+    """Where every sample of some tar shards is, and what its labels are.
 
     Opening maps the files and reads next to nothing. Ordinals run from 0 in the order of the shards
     and of their members; arrays of ordinals are int64. Unknown ordinals raise UsageError, damaged
@@ -44,7 +44,7 @@ class Index:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, shard_root: str | os.PathLike[str] | None = None) -> Index:
-        """Opens the index in the folder `path`; `shard_root` says where its shards lie now.
+        """Opens the index in the folder `path`; `shard_root` is where its shards are now.
 
         That is a folder or the URI of one in a store. How stores are reached: `wsl.files.stores`.
 
@@ -103,7 +103,7 @@ class Index:
         return None if self.vocabulary is None else self.vocabulary.names
 
     def labels(self, ordinals: Ordinals | Sequence[int]) -> list[npt.NDArray[np.int64]]:
-        """The labels of each sample, ascending int64 arrays; none for a sample that was taken down."""
+        """The labels of each sample, ascending int64 arrays; none for a sample that was removed."""
         flat, offsets = self.flat_labels(np.ascontiguousarray(ordinals, dtype=np.int64))
         return np.split(flat.astype(np.int64), offsets[1:-1])
 
@@ -123,13 +123,13 @@ class Index:
         num_threads: int = 1,
         progress: Callable[[int], object] | None = None,
     ) -> list[bytes]:
-        """The encoded images of samples; empty for a sample that was taken down.
+        """The encoded images of samples; empty for a sample that was removed.
 
         Neighbours are read together, at most 256 shards are kept open, and no thread outlives the call.
         DataError names the shard that was replaced or cut after the index was built.
 
         In stores neighbours are images with at most `gap_bytes` between them (`wsl.files.stores`), and
-        `num_requests` are in flight at once whatever `num_threads` says; OSError where the store fails for
+        `num_requests` are in flight at once whatever `num_threads` is; OSError where the store fails for
         longer than `retry_s`.
         """
         return self._core.read(
@@ -138,7 +138,7 @@ class Index:
 
     @functools.cached_property
     def dropped(self) -> Ordinals:
-        """The ordinals of samples that were taken down, ascending int64."""
+        """The ordinals of samples that were removed, ascending int64."""
         return np.frombuffer(self._core.dropped(), dtype=np.uint64).astype(np.int64)
 
     def find(self, key: str) -> int | None:
@@ -173,7 +173,7 @@ class Index:
         return pl.DataFrame(self._core.shards(), schema=schema, orient="row")
 
     def shard_paths(self) -> list[Path | str]:
-        """Where each shard lies, its URI where that is in a store; none for an index of records alone."""
+        """Where each shard is, its URI where that is in a store; none for an index of records alone."""
         return [stores.as_place(place) for place in self._core.shard_paths()]
 
     def read_report(self) -> dict[str, float]:
@@ -192,7 +192,7 @@ class Index:
         }
 
     def scan(self) -> pl.LazyFrame:
-        """All samples in order: sample, key, shard, offset, size, labels; not those taken down.
+        """All samples in order: sample, key, shard, offset, size, labels; not those removed.
 
         Polars streams it, and DuckDB reads it as a table.
         """
@@ -216,7 +216,7 @@ class Index:
     def noisy_labels(
         self, ordinals: Ordinals | Sequence[int], share: float, seed: int
     ) -> list[npt.NDArray[np.int64]]:
-        """The labels with label noise, as `wsl.label_noise` says."""
+        """The labels with label noise, as by `wsl.label_noise`."""
         wanted = np.ascontiguousarray(ordinals, dtype=np.int64)
         labels, offsets = self.flat_labels(wanted)
         changed, _ = self.noise(share, seed).apply(wanted, labels, offsets)
@@ -279,7 +279,7 @@ class JoinedIndex:
 
     @functools.cached_property
     def dropped(self) -> Ordinals:
-        """The ordinals of samples that were taken down, ascending int64."""
+        """The ordinals of samples that were removed, ascending int64."""
         parts = zip(self.indexes, self._firsts.tolist(), strict=False)
         return np.concatenate([np.asarray(index.dropped) + first for index, first in parts])
 

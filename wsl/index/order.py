@@ -47,7 +47,7 @@ class EpochOrder:
 
     ``order[start:stop]`` gives the ordinals at these positions; epoch 0 comes first, the next follow
     without a gap, and the stream has no end. Every epoch is a pseudo-random permutation of the
-    samples, each once, or r(i) times on average where `factors` gives repeat factors. What stands at
+    samples, each once, or r(i) times on average where `factors` gives repeat factors. What is at
     a position depends on the samples, factors, seed and window alone.
 
     Args:
@@ -164,8 +164,8 @@ class MixedOrder:
 
     ``order[start:stop]`` gives int64 ordinals as if the indexes lay end to end: those of the second begin
     at the length of the first (`wsl.JoinedIndex` reads them). In every 4,096 positions each order has
-    exactly its share, rounded to 1/4,096, at places that the seed shuffles; it goes on through its own
-    epochs at its own pace. What stands at a position depends on the orders, weights and seed alone.
+    exactly its share, rounded to 1/4,096, at places that the seed shuffles; it continues through its own
+    epochs at its own pace. What is at a position depends on the orders, weights and seed alone.
 
     Args:
         orders: at least one.
@@ -254,7 +254,7 @@ def _check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> int:
 
 
 def _file_of(factors: object) -> Path | None:
-    """The file that factors lie in as they are, where they do."""
+    """The file that has the factors as they are, where there is one."""
     if isinstance(factors, (str, os.PathLike)):
         return Path(factors)
     if isinstance(factors, np.memmap) and factors.dtype == np.float32 and factors.filename is not None:

@@ -1,7 +1,7 @@
 """Settings given for one build, over those that `wsl.yaml` has for an index.
 
-What is given stands in for what the file has; nothing that is given is ignored. Where several indexes are
-built it holds for each that it can change, and what could change none of them is refused.
+What is given replaces what the file has; nothing that is given is ignored. Where several indexes are
+built it applies to each that it can change, and what could change none of them is refused.
 """
 
 from __future__ import annotations

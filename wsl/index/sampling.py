@@ -34,7 +34,7 @@ class Balance:
     """The same with the factors, in expectation."""
 
     def head_share(self, share: float, after: bool) -> float:
-        """The share of all labels seen that the most frequent labels (before) hold."""
+        """The share of all labels seen that the most frequent labels (before) have."""
         values = self._ranked(after)
         return float(values[: max(1, round(share * len(values)))].sum() / max(values.sum(), 1e-300))
 

@@ -1,7 +1,7 @@
 """Writing tar shards: reproducible archives in WebDataset's layout, each published whole.
 
 A sample is a key and its members, one file for each extension (``{"jpg": ..., "cls": b"3"}``);
-the members of a sample stand together under ``key.extension``. The same samples make the same
+the members of a sample are together under ``key.extension``. The same samples make the same
 bytes on every machine: names, sizes and contents are all that enters a header. A shard is written
 under a temporary name, synced and renamed, so nobody ever sees half of one.
 """
@@ -145,8 +145,8 @@ def pack_shards(
 
     Class i is the i-th class folder by name, and ``out/classes.txt`` has its name on line i. Every
     image becomes a sample ``<class>/<path without extension>`` (dots become ``_``) with a ``.cls``
-    member that holds i; other files are left out. `seed` shuffles the images over the shards, as
-    training from a window of shards wants; without it they stand by class, then by name. Shards are
+    member that contains i; other files are left out. `seed` shuffles the images over the shards, as
+    training from a window of shards wants; without it they are by class, then by name. Shards are
     called ``<name>-NNNNNN.tar``, by default after `folder`.
 
     Raises UsageError where there are no class folders or images, where two images get one key, and
