@@ -1,6 +1,6 @@
 """The hashtag side of a workspace: which record files there are, counts in parts, vocabularies of counts.
 
-Counts made apart are joined by `merge_counts`. Beside a file of counts lies ``FILE.json``, which says of
+Counts made apart are joined by `merge_counts`. Beside a file of counts is ``FILE.json``, which says of
 which records it was made, so that a result is known again and no record is counted twice.
 """
 

@@ -117,7 +117,7 @@ def count_hashtags(
     """Counts the hashtags of records: for each tag the records that have it.
 
     `source` is a path, a glob, a Polars frame or anything with ``__arrow_c_stream__``; `storage_options`
-    go to Polars for URLs. The column holds lists of tags, or one text split at `separator` (at white
+    go to Polars for URLs. The column has lists of tags, or one text split at `separator` (at white
     space where None); in tar shards it is a field of the ``.json`` members, or ``.txt``. `progress`
     is called with the number of records read. The result does not depend on threads, batches, memory
     or the order of the records.
@@ -162,7 +162,7 @@ class ZipfFit:
     standard_error: float
     """Standard error of alpha."""
     x_min: int
-    """The count from which on the law holds; it minimizes ks_distance."""
+    """The count from which on the law applies; it minimizes ks_distance."""
     ks_distance: float
     """Kolmogorov-Smirnov distance of data and law from x_min on."""
     num_tail: int
@@ -172,9 +172,9 @@ class ZipfFit:
     loglog_slope: float
     """Least-squares slope of log count against log rank, over all tags."""
     head_shares: dict[int, float]
-    """The share of all occurrences that the 1, 10, 100, 1000 most frequent tags hold."""
+    """The share of all occurrences that the 1, 10, 100, 1000 most frequent tags have."""
     head_sizes: dict[float, int]
-    """How many of the most frequent tags hold 50, 80, 90 % of all occurrences."""
+    """How many of the most frequent tags have 50, 80, 90 % of all occurrences."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
