@@ -1,4 +1,4 @@
-"""Samples taken down (`wsl index drop`) after they were scored, kept out of selections.
+"""Samples removed (`wsl index drop`) after they were scored, kept out of selections.
 
 Files of predictions keep the scores of such samples; they are passed over when the files are read, so the
 selection is that of the other samples. A state has only the K best of each class: without the samples taken
@@ -22,7 +22,7 @@ from wsl.selection.topk import TopK
 
 
 class Dropped:
-    """The samples of an index that were taken down, and how many of them had scores."""
+    """The samples of an index that were removed, and how many of them had scores."""
 
     def __init__(self, index: Index) -> None:
         self.samples = pl.Series("sample", index.dropped, dtype=pl.UInt64)
@@ -41,7 +41,7 @@ class Dropped:
         return len(self._seen)
 
     def out_of(self, files: Sequence[Path | str]) -> pl.LazyFrame | list[str]:
-        """The predictions of the other samples: the files themselves where nothing was taken down."""
+        """The predictions of the other samples: the files themselves where nothing was removed."""
         names = [str(file) for file in files]
         if not len(self.samples):
             return names
@@ -58,9 +58,9 @@ class Dropped:
         return rows.filter(~taken_down)
 
     def out_of_state(self, top: TopK, k: int, where: str, **limits: Any) -> TopK:
-        """`top` without them, exact for up to `k` images of a class; `top` itself where it holds none.
+        """`top` without them, exact for up to `k` images of a class; `top` itself where it has none.
 
-        `limits` are those of memory. UsageError where it cannot be: `where` says what it is a state of and
+        `limits` are those of memory. UsageError where it cannot be: `where` is what it is a state of and
         how to make it anew.
         """
         if not len(self.samples):

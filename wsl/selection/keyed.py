@@ -1,9 +1,9 @@
-"""Which sample a key is, where predictions name samples by key: the index says so, or, where there is
+"""Which sample a key is, where predictions name samples by key: by the index, or, where there is
 none, the order of the keys by bytes.
 
 Rows are sorted by key into runs, which are cut at the same keys, chosen from a sample of them. The
-pieces between two cuts, of all runs, hold all rows of their keys and fit in memory; one after another
-they are numbered. What does not fit lies in a private folder for as long as it is needed. The numbers
+pieces between two cuts, of all runs, have all rows of their keys and fit in memory; one after another
+they are numbered. What does not fit is in a private folder for as long as it is needed. The numbers
 are a function of the set of keys alone.
 """
 
@@ -23,7 +23,7 @@ from wsl.files.tables import BATCH_ROWS, scan
 from wsl.index.mapped import Index
 
 UNLIMITED_BYTES = 1 << 30
-"""What is held where there is no limit of memory; the rest goes to disk."""
+"""What is kept in memory where it has no limit; the rest goes to disk."""
 
 SAMPLED_KEYS = 100_000
 """Keys that the cuts are chosen from."""
@@ -35,9 +35,9 @@ RUN_BATCH_ROWS = 8192
 class KeyedPredictions:
     """Files of predictions with the column ``key``, read as pieces with ``sample`` instead.
 
-    A row is taken as it is but for its key. `index` says which sample a key is; without one the
-    keys are numbered from 0 in the order of their bytes. At most about `memory_bytes` are held, twice
-    a piece and a run, the rest lies in `spill_dir`. Used in a ``with`` block, at whose end that is gone.
+    A row is taken as it is but for its key. `index` finds which sample a key is; without one the
+    keys are numbered from 0 in the order of their bytes. At most about `memory_bytes` are kept in memory,
+    twice a piece and a run, the rest is in `spill_dir`. Used in a ``with`` block, at whose end that is gone.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""D-hat, the selected images, as a file: written as a stream, with the report of the selection in it.
+"""The selection as a file: written as a stream, with the report of the selection in it.
 
 `pseudolabels.parquet` has the columns ``sample``, ``key`` (where keys are known), ``class``, ``score``,
-``probability`` and ``rank``, by ascending sample. Its metadata name where it comes from, and hold the
+``probability`` and ``rank``, by ascending sample. Its metadata name where it comes from, and have the
 report.
 """
 
@@ -50,7 +50,7 @@ class Truth:
     @classmethod
     def read(cls, file: Path, column: str, names: list[str] | None, find: Find | None) -> Truth:
         """Reads a table with `column`, a class by number or name, and ``sample``, or ``key`` where `find`
-        says which sample it is; keys that it does not know are passed over.
+        finds which sample it is; keys that it does not know are passed over.
 
         UsageError for a missing column, DataError for a name that is no class.
         """
@@ -84,7 +84,7 @@ class Truth:
 
 
 def truth_of(file: Path, column: str) -> dict[str, str]:
-    """What the report says of the truth that a precision is of: the content of its files, and the column."""
+    """The report's entry for the truth of a precision: the content of its files, and the column."""
     files = find_files(file)
     marks = [str(stores.stamp(name)) if stores.is_remote(name) else fingerprint(Path(name)) for name in files]
     return {"fingerprint": hashlib.sha256("\n".join(marks).encode()).hexdigest(), "column": column}
@@ -117,9 +117,9 @@ def write(
     agreement: float | None = None,
     num_dropped: int = 0,
 ) -> dict[str, Any]:
-    """Writes D-hat batch by batch, whole or not at all, and returns the report, which stands in it too.
+    """Writes the selection batch by batch, whole or not at all, and returns the report, which it has too.
 
-    `out` is a path, or the URI of an object. `num_dropped` scored samples had been taken down, and were
+    `out` is a path, or the URI of an object. `num_dropped` scored samples had been removed, and were
     left out.
     """
     precision = None if truth is None else _Precision(truth, len(selection.before))

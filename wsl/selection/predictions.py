@@ -1,7 +1,7 @@
-"""Files of predictions: what they say of themselves, and which samples of an index they cover.
+"""Files of predictions: their metadata, and which samples of an index they cover.
 
 A file that `wsl score` writes names the teacher, how it scored, and a range of samples with the parts of
-the index that hold them, by their hashes. Adding shards to an index leaves its parts as they are, so what
+the index that contain them, by their hashes. Adding shards to an index leaves its parts as they are, so what
 was scored before stays valid, and only what is new is left to score. Predictions from elsewhere say
 nothing, and are taken at their word.
 """
@@ -31,7 +31,7 @@ Span = tuple[int, int]
 
 
 def scored_parts(index: Index, spans: Iterable[Span]) -> list[list[Any]]:
-    """The parts of the index that hold these samples: first sample, number of samples, hash."""
+    """The parts of the index that contain these samples: first sample, number of samples, hash."""
     wanted = sorted(spans)
     found, first = [], 0
     for part in index.manifest["parts"]:
@@ -43,7 +43,7 @@ def scored_parts(index: Index, spans: Iterable[Span]) -> list[list[Any]]:
 
 
 def is_valid_for(known: dict[str, Any], index: Index) -> bool:
-    """Whether what a file says it scored lies in this index, unchanged."""
+    """Whether what a file scored, by its metadata, is in this index, unchanged."""
     if known.get("index_fingerprint") == index.fingerprint:
         return True
     parts = known.get("parts")
@@ -62,13 +62,13 @@ def gaps(covered: Iterable[Span], num_samples: int, size: int) -> Iterator[range
 
 
 def overlap(spans: Iterable[Span]) -> bool:
-    """Whether a sample lies in two of the spans."""
+    """Whether a sample is in two of the spans."""
     ordered = sorted(spans)
     return any(before[1] > after[0] for before, after in itertools.pairwise(ordered))
 
 
 def read_metadata(file: File) -> dict[str, Any]:
-    """What a file of predictions or pseudo-labels says of itself; empty where it says nothing."""
+    """The metadata of a file of predictions or pseudo-labels; empty where it has none."""
     if not str(file).endswith(".parquet"):
         return {}
     options = stores.polars_options() if stores.is_remote(file) else None
@@ -80,12 +80,12 @@ def read_metadata(file: File) -> dict[str, Any]:
 
 
 def span_of(known: dict[str, Any]) -> Span:
-    """The samples that a file says it covers."""
+    """The samples that a file covers, by its metadata."""
     return int(known["first_sample"]), int(known["end_sample"])
 
 
 def are_ranges(files: Sequence[File]) -> bool:
-    """Whether each file says which range of samples it holds, no two of which meet."""
+    """Whether each file names the range of samples that it has, no two of which meet."""
     known = [read_metadata(file) for file in files]
     return all("first_sample" in one for one in known) and not overlap(span_of(one) for one in known)
 
@@ -116,7 +116,7 @@ def is_whole(files: Sequence[File], index: Index) -> bool:
 
 
 def metadata_of(files: Sequence[File], index: Index | None) -> dict[str, Any]:
-    """What the files agree on; the number of classes is looked for in them where nobody says it.
+    """What the files agree on; the number of classes is looked for in them where none is given.
 
     UsageError where they are of several teachers, or of another index than `index` or one another.
     """
@@ -130,7 +130,7 @@ def metadata_of(files: Sequence[File], index: Index | None) -> dict[str, Any]:
                 f"{index.fingerprint}; name the index that was scored, or score this one with 'wsl score'"
             )
     _agree_on_parts(files, every)
-    # An index that was added to has several fingerprints over time; the last one stands for all.
+    # An index that was added to has several fingerprints over time; the last one is used for all.
     newest = max(every, key=lambda known: int(known.get("num_samples", 0)))
     of_files = ("first_sample", "end_sample", "num_samples", "parts")
     found = {key: value for key, value in newest.items() if key not in of_files}

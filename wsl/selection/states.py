@@ -57,8 +57,8 @@ class StateJob:
         <folder>/<worker>-<n>-<order>.state
 
     After each range a worker saves its states and puts its mark after them, so a mark never names what
-    is not there. Ranges without a mark are scored by whoever goes on. A mark names the parts of the index
-    that hold its ranges, so that it stays valid when the index is added to. Of two marks that name the
+    is not there. Ranges without a mark are scored by whoever resumes. A mark names the parts of the index
+    that contain its ranges, so that it stays valid when the index is added to. Of two marks that name the
     same samples, which only workers without a lock could leave, one counts.
     """
 
@@ -91,7 +91,7 @@ class StateJob:
         )
 
     def marks(self) -> list[dict[str, Any]]:
-        """What the workers say is done, and of which parts of an index."""
+        """What is done by the workers' marks, and of which parts of an index."""
         found: list[dict[str, Any]] = []
         taken: list[Span] = []
         for file in sorted(self.folder.glob("done-*.json")):
@@ -116,7 +116,7 @@ class StateJob:
             file.unlink()
 
     def tidy(self) -> None:
-        """Removes what killed workers left; for who holds the folder."""
+        """Removes what killed workers left; for who has locked the folder."""
         remove_unfinished(self.folder)
         named = {name for mark in self.marks() for name in mark["states"].values()}
         for file in self.folder.glob("*.state"):

@@ -1,6 +1,6 @@
 """Top-K/top-P selection of images for classes, from a teacher's scores.
 
-Every class takes its K best-scored images, and an image may stand for at most P classes (Yalniz,
+Every class takes its K best-scored images, and an image is selected for at most P classes (Yalniz,
 Jegou, Chen, Paluri, Mahajan 2019, "Billion-scale semi-supervised learning for image classification",
 section 3.2). ``class-first`` lets the classes take their K first, and then cuts every image to its P
 best among them; ``image-first``, as published, cuts every image to its P best classes first. They
@@ -82,7 +82,7 @@ class Selection:
 
         ======================  ======================================================================
         ``sample`` uint64       the image
-        ``class`` uint32        the class that it stands for
+        ``class`` uint32        the class that it is selected for
         ``score`` float32       its score; log-odds where logits were given
         ``probability`` float32 1 / (1 + exp(-score)): the softmax's probability where the score is the
                                 log-odds, and without a meaning for scores of another kind
@@ -122,7 +122,7 @@ def with_probability(pairs: pl.DataFrame) -> pl.DataFrame:
 class TopK:
     """The state of a selection: give it scores as they come, then `finish`.
 
-    `num_classes` classes take the `k` best images each, and an image stands for at most `p` classes;
+    `num_classes` classes take the `k` best images each, and an image is selected for at most `p` classes;
     `order` is ``class-first`` or ``image-first``. Beyond `memory_bytes` entries go to a private folder in
     `spill_dir` (the system's where absent) as sorted, checksummed runs, which are merged in the end; the
     folder goes with the state, and one that a killed process left is removed by the next. `num_threads`
@@ -167,7 +167,7 @@ class TopK:
 
     @property
     def p(self) -> int:
-        """The most classes that an image stands for."""
+        """The most classes that an image is selected for."""
         return self._engine.p
 
     @property
@@ -195,7 +195,7 @@ class TopK:
         length, or ``scores`` alone, a fixed-size list with a score for every class.
 
         Under ``image-first`` the pairs of a sample must be adjacent, also across calls; with `grouped`
-        false they may lie anywhere in this one source, and are sorted by sample first, on disk where they
+        false they may be anywhere in this one source, and are sorted by sample first, on disk where they
         do not fit (16 bytes a pair). `progress` is called with the rows done so far. UsageError for a
         missing column or another type, DataError for a null, a class out of range, lists of two lengths
         or a score that is not finite.
