@@ -7,10 +7,10 @@ them. An image that cannot be decoded has no scores; it is counted, and too many
 
     predictions/<index>/<teacher>/scores-000000000000.parquet    samples 0 to 65,535
 
-Each file holds a range of samples with the columns ``sample`` (u64) and ``scores`` (an array of
+Each file has a range of samples with the columns ``sample`` (u64) and ``scores`` (an array of
 float32, one for each class), or ``sample``, ``class``, ``score`` with a row for each of the best
-classes of a sample. Its metadata says by which weights, for which range of which parts of an index it was
-made; a file appears whole, and a run goes on with the samples that are missing, whether it was killed or
+classes of a sample. Its metadata names by which weights, for which range of which parts of an index it was
+made; a file appears whole, and a run continues with the samples that are missing, whether it was killed or
 the index was added to. Several ranks take the ranges in turns and need nothing of each other.
 
 Scores can also go straight into selections, of which only the states are kept: see `score_into_states`.
@@ -125,7 +125,7 @@ def write_predictions(
     """Scores the samples that no file under `out` covers into files there.
 
     `keep` best classes of each sample are kept, all where None. Where this is one `rank` of several, it
-    scores its ranges alone. UsageError where `out` holds predictions of another teacher, index or option.
+    scores its ranges alone. UsageError where `out` has predictions of another teacher, index or option.
     """
     if keep is not None and not 1 <= keep <= scorer.num_classes:
         raise UsageError(f"--keep: expected 1 to {scorer.num_classes} classes or all, got {keep}")

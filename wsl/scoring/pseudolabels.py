@@ -1,6 +1,6 @@
 """The verbs of selection over a workspace or plain paths; nothing here parses or prints.
 
-Run again with the same inputs and options, each says "up to date". No torch is loaded before a
+Run again with the same inputs and options, each returns "up to date". No torch is loaded before a
 network has to run.
 """
 
@@ -45,7 +45,7 @@ Progress = Callable[[int], object]
 Warn = Callable[[str], object]
 
 SMALL = 50_000_000
-"""Scores that both orders are selected from unasked, to tell how far they agree."""
+"""Scores that both orders are selected from unasked, to show how far they agree."""
 
 
 def select(
@@ -105,7 +105,7 @@ def select(
 
 
 def _save_state(top: TopK, file: Path, overwrite: bool) -> None:
-    """Saves a selection's state; UsageError where the file holds another one and may not be replaced."""
+    """Saves a selection's state; UsageError where the file has another one and may not be replaced."""
     if overwrite or not file.exists():
         top.save(file)
         return
@@ -219,7 +219,7 @@ def _merged(job: StateJob, orders: list[Order]) -> dict[str, TopK]:
 def _without(
     dropped: Dropped | None, tops: dict[str, TopK], request: SelectionRequest, folder: Path | str
 ) -> dict[str, TopK]:
-    """Selections by order, whose states lie in `folder`, without the samples taken down."""
+    """Selections by order, whose states are in `folder`, without the samples removed."""
     if dropped is None:
         return tops
     where = f"{folder} (remove it, and the teacher scores again)"
@@ -265,7 +265,7 @@ def _score_elsewhere(
 
 
 def _state_job(request: SelectionRequest, source: ScoreSource, orders: list[Order], index: Index) -> StateJob:
-    """The job whose states serve the request and have the most samples, or a new one."""
+    """The job whose states are enough for the request and have the most samples, or a new one."""
     assert source.paths is not None
     parent = source.paths.out / "states"
     best, most = None, 0
@@ -429,7 +429,7 @@ def _feed_keyed(
 
 @contextmanager
 def _naming(file: File) -> Iterator[None]:
-    """Errors within say the file."""
+    """Errors within name the file."""
     try:
         yield
     except (UsageError, DataError) as error:

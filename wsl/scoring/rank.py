@@ -29,13 +29,13 @@ SHARED = ("torch", "safetensors.torch", "wsl.training.models", "wsl.data.augment
 def shared(run: Path) -> tuple[str, ...]:
     """What the ranks that score with the network of a run have in common."""
     file = run / "config.yaml"
-    # What a run lacks is for the ranks to say.
+    # What a run lacks is for the ranks to report.
     narrow = not file.is_file() or load(StageConfig, file).model.name == "narrow"
     return SHARED if narrow else (*SHARED, "torchvision")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Scores what the job says is this rank's, and returns the exit code."""
+    """Scores what is this rank's by the job, and returns the exit code."""
     parser = argparse.ArgumentParser(prog="wsl.scoring.rank", description=__doc__, allow_abbrev=False)
     parser.add_argument("job", type=Path)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(job: dict[str, Any], number: int, world_size: int) -> dict[str, Any]:
-    """Scores as one rank; what `write_predictions` says of files, nothing of states."""
+    """Scores as one rank; the report of `write_predictions` for files, nothing for states."""
     import torch
 
     from wsl.scoring.network import Scorer, score_into_states, write_predictions

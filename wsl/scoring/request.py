@@ -32,7 +32,7 @@ class SelectionRequest:
     checkpoint: Path | None = None
     index: Path | None = None
     out: File | None = None
-    """A path, or the URI of an object; then scores and states lie in the current folder."""
+    """A path, or the URI of an object; then scores and states are in the current folder."""
     scores: Path | None = None
     """Where `checkpoint` scores `index`, and finds what it scored before; default: beside `out`."""
     state: Path | None = None
@@ -61,7 +61,7 @@ class ScoreSource:
     files: Sequence[File]
     paths: ScoringPaths | None = None
     num_images: int | None = None
-    """Images in the files, where no index says how many there are and K may be too large for them."""
+    """Images in the files, where there is no index to count them and K may be too large for them."""
 
 
 def check_numbers(k: int | None, p: int | None) -> None:

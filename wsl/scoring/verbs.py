@@ -25,7 +25,7 @@ from wsl.workspace.layout import Workspace
 from wsl.workspace.run import is_complete, read_run
 
 SCORING = "scoring into this folder"
-"""What a process that holds the folder is doing."""
+"""What a process that has locked the folder is doing."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _finished(paths: ScoringPaths, keep: int | None, options: ScoringOptions) ->
 
 
 def job_of(paths: ScoringPaths, options: ScoringOptions) -> dict[str, Any]:
-    """What the ranks are told: whose scores of what, and how."""
+    """What the ranks get: whose scores of what, and how."""
     named = {"run": str(paths.run.resolve()), "index": str(paths.index.resolve())}
     return named | {name: getattr(options, name) for name in ("flip", "temperature", "batch_size")}
 
