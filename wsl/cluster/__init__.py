@@ -6,7 +6,7 @@
     index_tasks.py  the same for the parts of an index, and its manifest
     address.py      where a cluster is, asked before Ray is
     running.py      the one module that imports Ray: connecting, checking the nodes, keeping them busy
-    seen.py         the progress line, and what `wsl cluster status` says
+    seen.py         the progress line, and what `wsl cluster status` shows
     counting.py     counting on a cluster
     indexing.py     building an index on a cluster: the join, the parts, the manifest
     scoring.py      scoring and selecting on a cluster

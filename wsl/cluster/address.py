@@ -14,7 +14,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 def resolve(address: str) -> str:
-    """HOST:PORT of the head; ``auto`` is what RAY_ADDRESS or this machine's own node says."""
+    """HOST:PORT of the head; ``auto`` is that of RAY_ADDRESS or of this machine's own node."""
     if address == "auto":
         found = os.environ.get("RAY_ADDRESS", "")
         file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"

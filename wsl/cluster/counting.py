@@ -19,7 +19,7 @@ from wsl.workspace.config import ClusterConfig
 def count_levels(
     sources: Sequence[str], columns: Columns, resources: Resources, settings: ClusterConfig
 ) -> list[list[Part]]:
-    """The parts of a count, the last of which holds all of it."""
+    """The parts of a count, the last of which is all of it."""
     limits = resources.with_threads(settings.num_cpus).to_json()
     about = {"hashtags_column": columns.hashtags, "separator": columns.separator}
     paths = [absolute(path) for path in sources]
@@ -46,7 +46,7 @@ def load(
     folder: stores.Place,
     run: Run | None = None,
 ) -> HashtagCounts:
-    """The counts of record files, counted on the cluster; its parts lie in `folder`.
+    """The counts of record files, counted on the cluster; its parts are in `folder`.
 
     `run` is what counting is the first stage of.
     """

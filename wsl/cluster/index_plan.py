@@ -6,7 +6,7 @@ every one, and others again write the parts of the index, byte for byte those of
 is the engine's own. Records that are an index by themselves become rows, group by group, and parts out of
 these. One task takes the parts over, counts what was counted, and writes the keys and the manifest.
 
-    vocabulary, recipe                what all workers are told
+    vocabulary, recipe                what all workers get
     scan  -> samples  \\
               records  > join -> part -> manifest
     known, of the index that is appended to
@@ -43,7 +43,7 @@ NUM_BUCKETS = 256
 
 
 def build(wanted: Wanted, settings: ClusterConfig, folder: stores.Place, run: Run | None = None) -> None:
-    """Lets the cluster build an index out of parts that lie in `folder`; `run` is what that is a part of."""
+    """Lets the cluster build an index out of parts that are in `folder`; `run` is what that is a part of."""
     parts = Parts(folder)
     plan = plan_of(wanted, settings, parts)
     with connect(settings) as cluster:
@@ -60,7 +60,7 @@ def plan_of(wanted: Wanted, settings: ClusterConfig, parts: Parts) -> Plan:
 
 @dataclass(frozen=True)
 class Group:
-    """A group of shards: its scans, and where its shards stand among all."""
+    """A group of shards: its scans, and where its shards are among all."""
 
     scans: str
     shards: tuple[str, ...]
@@ -70,7 +70,7 @@ class Group:
     """Samples that are taken of each shard."""
 
     def wanted(self, first: int, last: int) -> dict[str, Any]:
-        """What a part wants that holds these of the group's samples."""
+        """What a part wants that has these of the group's samples."""
         shard = before = 0
         while before + self.num_samples[shard] <= first:
             before += self.num_samples[shard]
@@ -112,7 +112,7 @@ class Plan:
             inputs.append(self._keep_vocabulary())
         arguments = {"folder": wanted.folder, "replaces": hash_of_manifest(wanted.folder)}
         part = Part("manifest", 0, arguments, tuple(inputs), self._limits)
-        # What one says is true only as long as the index stays as it was then.
+        # What one contains is true only as long as the index stays as it was then.
         self._parts.forget(part)
         return Stage("manifest", [[part]], folder=wanted.folder, is_one=True)
 
@@ -144,7 +144,7 @@ class ShardsPlan(Plan):
     """An index over shards, whose labels may come from records."""
 
     def stages(self) -> Iterator[Stage]:
-        """Files of records and samples are asked for by themselves: what was counted stands in them."""
+        """Files of records and samples are asked for by themselves: what was counted is in them."""
         wanted = self._wanted
         self._parts.begin()
         is_joined = wanted.recipe.label_kind == "hashtag"
@@ -197,7 +197,7 @@ class ShardsPlan(Plan):
     def _join_parts(
         self, records: Sequence[Part], samples: Sequence[Part], known: tuple[str, ...]
     ) -> list[Part]:
-        """One for each group of records, so that each holds about as much as one of them."""
+        """One for each group of records, so that each has about as much as one of them."""
         number = max(min(len(records), NUM_BUCKETS), 1)
         names = tuple(part.name for part in [*records, *samples]) + known
         about = {"num_records": len(records), "num_samples": len(samples)}
@@ -208,7 +208,7 @@ class ShardsPlan(Plan):
         ]
 
     def _groups(self, scans: Sequence[Part], samples: Sequence[Part]) -> list[Group]:
-        """Where the shards of each group stand, now that it is known how many samples they have."""
+        """Where the shards of each group are, now that it is known how many samples they have."""
         known = self._wanted.known
         first_shard = 0 if known is None else len(known.shards())
         groups = []

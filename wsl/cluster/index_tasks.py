@@ -1,4 +1,4 @@
-"""Parts of an index: what a worker reads, joins and writes of it. The engine's `spread` says what they are.
+"""Parts of an index: what a worker reads, joins and writes of it. The engine's `steps` explains them.
 
     scan       of a group of shards: their headers
     records    of a group of tables: keys and labels, in buckets by the hash of the key
@@ -10,7 +10,7 @@
     alone      of a range of these: a part of the index
     manifest   of all: the index, made visible
 
-Files of records, samples and labels are read where they lie, each worker its own range of every one.
+Files of records, samples and labels are read where they are, each worker its own range of every one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from wsl.workspace.recipe import Recipe
 
 
 def _recipe(parts: Parts, name: str) -> Recipe:
-    """The recipe that all workers are told."""
+    """The recipe that all workers get."""
     with parts.held(name) as (file,):
         return Recipe.model_validate_json(file.read_bytes())
 

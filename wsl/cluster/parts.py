@@ -1,6 +1,6 @@
 """Parts: files that are made once, wherever, and known by what they are made of.
 
-A part's name holds the hash of its inputs, options and engine version, so that its bytes follow from its
+A part's name has the hash of its inputs, options and engine version, so that its bytes follow from its
 name. The body is written first, whole; then a small mark with its SHA-256 and length. Only a part with a
 mark is finished, and no finished part is made again. Two writers of one part are harmless, for their bytes
 are equal; where they are not, the run stops. Nothing rests on a store that refuses to replace what is
@@ -8,7 +8,7 @@ there.
 
     <folder>/<name>                     the body
     <folder>/marks/<name>.json          {"sha256": ..., "size": ...}
-    <folder>/failed/<name>.json         what the last try said; gone when the part is made
+    <folder>/failed/<name>.json         the error of the last try; gone when the part is made
     <folder>/runs/<root>.json           the names of all parts of a run, level by level
 
 The folder is one that all nodes see, or the URI of one in a store (`wsl.files.stores`). What is made for a
@@ -83,7 +83,7 @@ class Run:
     """A run of a command, whose parts become known stage by stage."""
 
     name: str
-    """The same whenever the run goes on."""
+    """The same whenever the run is resumed."""
     levels: list[list[str]] = field(default_factory=list)
     """The names of the parts that are known."""
 
@@ -110,11 +110,11 @@ class Parts:
                     _remove(left)
 
     def place(self, *names: str) -> str:
-        """Where a body lies: its path or URI, which the engine's readers of parts take."""
+        """Where a body is: its path or URI, which the engine's readers of parts take."""
         return stores.join(self.folder, *names)
 
     def finished(self, part: Part) -> Mark | None:
-        """The mark of a part where it is finished, with a body of the length that the mark says."""
+        """The mark of a part where it is finished, with a body of the length that is in the mark."""
         mark = self._read_mark(part)
         if mark is None:
             return None
@@ -123,7 +123,7 @@ class Parts:
 
     @contextmanager
     def held(self, *names: str) -> Iterator[list[Path]]:
-        """The bodies of finished parts as files, held against their marks; DataError where one is another.
+        """The bodies of finished parts as files, checked against their marks; DataError where one is another.
 
         Those of a store are private files, which go at the end.
         """
@@ -162,7 +162,7 @@ class Parts:
             self._publish(part, temporary)
 
     def keep(self, kind: str, content: bytes) -> Part:
-        """A part whose body is `content`: what the nodes are told that is too long for arguments."""
+        """A part whose body is `content`: what the nodes need that is too long for arguments."""
         part = Part(kind, 0, {"sha256": hashlib.sha256(content).hexdigest()})
         if self.finished(part) is None:
             with self.making(part) as out:
@@ -199,7 +199,7 @@ class Parts:
         return Mark(part.name, sha256, size)
 
     def note_failure(self, part: Part, text: str) -> None:
-        """Keeps what a try said, for `wsl cluster status`."""
+        """Keeps the error of a try, for `wsl cluster status`."""
         self._write(self.place(FAILED, f"{part.name}.json"), json.dumps({"error": text}))
 
     def forget(self, part: Part) -> None:
@@ -220,7 +220,7 @@ class Parts:
         return set(self._names(MARKS))
 
     def failures(self) -> dict[str, str]:
-        """What failed parts said last."""
+        """The last error of each failed part."""
         return {name: self._read(FAILED, name)["error"] for name in self._names(FAILED)}
 
     def _names(self, folder: str) -> list[str]:

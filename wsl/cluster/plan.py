@@ -48,7 +48,7 @@ class Stage:
 def cut(sizes: Sequence[int], step: int) -> list[list[tuple[int, int, int]]]:
     """Groups of these sizes, one after another, cut into pieces of `step`.
 
-    Each piece says of which groups it is: number, first and last.
+    Each piece names its groups: number, first and last.
     """
     pieces: list[list[tuple[int, int, int]]] = []
     room = 0
@@ -81,7 +81,7 @@ def file_groups(files: Sequence[str], group_bytes: int, size_of: Callable[[str],
 def record_groups(files: Sequence[str], group_bytes: int) -> list[list[str]]:
     """Groups of files of records, each of which is read as all of them would be.
 
-    Whether tables stand beside their shards is a question about all files; where only some do, they are
+    Whether tables are beside their shards is a question about all files; where only some do, they are
     one group.
     """
     beside = {are_beside_shards([file]) for file in files}
@@ -95,7 +95,7 @@ def size_of(file: str) -> int:
 
 
 def absolute(file: str | os.PathLike[str]) -> str:
-    """A path that holds on every node; URIs pass as they are."""
+    """A path that is valid on every node; URIs pass as they are."""
     text = os.fspath(file)
     return text if "://" in text else os.path.abspath(text)
 

@@ -1,9 +1,9 @@
 """Ray: connecting to a cluster, looking at its nodes, and keeping them busy. The one module that imports it.
 
-Plain tasks make parts; actors make those that a loaded network serves, one for each GPU or share of CPUs,
+Plain tasks make parts; actors make those that need a loaded network, one for each GPU or share of CPUs,
 with two parts at most at each. A task returns the name, hash and size of what it wrote, or what went wrong.
 Ray runs a task again when its worker or node is lost; a part whose task itself fails is not tried again:
-its traceback is shown once, the other parts go on, and the run ends with the command that resumes it.
+its traceback is shown once, the other parts continue, and the run ends with the command that resumes it.
 
 Before the first task every node is looked at: the same wsl and Python, the folder and the inputs there to
 be seen, memory for a task's share. Only a cluster of one node that is reached over loopback may do without
@@ -36,7 +36,7 @@ from wsl.files import stores
 from wsl.workspace.config import ClusterConfig
 
 LOOK_TIMEOUT_S = 120.0
-"""Seconds that the nodes have to start a worker and say what they are."""
+"""Seconds that the nodes have to start a worker and report what they are."""
 STORAGE_OPTION = "--storage-option"
 """What options of stores are given with on the command line, each as KEY=VALUE."""
 MOST_LOOKED_FOR = 10_000
@@ -45,7 +45,7 @@ TRIES = 5
 """How often a part is begun again after its worker or node was lost."""
 AT_AN_ACTOR = 2
 
-# What the driver's side of Ray is told where the user says nothing: a silent partition is noticed soon,
+# The driver's settings of Ray where the user has none: a silent partition is noticed soon,
 # and a task that has no memory is not tried for ever.
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -67,7 +67,7 @@ class ClusterError(WslError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker says of a part: its mark, or what went wrong."""
+    """What a worker returns for a part: its mark, or what went wrong."""
 
     mark: Mark | None
     error: str = ""

@@ -1,4 +1,4 @@
-"""Scoring and selecting on a cluster: actors that hold the network, and selections joined by a tree.
+"""Scoring and selecting on a cluster: actors that have loaded the network, and selections joined by a tree.
 
 Scores go to the files that one machine would write, a range of samples each; or straight into states of
 selections, which are merged. Selecting from files takes groups of them. What comes out is the same to the
@@ -31,7 +31,7 @@ ACTORS = frozenset({"score", "scorestate"})
 def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterConfig) -> dict[str, Any]:
     """Scores what no file under ``job["out"]`` covers; the report of `wsl score`.
 
-    `job` is what ranks are told, `made_by` the provenance of the scores.
+    `job` is what ranks get, `made_by` the provenance of the scores.
     """
     from wsl.selection.states import RANGE, covered_by, file_of
 
@@ -76,7 +76,7 @@ def score_into_state(
     settings: ClusterConfig,
     folder: stores.Place,
 ) -> TopK:
-    """Lets the network score all samples into one selection; `selection` holds its options."""
+    """Lets the network score all samples into one selection; `selection` has its options."""
     index = Index.open(Path(job["index"]))
     size = settings.group_samples
     limits = _limits(settings, resources)
@@ -98,7 +98,7 @@ def select(
 ) -> TopK:
     """A selection that has taken all pairs of the files.
 
-    Under image-first the pairs of an image must lie together, in one file."""
+    Under image-first the pairs of an image must be together, in one file."""
     limits = _limits(settings, resources)
     paths = [absolute(file) for file in files]
     leaves = [

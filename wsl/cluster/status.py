@@ -1,4 +1,4 @@
-"""What is seen of a run: one line while it goes on, and what its marks say at any time."""
+"""What is seen of a run: one line while it runs, and what its marks show at any time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Line:
             self._live = None
 
     def update(self, tally: Tally) -> None:
-        """Shows where the run stands."""
+        """Shows where the run is."""
         text = f"{self._title}: {tally.line()}"
         if self._live is not None:
             self._live.update(text, refresh=True)
