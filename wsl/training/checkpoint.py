@@ -203,7 +203,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def read_marker(checkpoint: Path) -> dict[str, Any]:
-    """What `complete.json` says; DataError where `checkpoint` is not a checkpoint of ours."""
+    """The content of `complete.json`; DataError where `checkpoint` is not a checkpoint of ours."""
     try:
         content = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
         known = isinstance(content, dict) and isinstance(content.get("files"), dict)

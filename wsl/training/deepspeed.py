@@ -1,14 +1,14 @@
 """The one module that imports DeepSpeed: processes, engine, collectives.
 
 Batch size, optimizer and clipping come from the stage's YAML, ZeRO and precision from the JSON.
-Without a launcher the process stands alone on a free port. Traps that are handled here: gradient
+Without a launcher the process is alone on a free port. Traps that are handled here: gradient
 clipping is on by default in DeepSpeed; float32 on the CPU (bf16 fails with BatchNorm there); its
 shared-memory operator would be compiled at the first run, with `ninja` and a C++ compiler, and leave
 69 MB a rank in /dev/shm, though only inference calls it: it is never built.
 
 The JSON files of `configs/deepspeed` set `reduce_bucket_size`: DeepSpeed's default of 5e8 elements is a
 buffer of 2 GB in float32 on each GPU, whatever the size of the network. Under ZeRO 3 its defaults also keep
-weights gathered until 1e9 of them are, which is all of them for every network here: the files say less.
+weights gathered until 1e9 of them are, which is all of them for every network here: the files set less.
 
 What ranks agree on at each step travels in float64 over gloo, on a GPU machine too, where it then
 does not wait for the device.

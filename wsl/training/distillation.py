@@ -1,8 +1,8 @@
 """The teacher's scores of the samples that a student trains on, mapped from disk.
 
-`wsl score` keeps for each sample the log-odds of every class. The rows of the samples in D-hat are
+`wsl score` keeps for each sample the log-odds of every class. The rows of the samples in the selection are
 copied once to `teacher-scores.npy` in the run folder, in the order of their ordinals, as float32
-logarithms of probabilities, and mapped from there: no rank holds them in memory.
+logarithms of probabilities, and mapped from there: no rank has them in memory.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ FILE = "teacher-scores.npy"
 
 
 class TeacherScores:
-    """Logarithms of the teacher's probabilities of the samples of D-hat."""
+    """Logarithms of the teacher's probabilities of the samples of the selection."""
 
     def __init__(self, run: Path, samples: npt.NDArray[np.int64]) -> None:
         self._samples = np.unique(samples)
         self._rows = np.load(run / FILE, mmap_mode="r")
 
     def of(self, ordinals: npt.NDArray[np.int64]) -> torch.Tensor:
-        """float32 N x number of classes for samples of D-hat."""
+        """float32 N x number of classes for samples of the selection."""
         rows = np.searchsorted(self._samples, ordinals)
         return torch.from_numpy(np.array(self._rows[rows], dtype=np.float32))
 
@@ -51,8 +51,8 @@ def collect_scores(
 ) -> None:
     """Writes `teacher-scores.npy` of the predictions in `folder`; one rank calls.
 
-    UsageError where the predictions are cut to the best classes, are of another teacher than D-hat, or
-    have another number of classes; DataError where a sample of D-hat has none.
+    UsageError where the predictions are cut to the best classes, are of another teacher than the selection,
+    or have another number of classes; DataError where a sample of the selection has none.
     """
     wanted = np.unique(samples)
     found = np.zeros(len(wanted), dtype=bool)

@@ -55,7 +55,7 @@ def lay_out_weights(model: nn.Module, options: ExecutionConfig, zero_stage: int)
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """The residual blocks: members of a Sequential that hold at least two layers with weights."""
+    """The residual blocks: members of a Sequential that have at least two layers with weights."""
     blocks: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for container in model.modules():

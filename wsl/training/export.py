@@ -102,7 +102,7 @@ def export_run(run: Path, out: Path, *, best: bool = False, overwrite: bool = Fa
     """Writes `model.safetensors`, `config.json` and the card `README.md` of a run to the folder `out`.
 
     `best` takes the weights of the best evaluation (a run with keep_best) instead of the last. UsageError
-    where `out` holds a model and `overwrite` is not given, or the run kept no best weights.
+    where `out` has a model and `overwrite` is not given, or the run kept no best weights.
     """
     loaded = load_run(run)
     if (out / "config.json").exists() and not overwrite:

@@ -45,7 +45,7 @@ def _share(modules: Sequence[str]) -> bool:
         importlib.import_module("numpy")
     before = _num_threads()
     for name in modules:
-        # A rank that needs what is missing says so itself.
+        # A rank that needs what is missing reports it itself.
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     return threading.active_count() == 1 and _num_threads() == before

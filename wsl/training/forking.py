@@ -119,7 +119,7 @@ def _process_ids(reports: int, server: subprocess.Popen[bytes], interrupted: Cal
     text = b""
     while True:
         if interrupted():
-            # What it has forked is told by its id, or is of its group and ends with it.
+            # What it has forked is known by its id, or is of its group and ends with it.
             kill(server, wait=False)
         if select.select([reports], [], [], POLL_S)[0]:
             read = os.read(reports, 1 << 16)
@@ -154,7 +154,7 @@ def _adopting() -> Iterator[bool]:
 
 
 def is_gpu_visible(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
-    """Whether a rank may find a GPU, as far as can be told without asking one's driver.
+    """Whether a rank may find a GPU, as far as is known without asking one's driver.
 
     A driver that was asked before a fork cannot be used after it.
     """

@@ -1,7 +1,7 @@
 """Nothing that is not finite reaches the weights.
 
 `Guard` hooks in before the step of the torch optimizer that DeepSpeed drives. There the gradient is
-averaged over the ranks (under ZeRO each rank holds a part of it), so one look at it and at the loss,
+averaged over the ranks (under ZeRO each rank has a part of it), so one look at it and at the loss,
 and one reduction over the ranks, decide for all of them. Where DeepSpeed itself found an invalid
 norm it leaves the step out without a word; that counts as not finite too.
 """

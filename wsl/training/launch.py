@@ -5,7 +5,7 @@ one machine the ranks are started from here: each in a process group of its own,
 
 `launch_program` runs the `main` of a module. Where no GPU is visible its ranks are forked from a process
 that has imported torch (`wsl.training.forking`), which saves each of them seconds; else each is started.
-`launch_ranks` starts any command. The rest holds for both.
+`launch_ranks` starts any command. The rest applies to both.
 
 - SIGTERM, SIGINT and SIGHUP are passed on to every rank once. The ranks get `grace_s` seconds to
   write a checkpoint; a second SIGINT, or the end of that time, kills them.
@@ -13,7 +13,7 @@ that has imported torch (`wsl.training.forking`), which saves each of them secon
   is that of the rank that failed first; one that a signal ended counts as 128 + its number.
 - Nothing stays: every process group is killed at the end, and what DeepSpeed's shared-memory
   operator leaves in /dev/shm for this port is removed.
-- A rank can tell that its launcher has died: it finds the launcher's process id in
+- A rank notices that its launcher has died: it finds the launcher's process id in
   `LAUNCHER` (see `wsl.training.stop`).
 
 Several machines need DeepSpeed's own launcher or Slurm; see the README. No torch is loaded here.

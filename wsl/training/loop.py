@@ -121,7 +121,7 @@ class Clock:
 
 
 def memory_bytes() -> int:
-    """What this process holds now: of the GPU where it has one, else resident memory."""
+    """The memory that this process has now: of the GPU where it has one, else resident memory."""
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -129,7 +129,7 @@ def memory_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """The most that this process ever held."""
+    """The most memory that this process ever had."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

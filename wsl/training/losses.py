@@ -31,7 +31,7 @@ def distillation_of_images(
 ) -> torch.Tensor:
     """T^2 times the cross-entropy of the softened student under the softened teacher, float32 N.
 
-    Hinton et al. 2015, section 2: both distributions are softmax(z / T). `teacher` holds the logarithms
+    Hinton et al. 2015, section 2: both distributions are softmax(z / T). `teacher` has the logarithms
     of its probabilities, N x C; `shown` float32 N is 0 for images that do not count.
     """
     target = torch.softmax(teacher / temperature, dim=1)

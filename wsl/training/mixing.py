@@ -2,7 +2,7 @@
 
 The samples at positions 2i and 2i + 1 form a pair: in a pseudo-random order each is a random partner
 for the other. What happens to a pair is a function of (seed, i), so it is the same on every number
-of ranks and after every restart, as long as a pair is never split (each rank's forward pass holds an
+of ranks and after every restart, as long as a pair is never split (each rank's forward pass has an
 even number of images).
 """
 

@@ -1,6 +1,6 @@
 """The options of `train`, declared once: for `wsl train` and for the program that a launcher starts.
 
-Each field of `TrainOptions` is an option; its annotation says how it is written and what it means. The
+Each field of `TrainOptions` is an option; its annotation has how it is written and what it means. The
 command line makes its options of it, `parse` reads them from arguments, and `arguments_of` writes the
 arguments from which the ranks read the same options again. Nothing here loads torch.
 """

@@ -9,7 +9,7 @@
                  not-finite.json      the batch that stopped the run, where one did
 
 A run is determined by its config and the fingerprints of its inputs. Run again, a complete one is
-up to date, an incomplete one goes on, and one of other options is refused unless overwritten.
+up to date, an incomplete one is resumed, and one of other options is refused unless overwritten.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FREE_TO_CHANGE = {
     "data.num_workers",
     "data.cache_bytes",
 }
-"""Settings that change no weight, so a run may go on with others."""
+"""Settings that change no weight, so a run may resume with others."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RunSummary:
     waiting_share: float = 0.0
     """Share of the time that rank 0 waited for images."""
     peak_memory_bytes: list[int] = field(default_factory=list)
-    """The most that each rank held."""
+    """The most memory that each rank had."""
     world_size: int = 1
     up_to_date: bool = False
     """The run was complete already."""
@@ -93,7 +93,7 @@ def run_stage(
 ) -> RunSummary:
     """Trains one stage under DeepSpeed and publishes its run folder; every rank must call it.
 
-    Without a launcher the process trains alone. `resume`: "auto" goes on from the newest complete
+    Without a launcher the process trains alone. `resume`: "auto" resumes from the newest complete
     checkpoint, "never" starts at step 0, a path names one checkpoint of this run. UsageError where
     a run of other options is there and `overwrite` is not given; DataError for corrupt inputs;
     `wsl.training.stop.Stopped` after a signal, when a checkpoint is complete.
@@ -262,7 +262,7 @@ def _differences(config: StageConfig, task: Task, info: dict[str, Any]) -> list[
 def _find_checkpoint(
     config: StageConfig, inputs: StageInputs, task: Task, resume: Resume, overwrite: bool
 ) -> Path | None:
-    """The checkpoint to go on from, if any."""
+    """The checkpoint to resume from, if any."""
     if resume == "never":
         return None
     if resume != "auto":

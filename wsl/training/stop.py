@@ -22,7 +22,7 @@ DEEPSPEED_LAUNCHER = "CROSS_RANK"
 
 
 class Stopped(KeyboardInterrupt):
-    """The stage stopped as it was asked to, after a checkpoint; the message says where it goes on."""
+    """The stage stopped as it was asked to, after a checkpoint; the message has where it resumes."""
 
 
 class StopRequest:

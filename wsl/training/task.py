@@ -41,9 +41,9 @@ class Task:
     """What determines the run beside its config."""
     warnings: list[str] = field(default_factory=list)
     samples: npt.NDArray[np.int64] | None = None
-    """The samples of D-hat, where the student needs the teacher's scores of them."""
+    """The samples of the selection, where the student needs the teacher's scores of them."""
     teacher: str | None = None
-    """Fingerprint of the teacher that selected D-hat."""
+    """Fingerprint of the teacher of the selection."""
     weights: list[float] | None = None
     """Of the indexes that `index`, a joined one, mixes."""
 

@@ -260,7 +260,7 @@ class Trainer:
 
     @property
     def peak_memory_bytes(self) -> list[int]:
-        """The most that each rank held, in the order of ranks; every rank must ask."""
+        """The most memory that each rank had, in the order of ranks; every rank must ask."""
         return [int(value) for value in deepspeed.gather(peak_memory_bytes())]
 
 

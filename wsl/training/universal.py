@@ -1,7 +1,7 @@
 """A checkpoint of one number of ranks for another: DeepSpeed's universal checkpoint.
 
 DeepSpeed's converter `ds_to_universal` writes each weight and each of its optimizer states whole, and the
-engine's loader (`load_universal`) cuts out of them what a rank holds, for ZeRO 1 to 3. ZeRO 0 keeps
+engine's loader (`load_universal`) cuts out of them what a rank has, for ZeRO 1 to 3. ZeRO 0 keeps
 whole states on every rank, and needs no conversion.
 
 The converter of 0.19.8 knows the states of Adam alone, by name, and ends with KeyError 'exp_avg' for

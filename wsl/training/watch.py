@@ -1,6 +1,6 @@
-"""A thread that ends a rank which waits too long, and says for what and for whom.
+"""A thread that ends a rank which waits too long, and reports for what and for whom.
 
-Collectives of torch wait for half an hour and then say little; a slow file system waits for ever.
+Collectives of torch wait for half an hour and then report little; a slow file system waits for ever.
 Each rank notes what it is doing (`doing`), its thread passes that on to the others through a store,
 and where a rank does one thing longer than allowed its thread prints one paragraph and ends the
 process with exit code 1 (the main thread cannot: it is in the call that hangs). The launcher then
@@ -114,7 +114,7 @@ class Watch:
 
 
 def _quietly(call: Any, *arguments: Any, **options: Any) -> Any:
-    """The result, None where it fails: the store only helps to say more."""
+    """The result, None where it fails: the store only helps to report more."""
     try:
         return call(*arguments, **options)
     except Exception:
