@@ -103,7 +103,7 @@ def decode_image(content: bytes, max_pixels: int, num_channels: int = 3) -> torc
 def cut(
     image: torch.Tensor, options: ImageOptions, numbers: npt.NDArray[np.float64] | None = None
 ) -> torch.Tensor:
-    """uint8 C x H x W to C x S x S: the random crop that `numbers` stand for (a row of `crop_boxes`), or
+    """uint8 C x H x W to C x S x S: the random crop of `numbers` (a row of `crop_boxes`), or
     what is shown where nothing is random."""
     height, width = image.shape[1:]
     side = options.image_size

@@ -1,6 +1,6 @@
 """From ordinals of an index to batches of pixels and targets.
 
-`Images` reads, checks, decodes and caches; `Examples` says what is trained on: the samples of an
+`Images` reads, checks, decodes and caches; `Examples` is what is trained on: the samples of an
 index with their labels, or the rows of a pseudo-label file.
 """
 
@@ -56,7 +56,7 @@ class Pixels:
     images: torch.Tensor
     valid: torch.Tensor
     corrupt: torch.Tensor
-    """bool N: which should have been; samples that were taken down are neither."""
+    """bool N: which should have been; samples that were removed are neither."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ _shared: dict[tuple[Any, ...], Decoded] | None = None
 def sharing_decoded() -> Iterator[None]:
     """Within it, all `Images` of the same samples and size decode an image once, for stages of one process.
 
-    At most `SHARED_BYTES` of each are kept, whatever the stages say.
+    At most `SHARED_BYTES` of each are kept, whatever the stages are set to.
     """
     global _shared  # noqa: PLW0603
     before, _shared = _shared, {}
@@ -159,7 +159,7 @@ class Images:
         return self._pool.map(function, *arguments) if self._pool else map(function, *arguments)
 
     def _taken_down(self, ordinals: Ordinals) -> npt.NDArray[np.bool_]:
-        """Which samples were taken down (`wsl index drop`)."""
+        """Which samples were removed (`wsl index drop`)."""
         dropped = np.asarray(getattr(self.index, "dropped", ()), dtype=np.int64)
         if not len(dropped):
             return np.zeros(len(ordinals), dtype=bool)
@@ -208,7 +208,7 @@ class LabelledExamples(Examples):
 
 
 class PseudolabelledExamples(Examples):
-    """The rows of D-hat (`pairs`), or its images with several classes each (`multilabel`, `soft`)."""
+    """The rows of the selection (`pairs`), or its images with several classes each (`multilabel`, `soft`)."""
 
     def __init__(self, table: pl.DataFrame, target: str) -> None:
         samples = table["sample"].to_numpy().astype(np.int64)
@@ -252,7 +252,7 @@ def pad(labels: list[npt.NDArray[np.int64]], weights: list[npt.NDArray[np.float6
 
 
 def read_pseudolabels(path: Path, index: ImageIndex) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """D-hat and its metadata; DataError for another layout, UsageError for another index's file."""
+    """The selection and its metadata; DataError for another layout, UsageError for another index's file."""
     import json
 
     try:

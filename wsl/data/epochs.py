@@ -5,7 +5,7 @@
     sampler = StepSampler(order, batch_size=256, num_steps=1000, rank=rank, world_size=world_size)
     loader = StatefulDataLoader(data, batch_sampler=sampler, collate_fn=collate, num_workers=8)
 
-What stands in a batch is a function of the order, the options and the step alone; `wsl.data.loader` makes
+What is in a batch is a function of the order, the options and the step alone; `wsl.data.loader` makes
 it, for the stages too.
 """
 
@@ -83,7 +83,7 @@ class EpochDataset(Dataset[Example]):
         self.corrupt = CorruptCount(max_corrupt_share, str(getattr(index, "path", "the index")))
 
     def __len__(self) -> int:
-        """The number of samples; positions go on beyond it."""
+        """The number of samples; positions continue beyond it."""
         return len(self.loader.order)
 
     def __getitem__(self, position: int) -> Example:

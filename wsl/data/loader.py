@@ -1,7 +1,7 @@
-"""What stands at the positions of an order: decoded and augmented images and their targets.
+"""What is at the positions of an order: decoded and augmented images and their targets.
 
 It is a function of the order, the options, the seed and the position alone, so that neither ranks nor
-workers nor a restart change it. A sample that cannot be decoded, has too many pixels or was taken down is
+workers nor a restart change it. A sample that cannot be decoded, has too many pixels or was removed is
 replaced by another, drawn by a hash of (seed, position). Those that should have been shown are counted, and
 too many of them are an error. Stages train on a `Loader`, and so does everyone through `wsl.data.epochs`.
 """
@@ -31,7 +31,7 @@ MIN_SEEN = 1000
 
 @dataclass(frozen=True)
 class Loaded:
-    """What stands at N positions."""
+    """What is at N positions."""
 
     samples: Ordinals
     """The ordinals whose images are shown."""
@@ -41,7 +41,7 @@ class Loaded:
     num_replaced: npt.NDArray[np.int64]
     """For each position the samples that were drawn for it and could not be shown."""
     num_corrupt: npt.NDArray[np.int64]
-    """Those of them that were not taken down."""
+    """Those of them that were not removed."""
 
 
 def _shared_like(images: torch.Tensor) -> torch.Tensor | None:
@@ -70,7 +70,7 @@ class Loader:
             operators()
 
     def at(self, positions: npt.NDArray[np.int64]) -> Loaded:
-        """What stands at `positions`, read together; DataError where nothing can be shown at one."""
+        """What is at `positions`, read together; DataError where nothing can be shown at one."""
         options = self.images.options
         chosen = self._examples(positions)
         samples = np.array(self.examples.ordinals(chosen), dtype=np.int64)

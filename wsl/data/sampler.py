@@ -54,7 +54,7 @@ class StepSampler:
 
     Each batch is the positions of one rank at one step; the dataset turns positions into samples, so
     nothing but numbers goes to the workers. Every rank has the same number of steps. One pass yields
-    `num_steps` steps and the next goes on after it; the stream has no end. The state is that of the
+    `num_steps` steps and the next continues after it; the stream has no end. The state is that of the
     global step: it may be loaded on another number of ranks, and with any number of workers where it is
     taken from the sampler itself (`state_at`).
 
