@@ -1,6 +1,6 @@
-"""What a study reads: carried sets laid out, parts of indexes drawn, its own indexes built.
+"""What a study reads: bundled sets laid out, parts of indexes drawn, its own indexes built.
 
-    <root>/data/<set>-.../           workspaces of carried sets
+    <root>/data/<set>-.../           workspaces of bundled sets
     <root>/index/<name>-<hash>/      indexes of studies, by what they are made of
     <root>/index/<name>-<hash>.keys  the keys that a draw took
 
@@ -42,11 +42,11 @@ class StudyData:
     root: Path
     workspace: Workspace
     folders: dict[str, Path]
-    """Of the carried sets."""
+    """Of the bundled sets."""
     indexes: dict[Place, Path] = field(default_factory=dict)
 
     def path(self, text: str) -> str:
-        """`text` with {NAME} of a carried set replaced by its folder, seen from the workspace."""
+        """`text` with {NAME} of a bundled set replaced by its folder, seen from the workspace."""
         try:
             found = text.format_map({name: str(folder) for name, folder in self.folders.items()})
         except (KeyError, ValueError, IndexError, AttributeError):
@@ -55,7 +55,7 @@ class StudyData:
         return str(self.workspace.root / found)
 
     def index(self, name: str, places: Mapping[str, Place]) -> Path:
-        """Where an index lies: one of the study at its place, else one of the workspace."""
+        """Where an index is: one of the study at its place, else one of the workspace."""
         if name in places:
             return self.indexes[places[name]]
         return self.workspace.built_index(name)
@@ -115,7 +115,7 @@ class StudyData:
 def lay_out(
     study: StudyConfig, root: Path, folder: Path | None, sources: Mapping[str, Path], note: Note
 ) -> StudyData:
-    """Lays out the carried sets and builds their workspaces' indexes; else finds the user's workspace."""
+    """Lays out the bundled sets and builds their workspaces' indexes; else finds the user's workspace."""
     unknown = [name for name in sources if name not in study.data]
     if unknown:
         known = ", ".join(study.data) or "it has none of its own"
@@ -141,7 +141,7 @@ def drawn(table: pl.DataFrame, draw: Draw) -> list[str]:
     """The keys that `draw` takes of a table of ``key`` and ``class`` (null: of no class), sorted.
 
     The images are in the order of a hash of seed and key, and the first are taken, so the draw depends
-    neither on the order of the table nor on other images, and a larger draw holds a smaller one.
+    neither on the order of the table nor on other images, and a larger draw contains a smaller one.
     """
     seed = str(draw.seed).encode()
     hashes = [hashlib.blake2b(key.encode(), key=seed, digest_size=8).digest() for key in table["key"]]

@@ -39,7 +39,7 @@ class Place:
     """None for a step that does not depend on the axis."""
     estimate: Estimate
     where: dict[str, Any]
-    """The values of axes that it stands for."""
+    """Its values of axes."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class FigureData:
 def figure_data(figure: Figure, rows: Rows) -> FigureData:
     """Collects what a figure draws; places where no seed was measured have an empty estimate.
 
-    Raises UsageError where a step varies over an axis that the figure says nothing of, or an unknown metric.
+    Raises UsageError where a step varies over an axis that the figure does not fix, or an unknown metric.
     """
     if len(set(figure.steps.values())) < len(figure.steps):
         raise UsageError(f"figure {figure.title!r}: expected a name of its own for each step")

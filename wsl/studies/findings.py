@@ -1,16 +1,16 @@
-"""What a study claims, held against its results: a verdict with all its numbers.
+"""What a study claims, checked against its results: a verdict with all its numbers.
 
 A finding is a claim about the difference of two sides. The difference is taken within every seed that has
 both; its mean and 95 % interval decide:
 
-    shown                        the claim's bounds hold for the mean, and the interval excludes chance
-    met, but within the noise    they hold for the mean, and the interval does not exclude chance
-    not shown                    they do not hold
+    shown                        the claim's bounds are met by the mean, and the interval excludes chance
+    met, but within the noise    they are met by the mean, and the interval does not exclude chance
+    not shown                    they are not met
     not measured                 no seed has both sides
 
 Chance is a difference of 0 for a claim of at least some gain (or at most some loss). A claim that allows a
-loss ("no worse than -0.01") is told from chance only where the interval keeps to that bound. One seed has no
-interval, so it shows nothing. A peak is shown where its mean lies above both ends of the axis, each
+loss ("no worse than -0.01") is distinguished from chance only where the interval keeps to that bound. One
+seed has no interval, so it shows nothing. A peak is shown where its mean is above both ends of the axis, each
 difference again by its interval.
 """
 
@@ -94,7 +94,7 @@ class PeakResult:
 
 
 def judge_all(config: StudyConfig, rows: Rows) -> tuple[list[FindingResult], list[PeakResult]]:
-    """Every claim of a study; one that cannot be held against the results is "not measured", and says why."""
+    """Every claim of a study; one that cannot be checked is "not measured", with the reason."""
     findings, peaks = [], []
     for finding in config.findings:
         try:
@@ -167,7 +167,7 @@ def verdict_of(difference: Estimate, bounds: dict[str, float]) -> Verdict:
     low, high = difference.low, difference.high
     if low is None or high is None:
         return "met, but within the noise"
-    # A gain must be told from nothing; where some loss is allowed, from more of it.
+    # A gain must be distinguished from nothing; where some loss is allowed, from more of it.
     floors = [min(bound, 0.0) for bound in (least, each) if bound > -math.inf]
     above = all(low > floor or (low == floor and floor < 0) for floor in floors)
     ceiling = max(most, 0.0)
@@ -245,7 +245,7 @@ def _side(side: Side, metric: str, rows: Rows) -> tuple[SideResult, dict[int | N
 
 
 def _missing(estimate: Estimate, seeds: Sequence[int]) -> list[str]:
-    """What is to be said of the seeds that count."""
+    """Remarks on the seeds that count."""
     missing = [str(seed) for seed in seeds if seed not in estimate.seeds and None not in estimate.seeds]
     notes = []
     if missing:

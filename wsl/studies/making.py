@@ -20,7 +20,7 @@ from wsl.training.stages import run_stage
 
 
 def make(step: Step) -> None:
-    """Makes a step whose inputs are made; what was begun goes on where it was."""
+    """Makes a step whose inputs are made; what was begun resumes where it was."""
     begun = time.monotonic()
     step.folder.mkdir(parents=True, exist_ok=True)
     if isinstance(step, Training):
@@ -40,7 +40,7 @@ def _select(step: Selecting) -> None:
         paths = ScoringPaths(scoring.teacher, scoring.index, scoring.folder)
         score(paths, options=ScoringOptions(flip=scoring.flip))
     else:
-        # The state of the largest K serves every smaller one, so it has to be the first.
+        # The state of the largest K is enough for every smaller one, so it has to be the first.
         largest = scoring.folder / f"largest-{scoring.largest_k}.parquet"
         _request(scoring, largest, k=scoring.largest_k, p=1)
     _request(scoring, step.pseudolabels, k=step.k, p=step.p, order=step.asked.order, overwrite=True)
@@ -62,7 +62,7 @@ def _request(scoring: Scoring, out: Path, **options: Any) -> None:
 
 
 def keep_best(file: Path, limit: int) -> None:
-    """Leaves the `limit` best pairs of all classes together in D-hat.
+    """Leaves the `limit` best pairs of all classes together in the selection.
 
     Ties go to the smaller sample, then to the smaller class, as in the selection itself.
     """

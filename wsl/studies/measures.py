@@ -1,4 +1,4 @@
-"""What is measured of a step that is made; shares lie between 0 and 1.
+"""What is measured of a step that is made; shares are between 0 and 1.
 
 a run         top1, top5, macro, recall_at_10; recall_<group>, recall_at_10_<group>; loss
 a selection   num_pairs, num_images; precision, share_foreign where the truth is known

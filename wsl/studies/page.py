@@ -1,4 +1,4 @@
-"""A study as a page: what was claimed and what became of it, figures, every row, and what it does not say.
+"""A study as a page: what was claimed and what became of it, figures, every row, and what it does not show.
 
 `write_study` leaves in a folder what a reader needs: `results.parquet` (with the study in its metadata, so
 that the folder explains itself), `findings.json`, `figures/*.svg` and `*.png`, and `report.html`.
@@ -114,7 +114,7 @@ def findings_of(study: Study) -> dict[str, Any]:
 
 
 def study_page(config: StudyConfig, results: pl.DataFrame, *, facts: Sequence[tuple[str, str]] = ()) -> Page:
-    """The report of a study; `facts` come after those that the results tell."""
+    """The report of a study; `facts` come after those of the results."""
     study = Study.of(config, results)
     sections = [findings_section(study), *figure_sections(study), rows_section(study), limits_section(study)]
     return Page(
@@ -236,7 +236,7 @@ def _metric_cell(metric: str, value: object) -> str:
 
 
 def limits_section(study: Study) -> Section:
-    """What the results do not say: the study's own words, and what holds of every study."""
+    """What the results do not show: the study's own words, and what is true of every study."""
     num = len(study.config.seeds)
     general = (
         f"The intervals speak of {num} seeds: of other initial weights, orders of images and whatever else "

@@ -1,7 +1,7 @@
 """From a study to its steps: every template once for each combination of the axes that it depends on.
 
 A template depends on the axes that it names, and on those of its inputs. So the plan is a graph whose
-shared parts stand in it once, and nothing here trains, scores or reads data.
+shared parts are in it once, and nothing here trains, scores or reads data.
 """
 
 from __future__ import annotations

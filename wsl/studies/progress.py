@@ -17,7 +17,7 @@ from wsl.studies.plan import Place
 from wsl.studies.steps import Step
 
 MEASURES = ("top1", "precision", "loss")
-"""The first of these that a step has is told when it is made."""
+"""The first of these that a step has is shown when it is made."""
 
 
 @dataclass

@@ -5,7 +5,7 @@ step          the name of the selection or run
 seed          null where the step has its own
 <metric>      see `wsl.studies.measures`; null where it was not measured
 fingerprint   by which the step is known
-folder        where it lies, relative to the folder of all studies
+folder        where it is, relative to the folder of all studies
 config.<key>  the resolved settings
 """
 
@@ -50,7 +50,7 @@ def results_table(
 
 
 def write_results(table: pl.DataFrame, study: StudyConfig, folder: Path) -> Path:
-    """Publishes the table in the folder of a study; its metadata say which study that is."""
+    """Publishes the table in the folder of a study; its metadata name the study."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {"wsl": json.dumps({"study": study.model_dump(mode="json")})}
     with publishing(folder / RESULTS) as temporary:

@@ -2,7 +2,7 @@
 
 One row for every step that was made: `step`, a column for each axis (null where the step does not depend on
 it), `seed`, metrics as floats (null where not measured), and the settings as `config.*`. Where an axis is
-asked for that a step does not depend on, the step stands for every value of it.
+asked for that a step does not depend on, the step counts for every value of it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Rows:
     def by_seed(self, step: str, where: Where, metric: str) -> dict[int | None, float]:
         """The metric of a step by seed; seeds where it was not measured, or not finite, are absent.
 
-        Raises UsageError where the step varies over an axis that `where` says nothing of, or there is no
+        Raises UsageError where the step varies over an axis that `where` does not fix, or there is no
         such metric, and DataError where two rows are of the same seed and axes.
         """
         rows = self.of(step, where)
@@ -92,7 +92,7 @@ class Rows:
 
         With `further`, of every other axis that the step varies over the best value is taken too. Only
         combinations with the most seeds are candidates, lest one lucky seed win; of equals the first row's.
-        Where nothing was measured, the first combination stands.
+        Where nothing was measured, the first combination is taken.
         """
         fixed = {axis: value for axis, value in where.items() if value != BEST}
         rows = self.of(step, fixed)
@@ -127,7 +127,7 @@ def _combinations(rows: pl.DataFrame, axes: Sequence[str]) -> Iterator[dict[str,
 
 
 def _equals(kind: pl.DataType, axis: str, value: Any) -> pl.Expr:
-    """Whether a column of an axis holds `value`: numbers by number, all else by its text."""
+    """Whether a column of an axis equals `value`: numbers by number, all else by its text."""
     if kind.is_numeric() and isinstance(value, (int, float)):
         return pl.col(axis) == float(value)
     if kind == pl.Boolean and isinstance(value, bool):

@@ -1,7 +1,7 @@
 """Running a study: its data laid out, its steps made one after another in this process, its results written.
 
 DeepSpeed starts once. What is made already, by this study or another one under the same root, is not made
-again; a study that was killed goes on where it was, within a run from its newest checkpoint.
+again; a study that was killed resumes where it was, within a run from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StudyRequest:
     """Folder of all studies; default: `studies` in the workspace, or here, of a study that brings data."""
     workspace: Path | None = None
     sources: Mapping[str, Path] = field(default_factory=dict)
-    """Full sets in the place of carried ones, by name of the study's data."""
+    """Full sets in the place of bundled ones, by name of the study's data."""
     overrides: Sequence[str] = ()
     """Settings changed in every run, KEY=VALUE."""
     axes: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""What a study is, as its YAML says it: data, axes, steps, figures and findings.
+"""What a study is, as in its YAML: data, axes, steps, figures and findings.
 
     axes:        what is varied; every seed too
     indexes:     indexes made for the study, beside those of the workspace
@@ -25,7 +25,7 @@ from wsl.workspace.stage import Stage
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 Scalar = str | int | float | bool
 Reference = Annotated[str, Field(pattern=r"^\$")]
-"""``$axis.key``, which stands for a value."""
+"""``$axis.key``, in place of a value."""
 SEED = "seed"
 """The axis that every run has."""
 
@@ -49,7 +49,7 @@ class ShareAxis(Config):
 
 
 class Draw(Config):
-    """Some of an index's images, drawn by a hash of their keys: a smaller draw lies within a larger one."""
+    """Some of an index's images, drawn by a hash of their keys: a smaller draw is within a larger one."""
 
     of: str | None = None
     """The index whose keys (and first labels) are drawn from."""
@@ -60,7 +60,7 @@ class Draw(Config):
     share: float | str | None = None
     """The share of the images in all."""
     per_class: float | str | None = None
-    """Images of each class, or below 1 their share, where `classes` says nothing else."""
+    """Images of each class, or below 1 their share, where `classes` has no other number."""
     classes: dict[int, float | str] | Reference = {}
     """The same of single classes."""
     rest: bool = False
@@ -82,7 +82,7 @@ class StudyIndex(IndexConfig):
     """An index of a study: that of a workspace, and which of its images it takes."""
 
     like: str | None = None
-    """The workspace's index whose settings it has, where it says nothing else."""
+    """The workspace's index whose settings it has, where it has none of its own."""
     set: dict[str, Any] = {}
     """Settings changed, such as {vocabulary.max_labels: $labels}."""
     draw: Draw | None = None
@@ -184,9 +184,9 @@ class Finding(Config):
     less: Side
     metric: str = "top1"
     at_least: float | None = None
-    """The claim holds where the mean difference is no less."""
+    """The claim is met where the mean difference is no less."""
     at_most: float | None = None
-    """The claim holds where the mean difference is no more."""
+    """The claim is met where the mean difference is no more."""
     each_at_least: float | None = None
     """And that of no seed is less than this."""
 
@@ -207,7 +207,7 @@ class StudyConfig(Config):
     title: str
     about: str = ""
     data: dict[Name, CarriedData] = {}
-    """Carried sets laid out for it; {NAME} in a path stands for their folder."""
+    """Bundled sets laid out for it; {NAME} in a path means their folder."""
     workspace: str | None = None
     """Whose stages and indexes are meant: a name of `data`; absent, the workspace it is started in."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
@@ -222,7 +222,7 @@ class StudyConfig(Config):
     findings: list[Finding] = []
     peaks: list[Peak] = []
     limits: str = ""
-    """What the results do not say."""
+    """What the results do not show."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

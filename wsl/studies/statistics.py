@@ -1,9 +1,9 @@
 """Means over seeds, their intervals, and differences seed by seed.
 
-A study trains the same network with several seeds; what is said of it is a mean over seeds with the 95 %
+A study trains the same network with several seeds; what is reported of it is a mean over seeds with the 95 %
 interval of Student's t with n - 1 degrees of freedom ("Student" 1908), and differences are taken within a
 seed before they are averaged, since both sides share the seed's data and initial weights. One seed gives a
-mean and no interval. A seed that is missing is missing: nothing is filled in, and `Estimate.seeds` says
+mean and no interval. A seed that is missing is missing: nothing is filled in, and `Estimate.seeds` shows
 which ones count.
 """
 
@@ -22,7 +22,7 @@ BySeed = Mapping[int | None, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and where it may lie."""
+    """A mean over seeds and where it may be."""
 
     seeds: tuple[int | None, ...]
     values: tuple[float, ...]
@@ -73,7 +73,7 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
 
 
 def differences(of: BySeed, less: BySeed) -> dict[int | None, float]:
-    """`of` less `less` for every seed that has both; a side made once, for no seed, stands for every one."""
+    """`of` less `less` for every seed that has both; a side made once, for no seed, counts for each."""
     if None in less:
         return {seed: value - less[None] for seed, value in of.items()}
     if None in of:
@@ -101,7 +101,7 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def t_share(t: float, degrees: int) -> float:
-    """The probability that Student's t lies within -t to t (Abramowitz and Stegun 1964, 26.7.3 and 4)."""
+    """The probability that Student's t is within -t to t (Abramowitz and Stegun 1964, 26.7.3 and 4)."""
     angle = math.atan(t / math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2

@@ -1,8 +1,8 @@
-"""The steps of a plan with their inputs known: what each is known by, and where it lies.
+"""The steps of a plan with their inputs known: what each is known by, and where it is.
 
     <root>/steps/<stage>-<fingerprint>/       a run folder, as any stage leaves it
     <root>/steps/selection-<fingerprint>/     pseudolabels.parquet
-    <root>/steps/scores-<fingerprint>/        what a teacher said of an index, once for all selections
+    <root>/steps/scores-<fingerprint>/        a teacher's scores of an index, once for all selections
               .../step.json                   what was made, and in how many seconds; written last
 
 A fingerprint hashes the resolved settings of the step and the fingerprints of its indexes and of the
@@ -54,7 +54,7 @@ class Step:
         return (self.folder / DONE).is_file()
 
     def told(self) -> dict[str, Any]:
-        """What `step.json` says of a step that is made."""
+        """The content of `step.json` for a step that is made."""
         return dict(json.loads((self.folder / DONE).read_text(encoding="utf-8")))
 
     @property
@@ -86,7 +86,7 @@ class Scoring:
     flip: bool
     largest_k: int = 1
     whole: bool = False
-    """Whether every score is kept, since no single state serves all that need them."""
+    """Whether every score is kept, since no single state is enough for all that need them."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class Selecting(Step):
 
     @property
     def pseudolabels(self) -> Path:
-        """D-hat."""
+        """The selection."""
         return self.folder / PSEUDOLABELS
 
 
 @dataclass
 class Steps:
-    """All steps of a plan; UsageError where the settings of one do not hold."""
+    """All steps of a plan; UsageError where the settings of one are not valid."""
 
     data: StudyData
     plan: Plan
@@ -126,7 +126,7 @@ class Steps:
 
     @property
     def folder(self) -> Path:
-        """Where all steps lie."""
+        """Where all steps are."""
         return self.data.root / "steps"
 
     def _selecting(self, plan: StepPlan, asked: SelectionStep) -> Selecting:
