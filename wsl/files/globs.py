@@ -1,6 +1,6 @@
 """Which files a source names, and of what kind they are: a path, a folder, a glob, a list of these.
 
-A folder stands for the tables in it, or for its tar shards where it has no tables. Nothing is read here, so
+A folder means the tables in it, or its tar shards where it has no tables. Nothing is read here, so
 that whoever leaves the reading to the engine needs no reader.
 """
 
@@ -37,8 +37,8 @@ COMPRESSIONS = (".gz", ".zst")
 def find_files(source: object) -> list[str]:
     """The files that `source` names, in the byte order of their paths; URLs pass as they are.
 
-    A glob, or a folder (with a slash at its end), in a store is listed (`wsl.files.stores`). A folder stands
-    for the tables in it, or for its tar shards where it has no tables.
+    A glob, or a folder (with a slash at its end), in a store is listed (`wsl.files.stores`). A folder
+    means the tables in it, or its tar shards where it has no tables.
     """
     patterns: Any = source if isinstance(source, (list, tuple)) else [source]
     found: set[str] = set()
@@ -62,7 +62,7 @@ def find_files(source: object) -> list[str]:
 
 
 def _tables_in_store(pattern: str) -> list[str]:
-    """The URIs that a URI stands for: what is no glob and no folder, or in no store, is taken at its word."""
+    """The URIs that a URI means: what is no glob and no folder, or in no store, is taken at its word."""
     is_folder = pattern.endswith("/")
     is_listed = is_folder or stores.MAGIC.search(pattern) is not None
     if not (is_listed and stores.is_remote(pattern) and _core.HAS_STORES):

@@ -51,7 +51,7 @@ def shared_by_ranks(folder: Path) -> AbstractContextManager[None]:
 def held_by_task(folder: Path, doing: str) -> Iterator[None]:
     """Holds `folder` for a task of a command that holds it too.
 
-    Another task of the command, which was given up for lost, is waited for; UsageError where it goes on.
+    Another task of the command, which was given up for lost, is waited for; UsageError where it does not end.
     """
     ends = time.monotonic() + TASK_WAITS_S
     said = f"another task is {doing}; end it, or the node that it is on, and run the command again"

@@ -33,7 +33,7 @@ def publishing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(target: Path) -> Iterator[None]:
-    """Around what Polars writes to `target`: what the system said, which Polars passes on as text,
+    """Around what Polars writes to `target`: the system's error, which Polars passes on as text,
     becomes an OSError that names the file."""
     try:
         yield

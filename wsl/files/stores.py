@@ -1,9 +1,9 @@
-"""Object stores from Python: which options hold, and objects read, written and listed by URI.
+"""Object stores from Python: which options apply, and objects read, written and listed by URI.
 
-Shards, records and results may lie at ``s3://``, ``gs://``, ``az://`` or (to be read) ``https://``. How they
-are reached is said once: in the `storage` block of ``wsl.yaml``, with ``--storage-option KEY=VALUE``, by
+Shards, records and results may be at ``s3://``, ``gs://``, ``az://`` or (to be read) ``https://``. How they
+are reached is set once: in the `storage` block of ``wsl.yaml``, with ``--storage-option KEY=VALUE``, by
 `use` in Python, or in the environment (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``). Options have the names that
-Polars and the object_store crate give them, and both get the same. They hold secrets: nothing here prints
+Polars and the object_store crate give them, and both get the same. They contain secrets: nothing here prints
 or writes them, and no fingerprint depends on them. To processes that wsl starts they go in the environment
 variable ``WSL_STORAGE``, as secrets of stores do everywhere.
 
@@ -38,7 +38,7 @@ Place = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Settings:
-    """How stores are reached; `wsl.workspace.config.StorageConfig` says what each field means."""
+    """How stores are reached; `wsl.workspace.config.StorageConfig` explains each field."""
 
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout_s: float = STORE_LIMITS["timeout_s"]
@@ -78,7 +78,7 @@ _listed: dict[str, Object] = {}
 def use(options: Mapping[str, str] | None = None, **limits: Any) -> None:
     """Sets options of stores and other fields of `Settings` for this process and those it starts.
 
-    They stand before those of the workspace and are added to those set before; ``use()`` forgets all.
+    They come before those of the workspace and are added to those set before; ``use()`` forgets all.
     Raises UsageError for an option that no store knows and for limits that make no sense.
     """
     global _given  # noqa: PLW0603
@@ -92,7 +92,7 @@ def use(options: Mapping[str, str] | None = None, **limits: Any) -> None:
 def as_set_by(block: Mapping[str, Any]) -> Iterator[None]:
     """Within it, stores are reached as a workspace sets: fields of `Settings` by name.
 
-    What `use` set stands before it. A scope within another one takes its place.
+    What `use` set comes before it. A scope within another one takes its place.
     """
     token = _workspace.set(dict(block))
     _changed()
@@ -104,12 +104,12 @@ def as_set_by(block: Mapping[str, Any]) -> Iterator[None]:
 
 
 def current() -> Settings:
-    """What holds now."""
+    """What applies now."""
     return _settings_of(_merged(_workspace.get() or {}, _over()))
 
 
 def core() -> _core.Storage:
-    """The engine's form of what holds now."""
+    """The engine's form of what applies now."""
     return _core_of(json.dumps(dataclasses.asdict(current()), sort_keys=True))
 
 
@@ -141,7 +141,7 @@ def _merged(first: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _over() -> dict[str, Any]:
-    """What stands before the workspace: what `use` set, here or in the process that started this one."""
+    """What comes before the workspace: what `use` set, here or in the process that started this one."""
     global _given  # noqa: PLW0603
     if _given is None:
         _given = _from_environment()
@@ -162,7 +162,7 @@ def _from_environment() -> dict[str, Any]:
 
 
 def _changed() -> None:
-    """What holds from now on, here and in processes that are started."""
+    """What applies from now on, here and in processes that are started."""
     _listed.clear()
     merged = _merged(_workspace.get() or {}, _over())
     if merged:
@@ -229,7 +229,7 @@ def write_bytes(place: Place, content: bytes) -> None:
 def publishing(place: Place) -> Iterator[Path]:
     """The path to write to; at the end it becomes the object or file, whole, and on an error it is removed.
 
-    For an object it lies in the folder for temporary files (``TMPDIR``).
+    For an object it is in the folder for temporary files (``TMPDIR``).
     """
     from wsl.files import publish
 
@@ -269,8 +269,8 @@ def upload(path: Place, place: Place) -> None:
 def listing(pattern: Place) -> list[Object]:
     """Objects, or files, in the byte order of their URIs.
 
-    A glob stands for what it matches (``*`` and ``?`` within a name, ``**`` across folders), anything else
-    for all that lies below it. Nothing found is an empty list.
+    A glob means what it matches (``*`` and ``?`` within a name, ``**`` across folders), anything else
+    means all that is below it. Nothing found is an empty list.
     """
     text = os.fspath(pattern)
     if not is_remote(text):

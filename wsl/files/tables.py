@@ -4,7 +4,7 @@ A source is a path, folder or glob (Parquet, CSV, TSV, NDJSON, Arrow IPC; text a
 reads them, from object stores too), several of them, a Polars frame, or anything else with
 ``__arrow_c_stream__`` (a DuckDB relation, a pyarrow reader, a Hugging Face dataset).
 
-Two layouts come with the shards: tar files, whose samples hold hashtags in ``.json`` or ``.txt``
+Two layouts come with the shards: tar files, whose samples have hashtags in ``.json`` or ``.txt``
 members, and img2dataset's, a Parquet file beside each tar. Of the latter only rows whose ``status`` is
 "success" count, for the others have no image.
 
@@ -34,10 +34,10 @@ BATCH_ROWS = 65_536
 """Rows of the batches that Polars is asked for."""
 
 MAX_LINE_BYTES = 64 << 20
-"""Longer lines of text files are refused: a reader holds several of them in memory."""
+"""Longer lines of text files are refused: a reader keeps several of them in memory."""
 
 UNREADABLE = "the records could not be read: "
-"""How the engine begins what the reader of a stream said."""
+"""How the engine begins an error of the reader of a stream."""
 
 FILES_LOOKED_AT = 16
 BYTES_LOOKED_AT = 1 << 18
@@ -56,7 +56,7 @@ class Records:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Around the reading of the stream: what its reader says gets the names of the files."""
+        """Around the reading of the stream: errors of its reader get the names of the files."""
         try:
             yield
         except DataError as error:
@@ -85,7 +85,7 @@ def open_records(
     ``.txt`` for the text of those members.
 
     Raises UsageError for a file of unknown kind, a glob without files and an unknown column, and
-    DataError for a file that is not what its name says.
+    DataError for a file of another kind than its name.
     """
     named = (key_column, hashtags_column, shard_column, path_column)
     columns = [name for name in named if name is not None]
@@ -163,7 +163,7 @@ def scan(
 
 
 def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
-    """img2dataset's tables say of every row whether its image is in the tar beside."""
+    """img2dataset's tables have for every row whether its image is in the tar beside."""
     in_store = all(stores.is_remote(file) for file in files)
     if not in_store and not are_beside_shards(files):
         return frame
@@ -178,7 +178,7 @@ def _with_images(frame: pl.LazyFrame, files: list[str]) -> pl.LazyFrame:
 
 
 def expected_rows(source: object) -> int | None:
-    """How many rows are to come, so that progress can say how long: exact where footers tell it.
+    """How many rows are to come, so that progress can show how long: exact where footers have it.
 
     Of text files, and of several tar shards, it is estimated from a small part of the bytes. None where
     that cannot be had either.
