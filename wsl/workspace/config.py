@@ -74,7 +74,7 @@ class StorageConfig(Config):
     cache: Path | None = None
     """A local folder that keeps whole shards; shared by all processes of a machine."""
     cache_bytes: Bytes | None = None
-    """How much may lie in it."""
+    """How much may be in it."""
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
@@ -141,7 +141,7 @@ class ClusterConfig(Config):
     address: str = "auto"
     """HOST:PORT of the head, or auto: the cluster that this machine is a node of."""
     folder: str | None = None
-    """Where parts lie: a folder that all nodes see under this path, or the URI of one in a store; absent,
+    """Where parts are: a folder that all nodes see under this path, or the URI of one in a store; absent,
     beside the result."""
     group_bytes: Bytes = 2 * 2**30
     """Files are taken together up to so many bytes; a part should take one to five minutes."""

@@ -1,4 +1,4 @@
-"""A workspace: a folder with a `wsl.yaml`, and where everything made from it lies.
+"""A workspace: a folder with a `wsl.yaml`, and where everything made from it is.
 
 Commands ask the workspace for their inputs, so that they need no paths; what is missing is a
 UsageError that names the command to run first. Nothing here reads data.
@@ -43,7 +43,7 @@ class StageInputs:
     evaluate: Path | None = None
     """The held-out index."""
     pseudolabels: Path | None = None
-    """D-hat, for the student."""
+    """The selection, for the student."""
     init: Path | None = None
     """The run whose weights it starts from, or a file of downloaded ones."""
     predictions: Path | None = None
@@ -98,19 +98,19 @@ class Workspace:
         return self.root / WORKSPACE_FILE
 
     def index_path(self, name: str) -> Path:
-        """Where the index `name` lies or will lie."""
+        """Where the index `name` is or will be."""
         self.index(name)
         return self.root / "index" / name
 
     def built_index(self, name: str) -> Path:
-        """Where the index `name` lies; UsageError while it is not built."""
+        """Where the index `name` is; UsageError while it is not built."""
         path = self.index_path(name)
         if not (path / "manifest.json").is_file():
             raise UsageError(f"the index {path} is not built yet; run 'wsl index build {name}' first")
         return path
 
     def run_path(self, stage: Stage) -> Path:
-        """Where the stage's run lies or will lie."""
+        """Where the stage's run is or will be."""
         return self.root / "runs" / stage
 
     def complete_run(self, stage: Stage) -> Path:
@@ -125,12 +125,12 @@ class Workspace:
         return max(complete, key=lambda run: (run / "run.json").stat().st_mtime_ns)
 
     def predictions_path(self, name: str) -> Path:
-        """Where the teacher's predictions of the index `name` lie or will lie."""
+        """Where the teacher's predictions of the index `name` are or will be."""
         return self.root / "predictions" / name
 
     @property
     def pseudolabels(self) -> Path:
-        """Where the selection writes D-hat."""
+        """Where the selection is written."""
         return self.root / PSEUDOLABELS
 
     def unlabelled(self) -> str:
@@ -141,7 +141,7 @@ class Workspace:
         return name
 
     def stage(self, stage: Stage) -> StageSource:
-        """What `wsl.yaml` says of the stage."""
+        """The stage's entry in `wsl.yaml`."""
         source = self.config.stages.get(stage)
         if source is None:
             known = ", ".join(self.config.stages) or "none"
@@ -162,7 +162,7 @@ class Workspace:
     ) -> StageInputs:
         """Everything `stage` needs, each piece checked to be there.
 
-        `config`, `init`, `out` and `pseudolabels` stand in for what the workspace would choose.
+        `config`, `init`, `out` and `pseudolabels` replace what the workspace would choose.
         """
         # All that may be missing is looked for here, so that a stage fails before it has begun.
         source = self.stage(stage)

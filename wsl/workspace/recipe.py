@@ -30,7 +30,7 @@ class IndexOptions(Config):
     key_scope: Literal["global", "shard"] = "global"
     """Whether a key names one sample of the whole set, or keys begin anew in every shard."""
     shard_column: str | None = None
-    """The column of the records that names their shard, in scope "shard"; else tables stand beside shards."""
+    """The column of the records that names their shard, in scope "shard"; else tables are beside shards."""
     key_format: str | None = None
     """How integer keys are written in the names of members, such as "{:09d}"."""
     limits: dict[str, Share] = {}

@@ -10,7 +10,7 @@ from wsl._core import DataError
 
 
 def is_complete(run: Path) -> bool:
-    """Whether a run folder holds a finished run (its `run.json` says so and is written last)."""
+    """Whether a run folder has a finished run (by its `run.json`, which is written last)."""
     return (run / "run.json").is_file() and read_run(run).get("state") == "complete"
 
 

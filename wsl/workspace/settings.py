@@ -49,7 +49,7 @@ def load(kind: type[C], path: Path, overrides: list[str] | None = None) -> C:
 
 
 def check(kind: type[C], tree: dict[str, Any], where: str) -> C:
-    """Makes a `kind` of a parsed YAML tree; UsageError tells every fault at once."""
+    """Makes a `kind` of a parsed YAML tree; UsageError names every fault at once."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

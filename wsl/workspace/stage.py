@@ -166,7 +166,7 @@ class StageConfig(Config):
     evaluate_every: Positive | None = None
     """Steps between evaluations; absent, once at the end."""
     timeout_s: float = Field(default=1800.0, gt=0)
-    """A rank that waits longer for the others, or for a file, ends the run and says what it waited for."""
+    """A rank that waits longer for the others, or for a file, ends the run and reports what it waited for."""
     loader_timeout_s: float = Field(default=600.0, gt=0)
     """The same for the next batch of images."""
 
