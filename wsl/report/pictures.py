@@ -158,7 +158,7 @@ class _Reader:
         return found
 
     def left_out(self) -> list[Block]:
-        """What is to be said of pictures that are not shown."""
+        """Remarks on pictures that are not shown."""
         if self.why is not None:
             return [TextBlock(f"Images cannot be shown: {self.why}")]
         if not self.num_left_out:

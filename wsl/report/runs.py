@@ -1,6 +1,6 @@
 """The runs of a workspace: what each measured with its interval, their curves, recalls and confusions.
 
-Everything comes from what run folders hold; no torch is loaded, and a run that is not complete is shown as
+Everything comes from what run folders contain; no torch is loaded, and a run that is not complete is shown as
 far as it came.
 """
 
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def stage(self) -> Stage | None:
-        """Its stage, where the folder says it."""
+        """Its stage, where the folder has it."""
         found = self.info.get("stage")
         return found if found in STAGES else None
 

@@ -1,7 +1,7 @@
 """The selection of a workspace: images of each class before and after the cut, scores, and precision.
 
 What a pair's image really shows is known from a table of truths, where there is one. Without it, a pair
-disagrees where the teacher prefers another class for its image (its predictions tell, where they were kept),
+disagrees where the teacher prefers another class for its image (by its predictions, where they were kept),
 or where another class selected the same image with a higher score.
 """
 
@@ -29,7 +29,7 @@ from wsl.selection.keyed import look_up
 from wsl.workspace.layout import Workspace
 
 TRUTH = "data/truth.parquet"
-"""Where the carried data have the true classes of their unlabelled images."""
+"""Where the bundled data have the true classes of their unlabelled images."""
 TRUTH_COLUMNS = ("class", "label", "truth")
 NUM_BINS = 10
 MAX_PREDICTION_BYTES = 8 << 30
@@ -40,7 +40,7 @@ MAX_ROWS = 60
 
 @dataclass(frozen=True)
 class Selected:
-    """What `pseudolabels.parquet` holds."""
+    """The content of `pseudolabels.parquet`."""
 
     about: Mapping[str, Any]
     """Provenance and report."""
@@ -59,7 +59,7 @@ class Selected:
 
 
 def read_selection(workspace: Workspace, truth: Path | None = None) -> Selected | None:
-    """The workspace's selection, None where there is none; `truth` says what its images really show.
+    """The workspace's selection, None where there is none; `truth` is what its images really show.
 
     Raises DataError for a file that is no selection, UsageError for a table of truths without its columns.
     """
@@ -224,7 +224,7 @@ def _right_by_class(selected: Selected) -> dict[int, tuple[int, int]]:
 def disagreeing(selected: Selected, label: int, best: pl.DataFrame | None) -> pl.DataFrame:
     """The pairs of a class whose image is rather of another one, the surest first.
 
-    `best` says which class the teacher likes best for samples, as `best_classes` finds it.
+    `best` is the class that the teacher likes best for samples, as `best_classes` finds it.
 
     Adds the columns other (a class) and why: "truly", "the teacher says" or "also selected for".
     """
@@ -253,7 +253,7 @@ def disagreeing(selected: Selected, label: int, best: pl.DataFrame | None) -> pl
 def best_classes(folder: Path, samples: pl.Series) -> pl.DataFrame | None:
     """The teacher's best class of samples (columns sample and other), from its kept predictions.
 
-    None where the folder holds none, or more than the page may read. Raises DataError for files that are no
+    None where the folder has none, or more than the page may read. Raises DataError for files that are no
     predictions.
     """
     files = sorted(folder.glob("scores-*.parquet"))

@@ -1,7 +1,7 @@
 """A workspace as one page: every step's figures, as far as there are any.
 
 What is missing is left out; what is damaged is a DataError that names the file. The studies of the
-workspace stand at the end, with their findings and figures.
+workspace are at the end, with their findings and figures.
 """
 
 from __future__ import annotations
