@@ -1,1 +1,1 @@
-"""Charts, plots and the HTML page that holds them; it knows no other part of the package."""
+"""Charts, plots and the HTML page that has them; it knows no other part of the package."""

@@ -1,8 +1,8 @@
 """Charts of means with their intervals: lines over numbers, bars or points over names.
 
 Every line has a colour, a dash and a marker of its own, every bar a colour and a hatch, so that a print
-without colour still tells them apart. Whiskers are the intervals, small open rings the single values: nothing
-is hidden behind a mean. What comes from elsewhere is drawn in a panel of its own with its own scale.
+without colour still distinguishes them. Whiskers are the intervals, small open rings the single values:
+nothing is hidden behind a mean. What comes from elsewhere is drawn in a panel of its own with its own scale.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def chart(chart: Chart) -> str:
 
 
 def save_chart(path: Path, chart: Chart) -> None:
-    """The same as a file; its suffix says of which kind (.svg, .png, .pdf). ValueError for another."""
+    """The same as a file; its suffix is the kind (.svg, .png, .pdf). ValueError for another."""
     plots.save(path, lambda: _draw(chart))
 
 
 def begins_at_zero(chart: Chart) -> bool:
-    """Whether the values' axis begins at 0; where it does not, that is to be said."""
+    """Whether the values' axis begins at 0; where it does not, the chart has to state it."""
     return not _is_numeric(chart) and _lowest(chart) < READABLE * _highest(chart)
 
 

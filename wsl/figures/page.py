@@ -1,6 +1,6 @@
 """A report as one HTML file that needs nothing else: style, plots and pictures are inside.
 
-Data classes say what stands on the page, `render` writes it, `write` publishes it. Every text is
+Data classes describe what is on the page, `render` writes it, `write` publishes it. Every text is
 escaped; plots come from `wsl.figures.plots` as they are.
 """
 
@@ -114,7 +114,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class TableBlock:
-    """Rows of cells; columns whose cells are all numbers stand to the right.
+    """Rows of cells; columns whose cells are all numbers are to the right.
 
     Cells are anything with a text, `Badge` or `Lines`. A table that stacks shows its rows one below the
     other where the screen is narrow.

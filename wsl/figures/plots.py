@@ -1,7 +1,7 @@
 """The plots of reports, as inline SVG: Matplotlib draws, nothing is fetched by a browser.
 
 Every figure has a white card of its own, so that it reads in light and dark pages, and colours that
-colour-blind people tell apart (Okabe and Ito 2008). Plain numbers in, text out.
+colour-blind people can distinguish (Okabe and Ito 2008). Plain numbers in, text out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def zipf(
 ) -> str:
     """Counts by rank on logarithmic axes, the fitted power law over its tail, the least-squares line.
 
-    `multiplicities` says how many hashtags have each count. The law p(x) ~ x^-alpha from x_min on makes
+    `multiplicities` is how many hashtags have each count. The law p(x) ~ x^-alpha from x_min on makes
     the count of rank r fall as r^(-1/(alpha-1)); its line ends where the counts fall to x_min.
     """
     if not multiplicities:
@@ -68,7 +68,7 @@ def save_zipf(
     loglog_slope: float,
     title: str = "",
 ) -> None:
-    """The same as a file; its suffix says of which kind (.svg, .png, .pdf). ValueError for another."""
+    """The same as a file; its suffix is the kind (.svg, .png, .pdf). ValueError for another."""
     save(path, lambda: _zipf_figure(multiplicities, alpha, x_min, loglog_slope, title))
 
 
