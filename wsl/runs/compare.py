@@ -1,4 +1,4 @@
-"""Runs side by side, from what their folders hold; no torch is loaded."""
+"""Runs side by side, from what their folders contain; no torch is loaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def recall_rows(evaluation: Mapping[str, Any], names: Sequence[str] | None) -> l
 def most_confused(
     evaluation: Mapping[str, Any], names: Sequence[str] | None, num: int = 10
 ) -> list[list[Any]]:
-    """The cells off the diagonal of the confusion matrix that hold most: class, taken for, images."""
+    """The cells off the diagonal of the confusion matrix with most images: class, taken for, images."""
     cells = [
         (count, label, other)
         for label, row in enumerate(evaluation.get("confusion") or [])
@@ -117,7 +117,7 @@ def differing_settings(compared: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _last_step(run: Path) -> int | None:
-    """The last step that `metrics.csv` tells of."""
+    """The last step in `metrics.csv`."""
     file = run / "metrics.csv"
     if not file.is_file():
         return None
