@@ -1,1 +1,1 @@
-"""The whole pipeline on the carried data (`run`), and a workspace as one page (`page`)."""
+"""The whole pipeline on the bundled data (`run`), and a workspace as one page (`page`)."""
