@@ -19,7 +19,7 @@ from wsl.files.publish import publish_text
 
 HERE = Path(__file__).resolve().parent
 MARKER = "data/made.json"
-"""Written after all data of a workspace: says of which set and options they are."""
+"""Written after all data of a workspace: of which set and options they are."""
 
 EMPTY = """\
 # A workspace: name your shards and records here, then run 'wsl index build'.
@@ -62,7 +62,7 @@ def make_workspace(
     """Lays a workspace out in `folder` and returns the files that are new.
 
     `dataset` is "fashion-mnist" (with `num_labelled` labelled images, and the first `num_unlabelled` and
-    `num_test` of the others; None is all), "openclipart" or "none". The data are the carried ones, or the
+    `num_test` of the others; None is all), "openclipart" or "none". The data are the bundled ones, or the
     full set in its original files under `source`. Configs that are there stay as they are; `wsl.yaml` comes
     last. UsageError where the folder is a workspace of another set and `overwrite` is not given, a number of
     images is not to be had, or files of `source` are missing; DataError where they are damaged.

@@ -115,7 +115,7 @@ def balanced(labels: Bytes, number: int) -> npt.NDArray[np.int64]:
 
 
 def read_parts(file: Path, source: Path | None, sizes: Sizes) -> dict[str, Part]:
-    """labelled, unlabelled and test: of the carried images, or of the original files in `source`."""
+    """labelled, unlabelled and test: of the bundled images, or of the original files in `source`."""
     if source is not None:
         images, labels = read_original(source, "train")
         test_images, test_labels = read_original(source, "t10k")

@@ -84,7 +84,7 @@ def find_keys(folder: Path) -> list[str]:
 
 
 def read_carried(file: Path) -> Collection:
-    """The carried images, 48 x 48 pixels, PNG-encoded when they are asked for."""
+    """The bundled images, 48 x 48 pixels, PNG-encoded when they are asked for."""
     about, arrays = read_arrays(file)
     rows = {number: row for row, number in enumerate(about["with_image"])}
     planes = arrays["images"]
