@@ -1,4 +1,4 @@
-"""Exit codes, and what an error says: one paragraph, however it was raised."""
+"""Exit codes, and the text of an error: one paragraph, however it was raised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_DATA, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def how_to_install(extra: str) -> str:
-    """The command that adds what an extra of the package holds.
+    """The command that installs an extra of the package.
 
     The package is not published, and another project has the name `wsl` on the public index, so the clone or
     a wheel's file is named.

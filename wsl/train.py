@@ -6,7 +6,7 @@
     wsl train --stage student                             (the same, started for you)
 
 SIGTERM or SIGINT, or the death of the launcher, ends it after a checkpoint with exit code 130, and the
-same command goes on from there.
+same command resumes from there.
 
 In a workspace the stage's config, indexes and run folder come from `wsl.yaml`; with --index and
 --config it needs none.
@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The launcher puts the folder of this file first on the path, where its modules would stand in
-    # for others of the same name; the folder above holds the package.
+    # The launcher puts the folder of this file first on the path, where its modules would be taken
+    # for others of the same name; the folder above has the package.
     _here = Path(__file__).resolve().parent
     sys.path[:] = [str(_here.parent), *(entry for entry in sys.path if Path(entry).resolve() != _here)]
 
@@ -64,7 +64,7 @@ def train(options: TrainOptions) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             raise
-        # A wrong option is wrong on every rank; one of them says so.
+        # A wrong option is wrong on every rank; one of them reports it.
         if rank == 0 or not isinstance(error, (UsageError, KeyboardInterrupt)):
             where = f"rank {rank}: " if rank else ""
             text = str(error) if isinstance(error, Stopped) else f"error: {where}{explain(error)}"
@@ -119,7 +119,7 @@ def _train(options: TrainOptions, rank: int) -> None:
 
 
 def _stores(options: TrainOptions) -> AbstractContextManager[None]:
-    """The scope of the workspace's object stores, which holds though what is read may be named."""
+    """The scope of the workspace's object stores, which applies though what is read may be named."""
     if options.index is not None and options.workspace is None:
         return nullcontext()
     return Workspace.find(options.workspace).stores()
@@ -139,7 +139,7 @@ def _config(options: TrainOptions, stage: Stage) -> StageConfig:
 
 
 def _resume(text: str) -> Literal["auto", "never"] | Path:
-    """What --resume names: a way to go on, or the folder of a checkpoint."""
+    """What --resume names: a way to resume, or the folder of a checkpoint."""
     if text == "auto":
         return "auto"
     return "never" if text == "never" else Path(text)
