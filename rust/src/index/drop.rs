@@ -10,9 +10,9 @@ use crate::Result;
 /// What dropping keys came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Samples taken down now.
+    /// Samples removed now.
     pub num_dropped: u64,
-    /// Samples that were taken down before.
+    /// Samples that were removed before.
     pub num_known: u64,
     /// Keys that no sample has.
     pub unknown: Vec<String>,
@@ -84,7 +84,7 @@ fn find(index: &Index, key: &str) -> Result<Vec<u64>> {
     }
 }
 
-/// What was taken down before an index was built anew, as far as its keys are there again.
+/// What was removed before an index was built anew, as far as its keys are there again.
 pub(super) fn carry_over(
     folder: &Path,
     old: &[Dropped],

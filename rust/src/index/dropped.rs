@@ -1,4 +1,4 @@
-//! Samples that were taken down: they keep their ordinals and have neither image nor labels any more.
+//! Samples that were removed: they keep their ordinals and have neither image nor labels any more.
 //!
 //! `dropped.arrow` has a row for each: `sample`, the path of its `shard`, its `key`; ascending by sample.
 //! The parts stay as they are, so neither the fingerprint nor an ordinal changes.
@@ -16,7 +16,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use super::format::{FileEntry, MANIFEST, write_table};
 use crate::{Error, Result};
 
-/// A sample that was taken down.
+/// A sample that was removed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Dropped {
     /// Its ordinal.
@@ -35,7 +35,7 @@ fn schema() -> SchemaRef {
     ]))
 }
 
-/// Reads `dropped.arrow`, whose bytes have been held against its checksum.
+/// Reads `dropped.arrow`, whose bytes have been checked against its checksum.
 pub(super) fn read(path: &Path, bytes: &[u8], num_samples: u64) -> Result<Vec<Dropped>> {
     let bad = || Error::data(format!("{}: not a table of dropped samples", path.display()));
     let reader = FileReader::try_new(std::io::Cursor::new(bytes), None)?;
@@ -74,7 +74,7 @@ pub(super) fn write(folder: &Path, name: &str, rows: &[Dropped]) -> Result<FileE
     write_table(folder, name, &schema(), [Ok(batch)])
 }
 
-/// The name of a file that stands in for `old`, which readers may have open: `stem-N.extension`.
+/// The name of a file that replaces `old`, which readers may have open: `stem-N.extension`.
 pub(super) fn next_name(stem: &str, extension: &str, old: Option<&FileEntry>) -> String {
     let Some(old) = old else { return format!("{stem}.{extension}") };
     let number = old.file.strip_prefix(stem).and_then(|rest| rest.strip_prefix('-'));

@@ -3,15 +3,15 @@
 //! ```text
 //! manifest.json        format version, counts, parts with rows, sizes and checksums, fingerprint
 //! shards.arrow         one row a shard: path, size, header_checksum, first_sample, num_samples, and
-//!                      etag where shards lie in a store
+//!                      etag where shards are in a store
 //! part-00000.arrow     one row a sample: key, shard, offset, size, labels
 //! keys.idx             one u64 a sample, sorted: the upper bits of its key's hash, and its ordinal
 //! vocabulary.parquet   the labels; absent where the index has none
-//! dropped.arrow        what was taken down: sample, shard, key; absent while nothing was
+//! dropped.arrow        what was removed: sample, shard, key; absent while nothing was
 //! ```
 //!
 //! Tables are uncompressed Arrow IPC files; parts have record batches of 65,536 rows (the last of a
-//! part may be shorter), so row r of a part stands in batch r / 65,536. They are mapped and read in
+//! part may be shorter), so row r of a part is in batch r / 65,536. They are mapped and read in
 //! place: opening parses the footer and the headers of the batches, lookups follow raw buffers with
 //! every offset checked. The manifest is written last, so an index exists whole or not at all.
 
@@ -31,7 +31,7 @@ use crate::map::Map;
 use crate::publish::Unpublished;
 use crate::{Error, Result};
 
-/// What `format` says in a manifest.
+/// The value of `format` in a manifest.
 pub const FORMAT: &str = "wsl-index";
 /// The version this engine writes and reads.
 pub const FORMAT_VERSION: u32 = 2;
@@ -80,7 +80,7 @@ pub enum KeyScope {
     /// The whole set: a key is there once.
     #[default]
     Global,
-    /// The shard: keys begin anew in every shard, and records say which shard they belong to.
+    /// The shard: keys begin anew in every shard, and records name the shard they belong to.
     Shard,
 }
 
@@ -130,7 +130,7 @@ pub struct Manifest {
     pub format: String,
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
-    /// A hash of format version, vocabulary and parts: equal for equal content, wherever it lies.
+    /// A hash of format version, vocabulary and parts: equal for equal content, wherever it is.
     pub fingerprint: String,
     /// Samples in all parts.
     pub num_samples: u64,
@@ -155,7 +155,7 @@ pub struct Manifest {
     pub keys: FileEntry,
     /// `vocabulary.parquet`; `None` without labels.
     pub vocabulary: Option<FileEntry>,
-    /// The samples that were taken down; `None` while there are none.
+    /// The samples that were removed; `None` while there are none.
     pub dropped: Option<FileEntry>,
     /// What was counted while the index was built.
     pub counts: BTreeMap<String, u64>,
@@ -279,7 +279,7 @@ pub fn part_schema() -> SchemaRef {
     ]))
 }
 
-/// The columns of `shards.arrow`; `etag` is there where a shard lies in a store.
+/// The columns of `shards.arrow`; `etag` is there where a shard is in a store.
 pub fn shards_schema(with_etags: bool) -> SchemaRef {
     let mut fields = vec![
         Field::new("path", DataType::Utf8, false),
@@ -325,7 +325,7 @@ struct Sink {
     file: Unpublished,
     hasher: Xxh3,
     size: u64,
-    /// What the system said: Arrow's errors keep only its text.
+    /// The system's own error: Arrow's errors keep only its text.
     fault: Option<std::io::Error>,
 }
 
@@ -384,7 +384,7 @@ pub(super) fn same_checksum(path: &Path, bytes: &[u8], expected: &str) -> Result
     Ok(())
 }
 
-/// A file of the index, held against its size and checksum.
+/// A file of the index, checked against its size and checksum.
 pub(super) fn open_checked(folder: &Path, entry: &FileEntry) -> Result<Map> {
     let map = Map::open(folder.join(&entry.file), Some(entry.size))?;
     same_checksum(map.path(), &map, &entry.checksum)?;

@@ -26,7 +26,7 @@ const HEADER: usize = 16;
 /// only a few thousand of these then have the same upper bits by chance.
 const MOST_PACKED: u64 = 1 << 26;
 
-/// Entries are brought near their places by so many of their upper bits, and then sorted there.
+/// Entries are moved near their places by so many of their upper bits, and then sorted there.
 const BUCKET_BITS: u32 = 11;
 
 /// And once more by so many.
@@ -35,7 +35,7 @@ const NEAR_BITS: u32 = 12;
 /// The most entries of one place that are sorted by insertion.
 const MOST_NEAR: u32 = 32;
 
-/// Bits of an entry that hold an ordinal below `num_samples`.
+/// Bits of an entry that are an ordinal below `num_samples`.
 fn ordinal_bits(num_samples: u64) -> u32 {
     (u64::BITS - num_samples.saturating_sub(1).leading_zeros()).max(1)
 }
@@ -135,7 +135,7 @@ impl<'a> AllParts<'a> {
     }
 }
 
-/// Writes the keys of `parts` as `name`; looks for doubled ones where `distinct` says they must not be.
+/// Writes the keys of `parts` as `name`; looks for doubled ones where `distinct` forbids them.
 pub(super) fn write(
     folder: &Path,
     name: &str,
@@ -202,7 +202,8 @@ fn packed(hash: u64, ordinal: u64, bits: u32) -> u64 {
     hash >> bits << bits | ordinal
 }
 
-/// The entries in order: brought to buckets by their upper bits, each of which fits a processor's cache.
+/// The entries in order: moved to buckets by their upper bits, each of which fits a processor's
+/// cache.
 fn sorted(mut entries: Vec<u64>) -> Vec<u64> {
     const BUCKETS: usize = 1 << BUCKET_BITS;
     let bucket = |entry: u64| (entry >> (u64::BITS - BUCKET_BITS)) as usize;
@@ -233,8 +234,8 @@ fn sorted(mut entries: Vec<u64>) -> Vec<u64> {
     near
 }
 
-/// Sorts entries that share their upper bits: brought near their places once more, by the next bits, few
-/// are left to compare.
+/// Sorts entries that share their upper bits: moved near their places once more, by the next bits,
+/// few are left to compare.
 fn sort_bucket(bucket: &mut [u64], spare: &mut Vec<u64>) {
     const PLACES: usize = 1 << NEAR_BITS;
 
@@ -349,7 +350,7 @@ impl Writer<'_> {
         let bits = self.bits;
         let packed = entries.into_iter().map(|(hash, ordinal)| packed(hash, ordinal, bits));
         let mut packed: Vec<u64> = packed.collect();
-        // Hashes that differ in their lower bits alone now stand by ordinal.
+        // Hashes that differ in their lower bits alone are by ordinal now.
         packed.sort_unstable();
         self.put_entries(&packed)
     }
@@ -364,7 +365,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Compares the keys of entries that stand together with one hash, or as much as there is of it.
+    /// Compares the keys of entries that are together with one hash, or as much as there is of it.
     fn find_doubled<T: Copy>(
         &mut self,
         entries: &[T],

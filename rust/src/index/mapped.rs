@@ -55,7 +55,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// Opens the index in `folder`. `shard_root` stands in for the folder its shards lay in when it
+    /// Opens the index in `folder`. `shard_root` replaces the folder its shards were in when it
     /// was built.
     ///
     /// Where the index is replaced or appended to meanwhile, the new one is opened.
@@ -173,7 +173,7 @@ impl Index {
         part.row(row)
     }
 
-    /// The labels of a sample, ascending; none for one that was taken down.
+    /// The labels of a sample, ascending; none for one that was removed.
     pub fn labels(&self, ordinal: u64) -> Result<impl ExactSizeIterator<Item = u32> + '_> {
         let (part, row) = self.locate(ordinal)?;
         let bytes = if self.is_dropped(ordinal) { &[][..] } else { part.label_bytes(row)? };
@@ -185,7 +185,7 @@ impl Index {
         let mut labels = Vec::with_capacity(ordinals.len());
         let mut offsets = Vec::with_capacity(ordinals.len() + 1);
         offsets.push(0);
-        // Where the labels lie is looked up for some samples at once, so that their misses overlap.
+        // Where the labels are is looked up for some samples at once, so that their misses overlap.
         let mut spans = Vec::with_capacity(64);
         for some in ordinals.chunks(64) {
             spans.clear();
@@ -205,12 +205,12 @@ impl Index {
         Ok((labels, offsets))
     }
 
-    /// The samples that were taken down, ascending.
+    /// The samples that were removed, ascending.
     pub fn dropped(&self) -> &[Dropped] {
         &self.dropped
     }
 
-    /// Whether a sample was taken down.
+    /// Whether a sample was removed.
     #[inline]
     pub fn is_dropped(&self, ordinal: u64) -> bool {
         !self.dropped.is_empty()
@@ -263,14 +263,14 @@ impl Index {
         Ok(self.label_counts.get().map(Vec::as_slice).unwrap_or_default())
     }
 
-    /// Where a shard lies.
+    /// Where a shard is.
     ///
     /// Nowhere, an empty path, for samples of records alone.
     pub fn shard_path(&self, shard: u32) -> Result<PathBuf> {
         self.shards.path(shard)
     }
 
-    /// Whether any shard lies in a store.
+    /// Whether any shard is in a store.
     pub fn has_stored_shards(&self) -> bool {
         self.shards.has_stored()
     }
@@ -281,7 +281,7 @@ impl Index {
     }
 
     /// Reads the encoded images of some samples by `num_threads` threads; see [`Fetch::next_chunk`].
-    /// Those that were taken down are passed over.
+    /// Those that were removed are passed over.
     pub fn fetch(&self, ordinals: &[u64], num_threads: usize) -> Result<Fetch<'_>> {
         let mut wanted = Vec::with_capacity(ordinals.len());
         for (number, some) in ordinals.chunks(LOOKED_UP).enumerate() {

@@ -1,8 +1,9 @@
-//! The memory-mapped index over tar shards: where every sample lies, and what its labels are.
+//! The memory-mapped index over tar shards: where every sample is, and what its labels are.
 //!
-//! [`mod@format`] says what its files are. [`write`] makes it out of shards and their records ([`tables`] reads the
-//! records of Parquet files), [`steps`] does the same in many processes, [`mapped`] opens it, [`images`] reads
-//! images out of the shards and [`verify`] reads all of it. [`mod@drop`] takes samples down.
+//! [`mod@format`] describes its files. [`write`] makes it out of shards and their records
+//! ([`tables`] reads the records of Parquet files), [`steps`] does the same in many processes,
+//! [`mapped`] opens it, [`images`] reads images out of the shards and [`verify`] reads all of it.
+//! [`mod@drop`] removes samples.
 
 pub mod drop;
 pub mod dropped;

@@ -1,9 +1,9 @@
 //! One mapped part: rows looked up in the raw buffers of an Arrow IPC file.
 //!
 //! Opening parses the footer and the header of each record batch and keeps where the buffers of each
-//! column lie, after checking that they lie inside the file and are as long as the rows ask. What the
-//! buffers hold (offsets of keys and labels) is checked at each lookup: a damaged file gives an error,
-//! never a wrong slice.
+//! column are, after checking that they are inside the file and are as long as the rows ask. What
+//! the buffers contain (offsets of keys and labels) is checked at each lookup: a damaged file gives
+//! an error, never a wrong slice.
 
 use std::fs::File;
 use std::ops::Range;
@@ -42,7 +42,7 @@ pub struct Part {
     num_rows: usize,
 }
 
-/// Where the buffers of a record batch lie in the file.
+/// Where the buffers of a record batch are in the file.
 #[derive(Debug, Clone)]
 struct Batch {
     num_rows: usize,
@@ -81,7 +81,7 @@ impl Part {
         &self.map
     }
 
-    /// Where the file lies.
+    /// Where the file is.
     pub fn path(&self) -> &Path {
         self.map.path()
     }
@@ -120,7 +120,7 @@ impl Part {
 
     /// Reads what [`row`](Self::row) reads first, and returns some number made of it.
     ///
-    /// Processors may leave out what they are only told to fetch, where much is fetched at once.
+    /// Processors may ignore a hint to fetch, where much is fetched at once.
     #[inline]
     pub(super) fn touch_row(&self, row: usize) -> u8 {
         let Some(batch) = self.batches.get(row / BATCH_ROWS) else { return 0 };
@@ -141,7 +141,7 @@ impl Part {
         }
     }
 
-    /// Makes the processor fetch where the labels of a row lie.
+    /// Makes the processor fetch where the labels of a row are.
     #[inline]
     pub(super) fn prefetch_labels(&self, row: usize) {
         let Some(batch) = self.batches.get(row / BATCH_ROWS) else { return };

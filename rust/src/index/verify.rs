@@ -10,8 +10,8 @@ use crate::shard::{self, MAX_SCANS};
 use crate::{Error, Result, threads};
 
 impl Index {
-    /// Reads every byte of the index and the headers of every shard and holds them against what was
-    /// recorded; `job` advances by bytes of the index and by bytes of shards.
+    /// Reads every byte of the index and the headers of every shard and checks them against what
+    /// was recorded; `job` advances by bytes of the index and by bytes of shards.
     pub fn verify(&self, job: &Job) -> Result<()> {
         for (part, entry) in self.parts.iter().zip(&self.manifest().parts) {
             same_checksum(part.path(), part.bytes(), &entry.checksum)?;

@@ -1,8 +1,9 @@
-//! Reads from shards: those that the page cache answers, and those that the disk is told of first.
+//! Reads from shards: those that the page cache answers, and those that are announced to the disk
+//! first.
 //!
-//! Linux says without waiting whether a range is in the page cache (`RWF_NOWAIT`), and reads ahead what
-//! it is told of (`POSIX_FADV_WILLNEED`). Where a file system or a system has neither, every read is
-//! taken for one that waits at most as long as it must, and is made at once.
+//! Linux returns at once where a range is not in the page cache (`RWF_NOWAIT`), and reads ahead
+//! what is announced to it (`POSIX_FADV_WILLNEED`). Where a file system or a system has neither,
+//! every read is taken for one that waits at most as long as it must, and is made at once.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +13,8 @@ use std::sync::{Mutex, TryLockError};
 /// Memory that an index keeps between calls.
 pub(in crate::index) const MAX_KEPT: usize = 16 << 20;
 
-/// Reads at `start` into two pieces of memory, one after the other, where that takes no disk; says whether
-/// it did. Whatever else goes wrong is left to [`read`] to find again.
+/// Reads at `start` into two pieces of memory, one after the other, where that takes no disk;
+/// returns whether it did. Whatever else goes wrong is left to [`read`] to find again.
 #[cfg(target_os = "linux")]
 pub(in crate::index) fn read_cached(file: &File, parts: &mut [&mut [u8]; 2], start: u64) -> bool {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};

@@ -1,12 +1,13 @@
 //! Reading images: many at once, neighbours together, from a bounded number of open files, or from stores.
 //!
-//! The samples asked for are sorted by place; those that lie close together come with one read. They
-//! come in chunks of a few mebibytes, each read into the same memory, for the caller to copy from.
+//! The samples asked for are sorted by place; those that are close together come with one read.
+//! They come in chunks of a few mebibytes, each read into the same memory, for the caller to copy
+//! from.
 //!
-//! What the page cache holds is read at once; after some chunks that it held, by a plain `pread`, which is the
-//! cheapest. Of the rest the kernel is first told everything that a chunk lacks, so that the disk works on
-//! all of it, and only then is it waited for; after a chunk that had to be waited for, the disk is told of
-//! what comes later as well, in this call and in the next ones.
+//! What is in the page cache is read at once; after some chunks that were, by a plain `pread`,
+//! which is the cheapest. Of the rest all that a chunk lacks is first announced to the kernel, so
+//! that the disk works on all of it, and only then is it waited for; after a chunk that had to be
+//! waited for, what comes later is announced as well, in this call and in the next ones.
 //!
 //! Shards in stores are asked for by ranges, many at once; there a request costs more than a gap of a
 //! mebibyte, so more is read together. Where whole shards are kept in a local folder
@@ -36,11 +37,12 @@ const MAX_CHUNKS: usize = 4;
 const CHUNK: usize = disk::MAX_KEPT / MAX_CHUNKS;
 /// Bytes of a chunk from stores, unless one request is longer.
 const STORED_CHUNK: usize = 64 << 20;
-/// Bytes of a chunk for each thread where runs have to be waited for: while they are used, the disk goes on.
+/// Bytes of a chunk for each thread where runs have to be waited for: while they are used, the disk
+/// continues.
 const COLD_CHUNK: usize = 1 << 20;
-/// Bytes that the disk is told of beyond such a chunk.
+/// Bytes that are announced to the disk beyond such a chunk.
 const AHEAD: usize = 16 << 20;
-/// Where one run in so many has to be waited for, the disk is told of what comes after.
+/// Where one run in so many has to be waited for, what comes after is announced to the disk.
 const RARE: usize = 16;
 /// Images of fewer bytes are read with their header and copied to where the caller wants them: a read into two
 /// pieces of memory costs about as much more.
@@ -71,7 +73,7 @@ pub struct Fetch<'a> {
     num_threads: usize,
     /// Runs that are done.
     done: usize,
-    /// Runs of which the disk was told.
+    /// Runs that were announced to the disk.
     announced: usize,
     /// How the next chunk is read, and the first run after it.
     next: Option<(Way, usize)>,
@@ -81,9 +83,9 @@ pub struct Fetch<'a> {
 /// How a chunk is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// What the page cache holds at once, the rest after the disk was told of all of it.
+    /// What is in the page cache at once, the rest after all of it was announced to the disk.
     Try,
-    /// After the disk was told of it and of more that follows.
+    /// After it was announced to the disk, with more that follows.
     Wait,
     /// Out of stores.
     Request,
@@ -262,7 +264,7 @@ impl Fetch<'_> {
         way: Way,
         job: &Job,
     ) -> Result<()> {
-        // The disk is told of what follows too, so that it works on while this chunk is used.
+        // What follows is announced to the disk too, so that it works on while this chunk is used.
         let known = self.announced.max(runs.start);
         if way == Way::Wait {
             self.announced = self.chunk_from(runs.end, AHEAD).min(self.first_stored);
@@ -347,8 +349,8 @@ fn add_runs(
     }
 }
 
-/// Whether a sample is read together with the one before it: at most `max_gap` bytes lie between them,
-/// and all that is read together is at most `max_run` long.
+/// Whether a sample is read together with the one before it: at most `max_gap` bytes are between
+/// them, and all that is read together is at most `max_run` long.
 fn together(max_gap: u64, max_run: u64) -> impl FnMut(&Extent<'_>, &Extent<'_>) -> bool {
     let mut start = None;
     move |one, other| {

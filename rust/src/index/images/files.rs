@@ -22,13 +22,13 @@ pub(in crate::index) struct OpenFiles {
 type Recent = (u64, HashMap<u32, (Arc<File>, u64)>);
 
 impl OpenFiles {
-    /// The file of a shard that lies at `path`, which is asked for where it is not open.
+    /// The file of a shard that is at `path`, which is asked for where it is not open.
     pub(in crate::index) fn get(
         &self,
         shard: u32,
         path: impl FnOnce() -> Result<PathBuf>,
     ) -> Result<Arc<File>> {
-        // A lock that somebody holds, or held when the process was forked, is done without.
+        // A lock that another thread has, or had when the process was forked, is done without.
         let mut guard = match self.open.try_lock() {
             Ok(guard) => Some(guard),
             Err(TryLockError::Poisoned(error)) => Some(PoisonError::into_inner(error)),

@@ -1,7 +1,8 @@
-//! Images, read out of shards: many at once, in the order in which they lie.
+//! Images, read out of shards: many at once, in the order of their places.
 //!
-//! [`shards`] holds what is open; [`fetch`] makes runs of what is wanted and [`run`] reads them, by way of the
-//! [`files`] and the [`disk`]. Nothing here knows of an index but the name of its folder.
+//! [`shards`] has what is open; [`fetch`] makes runs of what is wanted and [`run`] reads them, by
+//! way of the [`files`] and the [`disk`]. Nothing here knows of an index but the name of its
+//! folder.
 
 pub(super) mod disk;
 pub(super) mod fetch;

@@ -1,5 +1,5 @@
-//! Runs of samples, and what threads do about them: read, announced, waited for, and held against
-//! what the index says.
+//! Runs of samples, and what threads do about them: read, announced, waited for, and checked
+//! against the index.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::shard::{self, BLOCK};
 use crate::store::Span;
 use crate::{Error, Result};
 
-/// Where a sample that is wanted lies in its shard: its header and image.
+/// Where a sample that is wanted is in its shard: its header and image.
 #[derive(Debug)]
 pub(in crate::index) struct Extent<'a> {
     pub(in crate::index) shard: u32,
@@ -98,7 +98,7 @@ impl Reading<'_, '_> {
         })
     }
 
-    /// An error where another member stands where a sample of the run was indexed.
+    /// An error where another member is where a sample of the run was indexed.
     pub(in crate::index) fn check_headers(&self, shards: &Shards) -> Result<()> {
         match self.wanted.iter().find(|one| !self.holds(one)) {
             Some(one) => Err(one.changed("another member stands there", shards)),
@@ -113,7 +113,7 @@ pub(in crate::index) enum Task<'a, 'b> {
     Try(Reading<'a, 'b>),
     /// Asks for a run that is to be read later.
     Announce(&'a [Extent<'a>], usize),
-    /// Reads what is in the page cache, as far as can be told.
+    /// Reads what is most likely in the page cache.
     ReadWarm(Reading<'a, 'b>),
     /// Reads, however long it takes.
     Read(Reading<'a, 'b>),

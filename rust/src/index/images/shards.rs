@@ -1,4 +1,5 @@
-//! The shards of an index: where they lie, those that are open, and how those in stores are reached.
+//! The shards of an index: where they are, those that are open, and how those in stores are
+//! reached.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ pub struct Shard {
     pub first_sample: u64,
     /// Its samples.
     pub num_samples: u64,
-    /// The etag that it had when it was indexed, where it lies in a store.
+    /// The etag that it had when it was indexed, where it is in a store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
@@ -46,9 +47,9 @@ pub(in crate::index) struct Shards {
     index: PathBuf,
     rows: Vec<Shard>,
     root: PathBuf,
-    /// Whether the shards lie elsewhere than when the index was built.
+    /// Whether the shards are elsewhere than when the index was built.
     is_moved: bool,
-    /// Which shards lie in a store; empty where none does.
+    /// Which shards are in a store; empty where none is.
     in_store: Vec<bool>,
     storage: Storage,
     open: OpenFiles,
@@ -60,7 +61,8 @@ pub(in crate::index) struct Shards {
 }
 
 impl Shards {
-    /// The shards of the index in `folder`; `root` stands in for the folder they lay in when it was built.
+    /// The shards of the index in `folder`; `root` replaces the folder they were in when it was
+    /// built.
     pub(in crate::index) fn open(
         folder: &Path,
         manifest: &Manifest,
@@ -103,7 +105,7 @@ impl Shards {
         &self.storage
     }
 
-    /// Whether they lie elsewhere than when the index was built.
+    /// Whether they are elsewhere than when the index was built.
     pub(in crate::index) fn is_moved(&self) -> bool {
         self.is_moved
     }
@@ -131,7 +133,7 @@ impl Shards {
         self.is_cold.store(is_cold, Ordering::Relaxed);
     }
 
-    /// Where a shard lies.
+    /// Where a shard is.
     ///
     /// Nowhere, an empty path, for samples of records alone.
     pub(in crate::index) fn path(&self, shard: u32) -> Result<PathBuf> {
@@ -148,7 +150,7 @@ impl Shards {
         match shard.path.split_once("://") {
             None => Ok(self.root.join(&shard.path)),
             Some(("file", path)) => Ok(PathBuf::from(path)),
-            // Shards of a store that were moved lie in one folder.
+            // Shards of a store that were moved are in one folder.
             Some((_, path)) if self.is_moved => {
                 Ok(self.root.join(path.rsplit('/').next().unwrap_or(path)))
             }
@@ -161,13 +163,13 @@ impl Shards {
         }
     }
 
-    /// Whether a shard lies in a store.
+    /// Whether a shard is in a store.
     #[inline]
     pub(in crate::index) fn is_in_store(&self, shard: u32) -> bool {
         self.in_store.get(shard as usize).is_some_and(|&is| is)
     }
 
-    /// Whether any shard lies in a store.
+    /// Whether any shard is in a store.
     pub(in crate::index) fn has_stored(&self) -> bool {
         !self.in_store.is_empty()
     }

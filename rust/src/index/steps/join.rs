@@ -1,7 +1,7 @@
 //! The join of a range of buckets: records become a table, and samples ask it.
 //!
 //! As many buckets at a time as fit in memory, as on one machine ([`crate::index::write::join`]); the labels of a
-//! group of shards stand together in the order of buckets, whatever was joined at a time.
+//! group of shards are together in the order of buckets, whatever was joined at a time.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ pub fn join(
     writer.publish(&joined.about())
 }
 
-/// A file of the join, and where its share of the buckets lies.
+/// A file of the join, and where its share of the buckets is.
 struct Opened {
     file: Sections,
     bounds: Bounds,

@@ -13,11 +13,12 @@
 //!
 //! A bucket is a partition of the join on disk ([`crate::spill::partitions`]), by the same bits of the same hash.
 //! Every file but scans and parts has [`sections`] with a table at its end, so that who joins reads its
-//! buckets out of every file, and M files of keys serve any number of them. One process takes parts and
-//! counts over ([`Builder::add_part`](super::Builder::add_part)) and writes keys and manifest, by the
-//! steps of a build of its own: what is counted, refused and written is the same.
+//! buckets out of every file, and M files of keys are enough for any number of them. One process
+//! takes parts and counts over ([`Builder::add_part`](super::Builder::add_part)) and writes keys
+//! and manifest, by the steps of a build of its own: what is counted, refused and written is the
+//! same.
 //!
-//! Where such a file lies in a store, ranges of it are read from there.
+//! Where such a file is in a store, ranges of it are read from there.
 
 mod join;
 mod part;
@@ -66,7 +67,7 @@ impl Taking {
     }
 }
 
-/// What a file says of itself, beside its sections.
+/// What a file has about itself, beside its sections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(super) enum About {

@@ -27,7 +27,7 @@ pub struct PartGroup {
     pub number: usize,
     /// The number of its first shard in the index.
     pub first_shard: u32,
-    /// The shard of the group that the first wanted sample lies in, and how many samples are taken of
+    /// The shard of the group that the first wanted sample is in, and how many samples are taken of
     /// those before it.
     pub skip: (usize, u64),
     /// Which of the samples that are taken of the group are wanted.

@@ -35,7 +35,7 @@ pub fn save_samples(
     let (mut highest_class, mut num_without_class) = (None, 0);
     let (mut number, mut scratch) = (0, Vec::new());
     for (scan, place) in read_scans(scans, shards.len())?.zip(0..) {
-        // Of more scans than shards the reader has said so.
+        // More scans than shards are an error of the reader.
         let (scan, shard) = (scan?, shards.get(place).map_or("", String::as_str));
         let before = number;
         for sample in 0..scan.len() {

@@ -1,7 +1,7 @@
 //! Shards scanned elsewhere: what a scan found as a file, so that many machines read the headers of shards.
 //!
-//! A file holds a line of JSON for each shard, in order. It says nothing of options that are applied later
-//! (lists of keys, records); [`crate::index::steps`] makes an index of such files.
+//! A file has a line of JSON for each shard, in order. It does not depend on options that are
+//! applied later (lists of keys, records); [`crate::index::steps`] makes an index of such files.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Split, Write};

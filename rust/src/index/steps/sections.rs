@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Numbers are little-endian. A reader of one section reads the trailer, two entries of the table and the
-//! section, and holds it against its checksum; nothing else of the file need be read or be right.
+//! section, and checks it against its checksum; nothing else of the file need be read or be right.
 
 use std::fs::File;
 use std::io::Write;
@@ -28,7 +28,7 @@ use crate::{Error, Result, threads};
 const MAGIC: &[u8; 8] = b"WSLSECT1";
 const TRAILER: u64 = 32;
 const ENTRY: u64 = 16;
-/// What is read first: the trailer, and with it most often all that the file says of itself.
+/// What is read first: the trailer, and with it most often all that the file has about itself.
 const TAIL: u64 = 1 << 14;
 /// Files in stores that are opened, or read, at once.
 const MAX_OPENED: usize = 16;
@@ -82,7 +82,7 @@ impl SectionsWriter {
     }
 }
 
-/// Where a file lies.
+/// Where a file is.
 #[derive(Debug)]
 enum Place {
     File(PathBuf),
@@ -100,7 +100,7 @@ pub(in crate::index) struct Sections {
     pub(in crate::index) about: About,
 }
 
-/// Where some sections that follow one another lie.
+/// Where some sections that follow one another are.
 #[derive(Debug)]
 pub(super) struct Bounds {
     /// Where each begins, and where the last ends.
@@ -240,7 +240,7 @@ impl Sections {
         self.num_sections as usize
     }
 
-    /// Where some sections lie.
+    /// Where some sections are.
     pub(super) fn bounds(&self, sections: Range<usize>, job: &Job) -> Result<Bounds> {
         let (start, end) = (sections.start as u64, sections.end as u64);
         if start >= end || end > self.num_sections {

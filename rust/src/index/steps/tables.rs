@@ -1,7 +1,7 @@
 //! Records that are an index by themselves: rows of a group of tables in their order, and parts out of them.
 //!
-//! A file holds the rows that are taken, [`SECTION_ROWS`] to a section, so that who makes a part reads no
-//! more of it than a section on either side.
+//! A file has the rows that are taken, [`SECTION_ROWS`] to a section, so that who makes a part
+//! reads no more of it than a section on either side.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

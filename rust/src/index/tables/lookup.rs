@@ -9,9 +9,9 @@ use crate::Result;
 use crate::hashtag::{Key, RecordReader, Rejection, Tag, TagColumn};
 use crate::vocabulary::Encoder;
 
-/// What stands for the number of a tag that has none.
+/// In place of the number of a tag that has none.
 pub(in crate::index) const UNKNOWN: u32 = u32::MAX;
-/// From here on numbers stand for causes of a rejection.
+/// Numbers from here on are causes of a rejection.
 pub(in crate::index) const REJECTED: u32 = UNKNOWN - Rejection::ALL.len() as u32;
 
 /// Common tags that are kept close, as bits of their number; with 24 bytes each they fit a processor's

@@ -37,7 +37,7 @@ const BLOCK: usize = 1 << 18;
 const MOST_MEMORY: usize = 2 << 30;
 
 /// Tags numbered in the order in which a thread met them, which is by and large that of how common they
-/// are: what is wanted often lies together.
+/// are: what is wanted is often together.
 #[derive(Debug)]
 struct Numbered {
     /// An open-addressing table, half full at most, of numbers; [`UNKNOWN`] where a place is free.
@@ -128,7 +128,7 @@ impl Numbering for Numbered {
     }
 }
 
-/// The numbers of one row group: whose they are, and where its blocks lie.
+/// The numbers of one row group: whose they are, and where its blocks are.
 #[derive(Debug, Clone, Default)]
 struct Spooled {
     thread: usize,
@@ -246,7 +246,7 @@ impl SpooledLabels<'_> {
             job.check()?;
             bytes.resize(4 * length, 0);
             self.spool.file.read(place, &mut bytes)?;
-            // Records do not go on over the end of a block.
+            // Records do not continue over the end of a block.
             let numbers = bytes
                 .chunks_exact(4)
                 .map(|number| u32::from_le_bytes([number[0], number[1], number[2], number[3]]));
@@ -399,8 +399,8 @@ impl Reader {
         self.entries = entries;
     }
 
-    /// Keeps the numbers of records, each once, and counts them, or those that stand twice back where they
-    /// are counted already.
+    /// Keeps the numbers of records, each once, and counts them, or those that are twice back where
+    /// they are counted already.
     #[inline]
     fn take(
         &mut self,

@@ -1,5 +1,5 @@
-//! The end of a build: what is left is written, counts are held against their limits, and the manifest
-//! makes the index visible.
+//! The end of a build: what is left is written, counts are checked against their limits, and the
+//! manifest makes the index visible.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,7 @@ use crate::store::Storage;
 use crate::vocabulary::Vocabulary;
 use crate::{Error, Result, publish};
 
-/// An index of which all is written but the manifest, whose text stands.
+/// An index of which all is written but the manifest, whose text is final.
 #[derive(Debug)]
 pub struct Prepared {
     folder: PathBuf,
@@ -33,7 +33,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// What the manifest's file will hold.
+    /// The content that the manifest's file will have.
     pub fn text(&self) -> &[u8] {
         &self.text
     }

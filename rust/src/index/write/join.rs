@@ -1,10 +1,10 @@
 //! Joining rows with records that do not fit in memory.
 //!
-//! Records lie on disk parted by the hash of their keys. The keys of the rows are parted the same way,
-//! in the order of the rows. Then, some partitions at a time, as many as fit in memory, the records
-//! become a table and the rows ask it: the labels they get go to disk, one section for each file of
-//! rows and partition. At last each file of rows is read with its sections, and its part is written.
-//! Every step goes through its input once and in order.
+//! Records are on disk parted by the hash of their keys. The keys of the rows are parted the same
+//! way, in the order of the rows. Then, some partitions at a time, as many as fit in memory, the
+//! records become a table and the rows ask it: the labels they get go to disk, one section for each
+//! file of rows and partition. At last each file of rows is read with its sections, and its part is
+//! written. Every step goes through its input once and in order.
 
 use xxhash_rust::xxh3::xxh3_64;
 

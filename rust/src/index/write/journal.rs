@@ -1,6 +1,6 @@
-//! How far a build has come, so that a killed one goes on.
+//! How far a build has come, so that a killed one resumes.
 //!
-//! `building.jsonl` lies in the folder of the index while it is built: a line that says what is built
+//! `building.jsonl` is in the folder of the index while it is built: a line for what is built
 //! (a key that the caller makes of inputs and options, and the index that is appended to), then one
 //! line for every file that is finished. A line is written and synced after its file is published; a
 //! line cut short by a crash is passed over, and its file written again.

@@ -58,7 +58,7 @@ impl Builder {
         }
         let file = self.write_file(Kind::Labelled)?;
         self.num_labelled += 1;
-        // The counts of the join are made again by whoever goes on.
+        // The counts of the join are made again by whoever resumes.
         let mut counts = self.counts.clone();
         counts.insert("records_doubled".to_owned(), 0);
         counts.insert("records_without_sample".to_owned(), 0);

@@ -2,14 +2,14 @@
 //! part by part.
 //!
 //! Shards are scanned in parallel, a few at a time, and taken in their order, so threads never change
-//! a byte. Records (key and labels) are held in memory while shards are scanned; where they do not
+//! a byte. Records (key and labels) are kept in memory while shards are scanned; where they do not
 //! fit, rows are written without labels first and joined on disk ([`self::join`]). Nothing is lost
-//! without a word: what was left out and why is counted, stands in the manifest, and where its share
+//! without a word: what was left out and why is counted in the manifest, and where its share
 //! is above a limit the build is refused.
 //!
-//! Every finished file is noted in a journal, so that a killed build goes on where it was, and no file
-//! takes the name of one that a manifest names: the old index stays whole until the new manifest is
-//! there.
+//! Every finished file is noted in a journal, so that a killed build resumes where it was, and no
+//! file takes the name of one that a manifest names: the old index stays whole until the new
+//! manifest is there.
 
 pub(super) mod encode;
 mod finish;
@@ -79,13 +79,13 @@ pub struct BuildOptions {
     pub include: Option<Vec<String>>,
     /// Keys to leave out.
     pub exclude: Vec<String>,
-    /// Shares that stand in for those of [`LIMITS`].
+    /// Shares that replace those of [`LIMITS`].
     pub limits: BTreeMap<String, f64>,
     /// How much memory the records may take.
     pub memory: Memory,
     /// Rows of a part, at most [`PART_ROWS`]; those of all parts but the last.
     pub part_rows: usize,
-    /// What the build is made of, in the caller's words: a killed build goes on only where they are
+    /// What the build is made of, in the caller's words: a killed build resumes only where they are
     /// the same, and never where they are absent.
     pub resume_key: Option<String>,
     /// Whether the new shards follow those of the index that is there.
@@ -177,7 +177,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Starts an index in `folder`, which is made where it is not there, or goes on with one.
+    /// Starts an index in `folder`, which is made where it is not there, or resumes one.
     pub fn new(folder: impl AsRef<Path>, options: BuildOptions) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
         std::fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
@@ -287,7 +287,7 @@ impl Builder {
         self.num_samples = files.map(|file| file.num_rows).sum();
     }
 
-    /// Whether a killed build goes on.
+    /// Whether a killed build is resumed.
     pub fn is_resumed(&self) -> bool {
         self.journal.is_resumed
     }
@@ -345,7 +345,8 @@ impl Builder {
         self.counts.entry(name.to_owned()).or_insert(0)
     }
 
-    /// Scans shards and writes parts; `paths` pairs where each lies with what `shards.arrow` calls it.
+    /// Scans shards and writes parts; `paths` pairs where each is with what `shards.arrow` calls
+    /// it.
     /// `job` advances by shards.
     pub fn add_shards(&mut self, paths: &[(PathBuf, String)], job: &Job) -> Result<()> {
         self.check_names(paths.iter().map(|(_, name)| name.as_str()))?;
@@ -373,7 +374,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Shards must have names of their own where these stand for them; these are the new ones.
+    /// Shards must have names of their own where keys are distinguished by these; these are the
+    /// new ones.
     pub fn check_names<'a>(&'a self, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
         if self.options.key_scope == KeyScope::Global {
             return Ok(());

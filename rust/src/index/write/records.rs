@@ -28,7 +28,7 @@ pub(in crate::index) struct Table {
     num_bytes: usize,
 }
 
-/// Where a record lies: chunk and offset, and whether a sample has used it.
+/// Where a record is: chunk and offset, and whether a sample has used it.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     hash: u64,
@@ -188,7 +188,7 @@ pub(in crate::index) fn put_record(
     })
 }
 
-/// Which columns of records say what, beside the hashtags.
+/// Which columns of records have what, beside the hashtags.
 #[derive(Debug, Clone, Default)]
 pub struct Columns {
     /// The key: text or integers.
@@ -242,7 +242,8 @@ pub(in crate::index) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// `joined` says whether the keys are held against names of members; integers then need a format.
+    /// `joined` is whether the keys are checked against names of members; integers then need a
+    /// format.
     pub(in crate::index) fn new(
         batch: &'a RecordBatch,
         columns: &'a Columns,

@@ -30,7 +30,7 @@ impl Rows {
         self.shards.len()
     }
 
-    /// Adds a sample whose image lies at `(shard, offset, size)`.
+    /// Adds a sample whose image is at `(shard, offset, size)`.
     pub(in crate::index) fn push(&mut self, key: &str, place: (u32, u64, u32), labels: &[u32]) {
         self.keys.extend_from_slice(key.as_bytes());
         self.key_ends.push(self.keys.len());

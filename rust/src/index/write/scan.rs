@@ -199,7 +199,7 @@ impl Samples {
         *self.left_out.entry(cause.into()).or_insert(0) += 1;
     }
 
-    /// Counts samples whose members do not stand together, and, where keys begin anew in every
+    /// Counts samples whose members are not together, and, where keys begin anew in every
     /// shard, those that share a key.
     fn find_split(&mut self, scope: KeyScope) {
         if scope == KeyScope::Global && self.imageless.is_empty() {

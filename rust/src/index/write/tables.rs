@@ -1,7 +1,7 @@
 //! Records that are a whole index by themselves: labels by key, no images.
 //!
-//! Such an index serves all that needs labels alone (statistics, repeat factors, epoch orders,
-//! joining later); reading an image from it is an error that says so. Rows are kept in the order of the
+//! Such an index is enough for all that needs labels alone (statistics, repeat factors, epoch
+//! orders, joining later); reading an image from it is an error. Rows are kept in the order of the
 //! records.
 
 use arrow_array::RecordBatch;
