@@ -1,9 +1,9 @@
 //! The K best of every class by sample, in memory.
 //!
-//! Samples are split into ranges, so that the pairs of one fit a core's cache when they are sorted. All lie
-//! in one piece of memory, range after range; in a range each thread has a room of its own, as large as what
-//! it may put there, which is counted before. Which ranges are about equal is estimated by a look at some of
-//! the entries.
+//! Samples are split into ranges, so that the pairs of one fit a core's cache when they are sorted.
+//! All are in one piece of memory, range after range; in a range each thread has a room of its own,
+//! as large as what it may put there, which is counted before. Which ranges are about equal is
+//! estimated by a look at some of the entries.
 
 use std::ops::Range;
 use std::slice::IterMut;
@@ -26,7 +26,7 @@ const WORTH_A_RANGE: usize = 4096;
 const MANY: usize = 1 << 20;
 const RARE: usize = 16;
 
-/// Which range a sample lies in.
+/// Which range a sample is in.
 #[derive(Debug, Clone, Copy)]
 struct Ranges {
     low: u64,
@@ -41,7 +41,7 @@ impl Ranges {
         Self { low, shift: bits.saturating_sub(most.ilog2()).min(u64::BITS - 1) }
     }
 
-    /// The first and the last range hold what lies outside all of them too.
+    /// The first and the last range have what is outside all of them too.
     #[inline]
     fn of(self, sample: u64) -> usize {
         let range = sample.saturating_sub(self.low) >> self.shift;
@@ -55,7 +55,7 @@ struct Seen {
     low: u64,
     high: u64,
     num_entries: usize,
-    /// How many lie in each range, where these are known.
+    /// How many are in each range, where these are known.
     counts: Vec<usize>,
 }
 
@@ -178,7 +178,7 @@ struct Unsorted<'a> {
 }
 
 impl Unsorted<'_> {
-    /// Brings what is there together and sorts it; where it stands in all memory.
+    /// Brings what is there together and sorts it; where it begins in all memory.
     fn sort(&mut self, scratch: &mut Vec<Packed>) -> (Range<usize>, &[Packed]) {
         let mut number = 0;
         for filled in &self.filled {
@@ -198,7 +198,7 @@ impl Unsorted<'_> {
 pub(super) struct BySample {
     low: u64,
     memory: Arc<Vec<Packed>>,
-    /// Where the pairs of the ranges stand, ascending.
+    /// Where the pairs of the ranges are, ascending.
     ranges: Arc<Vec<Range<usize>>>,
 }
 
@@ -259,12 +259,12 @@ impl BySample {
 pub(super) struct ListedImages {
     of: BySample,
     range: usize,
-    /// Where the pairs of the image stand.
+    /// Where the pairs of the image are.
     image: Range<usize>,
 }
 
 impl ListedImages {
-    /// Goes to the next image, and says whether there is one.
+    /// Goes to the next image, and returns whether there is one.
     #[inline]
     pub(super) fn next(&mut self) -> bool {
         while let Some(range) = self.of.ranges.get(self.range) {

@@ -86,7 +86,7 @@ impl Record for ClassImage {
 }
 
 /// The same in one number, of samples that are near one another: how far the sample is from the first of
-/// them, the key of the score, class and rank. Numbers order as what they stand for, and a million zeros
+/// them, the key of the score, class and rank. Numbers order as the values do, and a million zeros
 /// cost nothing until they are written.
 pub(super) type Packed = u128;
 

@@ -124,8 +124,8 @@ const COUNTERS: usize = 2048;
 
 /// Leaves the `k` smallest of `entries`, the largest of them last where there were more.
 ///
-/// A histogram of the keys tells which entries are surely among them and which surely not; only those
-/// of one counter, a few where scores differ, are looked at by rank.
+/// A histogram of the keys shows which entries are surely among them and which surely not; only
+/// those of one counter, a few where scores differ, are looked at by rank.
 pub(super) fn keep_best(entries: &mut Vec<Entry>, k: usize) {
     if entries.len() <= k {
         return;

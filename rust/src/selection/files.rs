@@ -4,10 +4,10 @@
 //! nearly all of them. What passes waits with the thread until the classes take it, when all threads pause.
 //!
 //! Floors that rise as pairs come let pass K (1 + ln(n / K)) of a class's n pairs. So a few row groups are
-//! looked at first ([`guess`]): where a class's K-th score will surely lie above some score, what is below
-//! that need not wait. Whether it was so is known in the end, when K pairs are there that are no worse; the
-//! files are read once more for the classes of which it was not. So a guess costs time where it is wrong,
-//! and never changes a result.
+//! looked at first ([`guess`]): where a class's K-th score will surely be above some score, what is
+//! below that need not wait. Whether it was so is known in the end, when K pairs are there that are
+//! no worse; the files are read once more for the classes of which it was not. So a guess costs
+//! time where it is wrong, and never changes a result.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -53,12 +53,12 @@ struct Feed<'a> {
     /// The number of the row group under way.
     group: usize,
     num_pairs: u64,
-    /// Whether all were read, and told of, before.
+    /// Whether all were read, and reported, before.
     is_again: bool,
 }
 
 impl<'a> Feed<'a> {
-    /// Lets wait what passes, until as much waits as may or nothing is left, which it says.
+    /// Lets wait what passes, until as much waits as may or nothing is left, which it returns.
     fn fill(
         &mut self,
         floors: &[f32],

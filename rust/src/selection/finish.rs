@@ -229,7 +229,7 @@ impl Images {
         Ok(Self { source: ImageSource::Sorted(images), p })
     }
 
-    /// Goes to the next image, and says whether there is one.
+    /// Goes to the next image, and returns whether there is one.
     #[inline]
     fn next(&mut self) -> Result<bool> {
         match &mut self.source {
@@ -281,7 +281,7 @@ impl Pairs {
         Ok(true)
     }
 
-    /// The next pairs, as many as a batch holds; none where there are no more.
+    /// The next pairs, as many as fit in a batch; none where there are no more.
     fn batch(&mut self) -> Result<Option<RecordBatch>> {
         let mut samples: Vec<u64> = Vec::with_capacity(ROWS_PER_BATCH);
         let mut pairs: Vec<Packed> = Vec::with_capacity(ROWS_PER_BATCH);
@@ -425,7 +425,7 @@ impl Selection {
     }
 
     /// Gives `push` what the classes of a thread took: entry, class and rank. Every thread takes each so-many-th part, since
-    /// frequent classes stand together.
+    /// frequent classes are together.
     fn choose(
         &self,
         thread: usize,

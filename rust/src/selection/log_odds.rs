@@ -4,8 +4,8 @@
 /// `score_c = z_c - log(sum of exp(z_j) over all j but c)`.
 ///
 /// It is the logit of the softmax's probability, log(p / (1 - p)), and orders as p does; but where p
-/// in float32 is 1.0 from about 17 on, the log-odds go on rising, and where p is 0.0 they go on
-/// falling. p = 1 / (1 + exp(-score)).
+/// in float32 is 1.0 from about 17 on, the log-odds continue to rise, and where p is 0.0 they
+/// continue falling. p = 1 / (1 + exp(-score)).
 ///
 /// Computed in float64 and rounded once. The class with the largest logit takes the sum over the
 /// others alone, relative to the largest of those; subtracting its own term from the sum over all

@@ -1,8 +1,9 @@
-//! Top-K/top-P selection: from teacher scores to the images that stand for each class.
+//! Top-K/top-P selection: from teacher scores to the images that are selected for each class.
 //!
 //! A teacher scores every image for every class. The selection (Yalniz, Jegou, Chen, Paluri, Mahajan
 //! 2019, "Billion-scale semi-supervised learning for image classification", section 3.2) takes for
-//! every class the K images with the best scores, and lets an image stand for at most P classes:
+//! every class the K images with the best scores, and lets an image be selected for at most P
+//! classes:
 //!
 //! * [`Order::ClassFirst`]: every class takes its K best images, then every image keeps the P best
 //!   of the classes that took it. Any smaller K and any P can be had from one state.
@@ -65,7 +66,7 @@ use top_p::OpenRow;
 /// The most classes that a selection can have.
 pub const MAX_CLASSES: u32 = 1 << 24;
 
-/// The most pairs that a state may say it has seen, so that adding to the number never overflows.
+/// The most pairs that a state may have seen, so that adding to the number never overflows.
 pub const MAX_PAIRS: u64 = 1 << 62;
 
 /// Which cut comes first.

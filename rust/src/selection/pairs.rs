@@ -93,7 +93,7 @@ fn type_of<'a>(schema: &'a Schema, name: &str) -> Result<&'a DataType> {
     })
 }
 
-/// Where the items of each row lie in a flat array.
+/// Where the items of each row are in a flat array.
 pub(super) enum Offsets<'a> {
     Small(&'a [i32]),
     Large(&'a [i64]),
@@ -167,7 +167,7 @@ impl<'a> Columns<'a> {
         }
     }
 
-    /// The end of the rows from `first` on that hold `most` pairs at most, one row at least.
+    /// The end of the rows from `first` on that have `most` pairs at most, one row at least.
     pub(super) fn rows_of_pairs(&self, first: usize, most: usize) -> usize {
         let num_rows = self.num_rows();
         match self {

@@ -2,7 +2,7 @@
 //!
 //! The classes of a part grow side by side; vectors of their own would waste up to half of what they
 //! reserve and leave holes behind. Here a list grows by a chunk of a few hundred bytes, chunks that a
-//! list gives back serve the next, and the pool itself grows by slabs that are never moved.
+//! list gives back are used by the next, and the pool itself grows by slabs that are never moved.
 
 use super::entry::Entry;
 use crate::hints::prefetch;

@@ -1,4 +1,4 @@
-//! The state of a selection as a file, to go on from or to join with others.
+//! The state of a selection as a file, to resume from or to join with others.
 //!
 //! Little-endian: the magic `WSLTOPKP`, the format version (u32); order (u32, 0 class-first, 1
 //! image-first), number of classes, K and P (u32 each), pairs seen (u64); for every class the number

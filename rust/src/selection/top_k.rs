@@ -3,7 +3,7 @@
 //! A class collects entries in a list; when K and a quarter are in it, the K best stay (a partial
 //! selection, so that an entry costs constant time on average) and the K-th becomes the class's cut: what is not
 //! better than the cut can never be among the K best and is dropped unseen. Beside the exact cut
-//! stands its score as a plain float, the floor, so that a row of scores is compared with the floors
+//! is its score as a plain float, the floor, so that a row of scores is compared with the floors
 //! of its classes sixteen at a time; after the first few thousand rows almost nothing gets past that.
 //!
 //! All threads share one state. Each takes some of the rows and lets [`Waiting`] what passes the
@@ -34,7 +34,7 @@ const MAX_WAITING: usize = 1 << 18;
 pub(super) struct Best {
     pub(super) list: List,
     pub(super) cut: Entry,
-    /// What runs on disk say of the cut; ascending.
+    /// What runs on disk show of the cut; ascending.
     pub(super) marks: Vec<Mark>,
 }
 

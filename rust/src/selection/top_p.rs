@@ -13,7 +13,7 @@ const ROWS_PER_TASK: usize = 64;
 pub struct SelectedPair {
     /// The image.
     pub sample: u64,
-    /// The class that it stands for.
+    /// The class that it is selected for.
     pub class: u32,
     /// Its place among the images that the class took, from 1, before the P cut.
     pub rank: u32,
@@ -50,7 +50,7 @@ impl OpenRow {
         if self.candidates.len() > num_classes { self.check_distinct() } else { Ok(()) }
     }
 
-    /// The `p` best classes of the row; a data error where a class stands in it twice.
+    /// The `p` best classes of the row; a data error where a class is in it twice.
     pub(super) fn best(&self, p: usize) -> Result<Vec<(u32, Entry)>> {
         self.check_distinct()?;
         let mut candidates = self.candidates.clone();

@@ -385,8 +385,8 @@ pub(super) fn check_pair(sample: u64, class: u32, score: f32, num_classes: u32) 
     Ok(())
 }
 
-/// Lets wait what is not below its floor, of pairs that name it by number, and whose class and sample
-/// `wanted` tells; the place of a pair that cannot be taken, if there is one.
+/// Lets wait what is not below its floor, of pairs that name it by number, with the class and
+/// sample from `wanted`; the place of a pair that cannot be taken, if there is one.
 ///
 /// Which pairs these are is noted first, without a branch: while the floors rise it cannot be foreseen. There
 /// are at most [`PAIRS_PER_PIECE`] pairs.
