@@ -1,6 +1,6 @@
 //! Tags that come as numbers of dictionary entries.
 //!
-//! Each entry is brought into its normal form once. A cell for each holds how many records have it and
+//! Each entry is normalized once. A cell for each has how many records have it and
 //! the last one that had, so that a tag counts once in its record; entries of one normal form share a
 //! cell. At the end of the dictionary its counts go the way of all others.
 
@@ -11,7 +11,7 @@ use super::waiting::Waiting;
 use crate::hashtag::{Key, RecordReader, Rejection, TagColumn, Tally};
 use crate::parquet::Numbers;
 
-/// Entries that are rejected stand for this and the number of the cause.
+/// For an entry that is rejected: this and the number of the cause.
 const REJECTED: u32 = u32::MAX - Rejection::ALL.len() as u32;
 
 #[derive(Debug, Clone, Copy, Default)]

@@ -26,8 +26,8 @@ impl<'a> Feed<'a> {
         Self { tags, next, reader: None, column: None, dictionary: None }
     }
 
-    /// Lets a thread count until too much waits or nothing is left, which it says; `job` advances by
-    /// records.
+    /// Lets a thread count until too much waits or nothing is left, which is returned; `job`
+    /// advances by records.
     pub(super) fn fill(&mut self, local: &mut Local, job: &Job) -> Result<bool> {
         while !local.is_full() {
             if let Some(column) = &self.column {

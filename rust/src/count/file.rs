@@ -7,7 +7,7 @@
 //! bytes; last the XXH3 hash (128 bits) of all before it. Equal counts make equal files.
 //!
 //! A file is data from outside: no length in it is trusted, order and sums must be right, and what
-//! is wrong with it is said.
+//! is wrong with it is an error.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -171,7 +171,7 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// Reads the histogram and returns how many tags it stands for.
+    /// Reads the histogram and returns how many tags it counts.
     fn read_sizes(&mut self, counts: &mut HashtagCounts) -> Result<u64> {
         let (mut num_records, mut num_hashtags, mut previous) = (0, 0, None);
         for _ in 0..self.number()? {

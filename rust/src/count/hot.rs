@@ -1,8 +1,8 @@
 //! Tags that a thread keeps close, counted where they are.
 //!
-//! Each tag has one place that its key gives it, and holds it as long as it is seen more often than what
-//! else falls on the place. [`HotTags`] are short ones, which are their own keys; beside each of
-//! [`HotLongTags`] lie its bytes.
+//! Each tag has one place that its key gives it, and keeps it as long as it is seen more often than
+//! what else falls on the place. [`HotTags`] are short ones, which are their own keys; beside each
+//! of [`HotLongTags`] are its bytes.
 
 use crate::hashtag::{INLINE, Key, Other, Tag, TagColumn, VIEW_INLINE};
 
@@ -15,8 +15,8 @@ const HOT_SLOTS: usize = 16384;
 /// The most credit; what was common once gives way in bounded time.
 const MOST_CREDIT: u32 = 1 << 16;
 
-/// One in so many of the tags that are not hot challenges the hot one of its place: that tells what is
-/// common well enough.
+/// One in so many of the tags that are not hot challenges the hot one of its place: that finds what
+/// is common well enough.
 const CHALLENGERS: usize = 16;
 
 #[derive(Debug, Clone, Copy)]
@@ -100,8 +100,9 @@ impl HotTags {
     /// Counts those texts of a block that are hot tags in normal form, each once in its record, and
     /// lays the others down in `others`, whose number it returns with the number of duplicates.
     ///
-    /// There is no branch on which is which, nor on where records end, for that is anybody's guess: a 1
-    /// in `begins` tells it. A text that merely stands for a hot tag is among the others.
+    /// There is no branch on which is which, nor on where records end, for neither can be
+    /// predicted: a 1 in `begins` marks it. A text that only becomes a hot tag when normalized is
+    /// among the others.
     #[inline]
     pub(super) fn count_views(
         &mut self,
@@ -131,7 +132,7 @@ impl HotTags {
     }
 
     /// Counts the hot ones of a batch and lays the others down in `others`; returns how many. Those that
-    /// give way are told to `gone`.
+    /// give way are passed to `gone`.
     pub(super) fn count(
         &mut self,
         batch: &[(u64, Key)],
@@ -199,7 +200,7 @@ impl HotLongTags {
     /// Counts those of the `others` in a block that are hot tags in normal form, each once in its record, and
     /// leaves the rest; returns how many these are, and the number of duplicates.
     ///
-    /// Long ones are told from short ones, then hot ones from the rest, each without a branch.
+    /// Long ones are separated from short ones, then hot ones from the rest, each without a branch.
     pub(super) fn count_views(
         &mut self,
         column: &TagColumn,
@@ -238,7 +239,7 @@ impl HotLongTags {
         (leave_unmarked(others), num_duplicates)
     }
 
-    /// Counts a long tag where it is hot; one that gives way to it is told to `gone`.
+    /// Counts a long tag where it is hot; one that gives way to it is passed to `gone`.
     #[inline]
     pub(super) fn count(&mut self, tag: &Tag<'_>, mut gone: impl FnMut(&Tag<'_>, u32)) -> bool {
         let text = tag.long();

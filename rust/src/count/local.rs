@@ -1,7 +1,7 @@
 //! What one thread does on its own: read records and keep the commonest tags close.
 //!
 //! Hashtags are Zipf-distributed: a few thousand take most of what is seen. Each thread counts those
-//! in a small table of its own that stays in the processor's cache; a tag holds its place there as
+//! in a small table of its own that stays in the processor's cache; a tag keeps its place there as
 //! long as it is seen more often than what else falls on the place. All others wait in rows, one for each
 //! stretch of the shared table, until it takes them in stretch by stretch: a stretch fits the
 //! processor's first-level cache.
@@ -19,7 +19,7 @@ use super::waiting::{Arrivals, Waiting};
 /// Rows between two looks at the [`Job`].
 const ROWS_PER_CHECK: usize = 4096;
 
-/// Tags that are brought to the hot ones together.
+/// Tags that are compared with the hot ones together.
 const BATCH: usize = 256;
 
 /// What the work on a block of records needs.

@@ -6,7 +6,7 @@
 //! ones grow by a quarter, so that a table near its memory limit is well filled.
 //!
 //! A slot is 24 bytes: a [`Key`] and a count, and a tag of up to 15 bytes is its own key. Longer tags
-//! lie in the partition's arena.
+//! are in the partition's arena.
 
 use super::waiting::{Arrivals, PARTITION_BITS};
 use crate::hashtag::{Key, Tag};

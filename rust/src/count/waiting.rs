@@ -1,8 +1,8 @@
 //! Tags on their way from a thread to the shared table.
 //!
-//! The top bits of a tag's hash say to which partition of the table it goes, and the next ones to which
-//! stretch of it: each stretch has a row of its own here, so that the table takes a row in within a few
-//! lines of memory that are near by then.
+//! The top bits of a tag's hash give the partition of the table that it goes to, and the next ones
+//! the stretch of it: each stretch has a row of its own here, so that the table takes a row in
+//! within a few lines of memory that are near by then.
 
 use crate::hashtag::{Key, Tag};
 
@@ -31,11 +31,11 @@ pub(super) fn partition_of(hash: u64) -> usize {
 pub(super) struct Waiting {
     /// Tags that were seen once each: rows by the top bits of their hashes.
     keys: Vec<Key>,
-    /// Tags that a row can hold.
+    /// Tags that fit in a row.
     capacity: usize,
     lens: Vec<u32>,
     num_keys: usize,
-    /// Tags with their counts, and what a row cannot hold.
+    /// Tags with their counts, and what does not fit in a row.
     counted: Vec<Vec<(Key, u64)>>,
     num_counted: usize,
     /// The bytes of long tags.
@@ -46,7 +46,8 @@ pub(super) struct Waiting {
 /// What waits for one partition.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrivals<'a> {
-    /// Tags that count once each, in rows of `stride` keys; of each row as many as `lens` says.
+    /// Tags that count once each, in rows of `stride` keys; of each row as many as its number in
+    /// `lens`.
     keys: &'a [Key],
     stride: usize,
     lens: &'a [u32],

@@ -4,7 +4,7 @@
 //! likelihood, x_min the count whose fit has the smallest Kolmogorov-Smirnov distance, the standard
 //! error 1 / sqrt(n (ln zeta)'') by the observed information (Clauset, Shalizi and Newman 2009,
 //! sections 3 and B). A tag of rank r then has a count of about r^(-1 / (alpha - 1)), the rank
-//! exponent; beside it stands the plain least-squares slope of log count against log rank.
+//! exponent; beside it is the plain least-squares slope of log count against log rank.
 //!
 //! The fit works on the multiset of counts (how many tags have each count), so its cost does not
 //! depend on the number of tags; the slope takes one pass over their ranks.
@@ -39,7 +39,7 @@ pub struct ZipfFit {
     pub loglog_slope: f64,
 }
 
-/// Fits the counts of which `multiplicities` says how many tags have each; x_min is chosen unless
+/// Fits counts; `multiplicities` is how many tags have each; x_min is chosen unless
 /// given. At least two different counts are needed; `job` is only looked at.
 pub fn fit(multiplicities: &BTreeMap<u64, u64>, x_min: Option<u64>, job: &Job) -> Result<ZipfFit> {
     let points: Vec<(u64, u64)> =
@@ -90,7 +90,7 @@ pub fn fit(multiplicities: &BTreeMap<u64, u64>, x_min: Option<u64>, job: &Job) -
     })
 }
 
-/// The share of all occurrences that the `heads` most frequent tags hold, for each of `heads`.
+/// The share of all occurrences that the `heads` most frequent tags have, for each of `heads`.
 pub fn head_shares(multiplicities: &BTreeMap<u64, u64>, heads: &[u64]) -> Vec<f64> {
     let total: f64 = multiplicities.iter().map(|(&x, &n)| x as f64 * n as f64).sum();
     let share = |&head: &u64| {
@@ -106,7 +106,7 @@ pub fn head_shares(multiplicities: &BTreeMap<u64, u64>, heads: &[u64]) -> Vec<f6
     heads.iter().map(share).collect()
 }
 
-/// How many of the most frequent tags hold at least each of `shares` of all occurrences.
+/// How many of the most frequent tags have at least each of `shares` of all occurrences.
 pub fn head_sizes(multiplicities: &BTreeMap<u64, u64>, shares: &[f64]) -> Vec<u64> {
     let total: f64 = multiplicities.iter().map(|(&x, &n)| x as f64 * n as f64).sum();
     let size = |&share: &f64| {
@@ -142,7 +142,7 @@ struct Tail {
 
 impl Tail {
     /// Newton's method on the mean log-likelihood -alpha mean(ln x) - ln zeta(alpha, x_min), which is
-    /// concave; a step that leaves the interval known to hold the maximum is replaced by bisection.
+    /// concave; a step that leaves the interval known to have the maximum is replaced by bisection.
     fn fit(points: &[(u64, u64)], x_min: u64, guess: f64) -> Self {
         let num: u64 = points.iter().map(|point| point.1).sum();
         let logarithms: f64 = points.iter().map(|&(x, n)| (x as f64).ln() * n as f64).sum();
@@ -174,7 +174,7 @@ impl Tail {
 }
 
 /// The largest distance of the distribution functions over all integers: between two counts that occur
-/// the data's stays and the law's rises, so it lies at a count or just before the next one.
+/// the data's stays and the law's rises, so it is at a count or just before the next one.
 fn distance(points: &[(u64, u64)], x_min: u64, alpha: f64, num: u64) -> f64 {
     let all = hurwitz(alpha, x_min as f64).value;
     let below = |x: u64| 1.0 - hurwitz(alpha, x as f64).value / all;
