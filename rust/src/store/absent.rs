@@ -1,4 +1,4 @@
-//! The verbs of stores where they are not built in: each says so.
+//! The verbs of stores where they are not built in: each is an error.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,15 +1,16 @@
 //! Whole shards kept in a local folder, within a limit, for all processes of a machine.
 //!
-//! Everything lies in a folder of our own, `wsl-shards`, within the one that was named, and only names
-//! that we give are ever removed: 32 hexadecimal digits and `.shard`, or the same under way. A name is a
-//! hash of the shard's URI, etag and size, so a shard that is replaced in its store is another file.
+//! Everything is in a folder of our own, `wsl-shards`, within the one that was named, and only
+//! names that we give are ever removed: 32 hexadecimal digits and `.shard`, or the same under way.
+//! A name is a hash of the shard's URI, etag and size, so a shard that is replaced in its store is
+//! another file.
 //!
-//! Processes share the folder by locks that end with whoever holds them (`flock`), so nothing is left
-//! locked by a process that was killed:
+//! Processes share the folder by locks that end with the process that has them (`flock`), so
+//! nothing is left locked by a process that was killed:
 //!
-//! * who fetches a shard holds its `.lock`, one of 256; others wait and then find it;
-//! * room is made under `room.lock`: what lies there and what is under way (a file is as long from the
-//!   start as it will be) is added up, and shards used longest ago go until the new one fits;
+//! * who fetches a shard has its `.lock`, one of 256; others wait and then find it;
+//! * room is made under `room.lock`: what is there and what is under way (a file is as long from
+//!   the start as it will be) is added up, and shards used longest ago go until the new one fits;
 //! * a file under way is locked as long as somebody writes it: one that is not is left over, and goes.
 //!
 //! A shard becomes visible by rename when all of it is written and synced. Whoever has one open keeps it:
@@ -30,7 +31,7 @@ use crate::{Error, Result, publish};
 const FOLDER: &str = "wsl-shards";
 const SHARD: &str = ".shard";
 const UNDER_WAY: &str = ".part";
-/// How often a lock that somebody holds is tried.
+/// How often a lock that another process has is tried.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The shard as an open file; `None` where others need all the room at the moment.
@@ -115,7 +116,7 @@ fn lock(path: &Path, job: &Job) -> Result<File> {
     }
 }
 
-/// Locks a file until it is closed, by whoever holds it; an error where somebody else has it.
+/// Locks a file until it is closed, by all that have it open; an error where somebody else has it.
 fn try_lock(file: &File) -> std::io::Result<()> {
     Ok(flock(file, FlockOperation::NonBlockingLockExclusive)?)
 }
@@ -157,7 +158,7 @@ fn reserve(folder: &Path, path: &Path, size: u64, limit: u64, job: &Job) -> Resu
         return Ok(None);
     }
 
-    // The space is taken while the lock is held, so that the next one counts it.
+    // The space is taken while the folder is locked, so that the next one counts it.
     let said = |error| Error::io(path, error);
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
     let file = file.map_err(said)?;

@@ -105,7 +105,7 @@ fn make(storage: &Storage, uri: &Uri) -> Result<Client> {
     made.map_err(|error| super::fault::unusable(uri, &error))
 }
 
-/// What a client is told beside what the environment says.
+/// A client's settings beside those of the environment.
 struct Settings<'a> {
     defaults: [(ClientConfigKey, String); 2],
     options: &'a BTreeMap<String, String>,

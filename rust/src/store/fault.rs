@@ -1,7 +1,7 @@
-//! What went wrong at a store: whether to try again, and what to tell.
+//! What went wrong at a store: whether to try again, and what to report.
 //!
-//! What a server says is not repeated beyond its status and error code: bodies of errors echo request
-//! headers and signed text.
+//! A server's answer is not repeated beyond its status and error code: bodies of errors echo
+//! request headers and signed text.
 
 use std::error::Error as _;
 
@@ -23,7 +23,7 @@ pub(super) enum Fault {
     Whole,
 }
 
-/// What a server may have said.
+/// What a server may have answered.
 struct Said {
     status: Option<u16>,
     code: Option<String>,
@@ -85,12 +85,12 @@ impl Fault {
         }
     }
 
-    /// Whether the store says that there is no such object or bucket.
+    /// Whether the store reports that there is no such object or bucket.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Store(StoreError::NotFound { .. }))
     }
 
-    /// Whether the range lies outside the object.
+    /// Whether the range is outside the object.
     pub(super) fn is_out_of_range(&self) -> bool {
         match self {
             Self::Store(error) => {
@@ -101,7 +101,7 @@ impl Fault {
         }
     }
 
-    /// Whether the store says that there is no such bucket.
+    /// Whether the store reports that there is no such bucket.
     pub(super) fn is_no_bucket(&self) -> bool {
         match self {
             Self::Store(error) => {
@@ -112,7 +112,7 @@ impl Fault {
         }
     }
 
-    /// What the caller is told, after `num_tries`.
+    /// The error for the caller, after `num_tries`.
     pub(super) fn explain(&self, uri: &Uri, num_tries: usize, elapsed_s: f64) -> Error {
         let tried = if num_tries > 1 {
             format!(" (tried {num_tries} times in {elapsed_s:.0} s)")
@@ -288,7 +288,7 @@ pub(super) fn unusable(uri: &Uri, error: &StoreError) -> Error {
     Error::usage(format!("{}: the options of storage do not make a client: {what}", uri.root()))
 }
 
-/// Numbers of the operating system's errors, as Python tells its exceptions apart.
+/// Numbers of the operating system's errors, by which Python distinguishes its exceptions.
 pub(super) mod errno {
     pub(crate) const ENOENT: i32 = 2;
     pub(crate) const EIO: i32 = 5;

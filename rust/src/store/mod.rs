@@ -1,24 +1,25 @@
 //! Object stores: shards, parts and results at `s3://`, `gs://`, `az://` and `https://`.
 //!
-//! A [`Storage`] says how stores are reached: options by the names that the `object_store` crate and
-//! Polars give them, and limits of our own. It holds no connection. Everything else is a verb of it with
-//! a URI, and blocks until it is done: [`read`](Storage::read), [`read_spans`](Storage::read_spans)
-//! (many ranges, concurrently), [`list`](Storage::list), [`write`](Storage::write),
-//! [`download`](Storage::download) and so on.
+//! A [`Storage`] is how stores are reached: options by the names that the `object_store` crate and
+//! Polars give them, and limits of our own. It has no connection. Everything else is a verb of it
+//! with a URI, and blocks until it is done: [`read`](Storage::read),
+//! [`read_spans`](Storage::read_spans) (many ranges, concurrently), [`list`](Storage::list),
+//! [`write`](Storage::write), [`download`](Storage::download) and so on.
 //!
-//! One policy holds for every request. It is at most [`request_bytes`](Limits::request_bytes) long, so
-//! that its timeout covers it. What a server may mend (503, 429, a connection that breaks, a body that
-//! ends early or stands still) is asked for again, with pauses that grow, until a deadline; what it will
-//! not mend (no such object, no permission, a wrong region) is said at once. An answer counts only where
-//! it has the length that was asked for and, where the object was seen before, its etag: an object that
-//! was replaced in between is an error and never a mixture.
+//! One policy applies to every request. It is at most [`request_bytes`](Limits::request_bytes)
+//! long, so that its timeout covers it. What a server may repair (503, 429, a connection that
+//! breaks, a body that ends early or stops coming) is asked for again, with pauses that grow, until
+//! a deadline; what it will not repair (no such object, no permission, a wrong region) is an error
+//! at once. An answer counts only where it has the length that was asked for and, where the object
+//! was seen before, its etag: an object that was replaced in between is an error and never a
+//! mixture.
 //!
-//! Errors name the URI and what to do. Options may hold secrets: they are never printed
-//! ([`Debug`](std::fmt::Debug) hides them), and no error repeats what a server said beyond its code.
+//! Errors name the URI and what to do. Options may contain secrets: they are never printed
+//! ([`Debug`](std::fmt::Debug) hides them), and no error repeats a server's answer beyond its code.
 //!
 //! Requests run on a small runtime of their own, which is started by the first of them and belongs to
 //! one process: a forked child starts its own (`process`). Without the Cargo feature `cloud` all
-//! of this is there, and says that it is not built in (`absent`).
+//! of this is there, and reports that it is not built in (`absent`).
 
 mod cache;
 #[cfg(feature = "cloud")]
@@ -143,10 +144,10 @@ impl Tally {
     }
 }
 
-/// A folder of whole shards, and how much may lie in it.
+/// A folder of whole shards, and how much may be in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheOptions {
-    /// The folder; what is kept lies in a folder of our own within it.
+    /// The folder; what is kept is in a folder of our own within it.
     pub folder: PathBuf,
     /// Bytes at most.
     pub limit_bytes: u64,
@@ -176,7 +177,7 @@ pub struct Span {
     pub etag: Option<Arc<str>>,
 }
 
-/// How stores are reached. Cheap to clone; holds no connection, so it may be carried over a fork.
+/// How stores are reached. Cheap to clone; has no connection, so it may be used after a fork.
 #[derive(Clone, Default)]
 pub struct Storage {
     inner: Arc<Inner>,
@@ -203,8 +204,9 @@ impl std::fmt::Debug for Storage {
 }
 
 impl Storage {
-    /// Options by the names of the `object_store` crate, such as `aws_region`; what they do not say comes
-    /// from the environment (`AWS_REGION` and the like). An option that no store knows is refused.
+    /// Options by the names of the `object_store` crate, such as `aws_region`; what they do not set
+    /// comes from the environment (`AWS_REGION` and the like). An option that no store knows is
+    /// refused.
     pub fn new(
         options: BTreeMap<String, String>,
         limits: Limits,
@@ -348,7 +350,7 @@ impl Storage {
         Ok(object)
     }
 
-    /// Writes all of an object into `file`, which lies at `path`.
+    /// Writes all of an object into `file`, which is at `path`.
     fn fill(&self, object: &Object, file: &File, path: &Path, job: &Job) -> Result<()> {
         self.read_whole(object, job, |start, bytes| {
             file.write_all_at(bytes, start).map_err(|error| Error::io(path, error))

@@ -1,9 +1,9 @@
 //! What a process keeps for its requests: a runtime and the clients that were made.
 //!
-//! Threads do not survive a fork, and a lock that another thread held at that moment is held for ever in
-//! the child. So what is kept belongs to one process. The first call in a process takes the next of a few
-//! slots, none of which an ancestor has touched, and what ancestors made is left as it lies: it is
-//! neither used nor dropped. No lock is waited for that was there before the fork.
+//! Threads do not survive a fork, and a lock that another thread had at that moment is locked for
+//! ever in the child. So what is kept belongs to one process. The first call in a process takes the
+//! next of a few slots, none of which an ancestor has touched, and what ancestors made is left as
+//! it is: it is neither used nor dropped. No lock is waited for that was there before the fork.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

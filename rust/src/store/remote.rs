@@ -24,9 +24,9 @@ use crate::{Error, Result};
 /// The first pause before another try, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A body of which nothing came for so long stands still.
+/// A body of which nothing came for so long has stopped.
 const MAX_STALL: Duration = Duration::from_secs(15);
-/// What requests in flight may hold in memory.
+/// What requests in flight may keep in memory.
 const MAX_IN_FLIGHT_BYTES: u64 = 256 << 20;
 /// Objects over this go up in parts of this size.
 const PART_BYTES: u64 = 16 << 20;
@@ -93,7 +93,7 @@ impl Access {
         if gone.fault.is_not_found() { self.missing().await } else { self.explain(gone) }
     }
 
-    /// What to say of an object that is not there: it, or its whole bucket.
+    /// The error for an object that is not there: it, or its whole bucket.
     async fn missing(&self) -> Error {
         let listed = self.client.store.list_with_delimiter(Some(&self.key)).await;
         let is_no_bucket = listed.is_err_and(|error| Fault::Store(error).is_no_bucket());
@@ -147,7 +147,7 @@ impl Access {
         mut body: stream::BoxStream<'static, object_store::Result<Bytes>>,
         length: usize,
     ) -> std::result::Result<Bytes, Fault> {
-        // A timeout of the whole answer would end large ones too, so only standing still is one.
+        // A timeout of the whole answer would end large ones too, so only a pause is one.
         let stall = MAX_STALL.min(Duration::from_secs_f64(self.storage.limits().timeout_s));
         let mut first: Option<Bytes> = None;
         let mut all: Vec<u8> = Vec::new();
@@ -214,7 +214,7 @@ pub(super) fn head(storage: &Storage, uri: &Uri, job: &Job) -> Result<Option<Obj
         match access.head().await {
             Ok(object) => Ok(Some(object)),
             Err(gone) if gone.fault.is_not_found() && !gone.fault.is_no_bucket() => Ok(None),
-            // An answer to HEAD has no body that would say why; one to GET has.
+            // An answer to HEAD has no body with the reason; one to GET has.
             Err(gone) if matches!(gone.fault, Fault::Store(_)) && !gone.fault.may_pass() => {
                 match access.range(0..1, None).await {
                     Ok((_, object)) => Ok(Some(object)),
@@ -229,7 +229,7 @@ pub(super) fn head(storage: &Storage, uri: &Uri, job: &Job) -> Result<Option<Obj
     })
 }
 
-/// What to say of an object that is not there: it, or its whole bucket.
+/// The error for an object that is not there: it, or its whole bucket.
 pub(super) fn missing(storage: &Storage, uri: &Uri, job: &Job) -> Error {
     let asked = || {
         let access = Access::new(storage, uri)?;
@@ -298,7 +298,7 @@ pub(super) fn read_spans(
     let mut accesses: Vec<(Arc<str>, Access)> = Vec::new();
     let mut requests = Vec::with_capacity(spans.len());
     for (number, span) in spans.into_iter().enumerate() {
-        // Ranges of an object stand together.
+        // Ranges of an object are together.
         if accesses.last().is_none_or(|(uri, _)| *uri != span.uri) {
             let access = Access::new(storage, &Uri::parse(&span.uri)?)?;
             accesses.push((span.uri.clone(), access));

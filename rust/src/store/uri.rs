@@ -1,8 +1,8 @@
 //! Where an object is: a URI taken apart.
 //!
-//! Keys stand in a URI as they are, without percent signs that would hide bytes. A URI holds no secrets:
-//! one with a user and password or with a query (a signed address) is refused, for URIs are printed and
-//! recorded.
+//! Keys are in a URI as they are, without percent signs that would hide bytes. A URI holds no
+//! secrets: one with a user and password or with a query (a signed address) is refused, for URIs
+//! are printed and recorded.
 
 use crate::{Error, Result};
 
