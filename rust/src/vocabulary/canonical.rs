@@ -53,7 +53,7 @@ pub struct Selection<'a> {
     pub wordnet: Option<&'a WordNet>,
 }
 
-/// A label that stands for a synset.
+/// A label of a synset.
 #[derive(Debug, Default)]
 struct Meaning {
     name: String,
@@ -125,7 +125,7 @@ impl Vocabulary {
     }
 }
 
-/// The first `limit` of labels that stand for a tag alone and of such as stand for a synset, both in
+/// The first `limit` of labels of a tag alone and of labels of a synset, both in
 /// the order of their ranks.
 fn joined(alone: &Labels, merged: &[Meaning], limit: usize) -> Result<Labels> {
     let mut labels = Labels::default();

@@ -1,7 +1,7 @@
 //! Labels of tags, billions of times.
 //!
-//! The keys of all tags and their labels lie side by side in one open-addressing table, half full at
-//! most, so that a look-up is one step into memory.
+//! The keys of all tags and their labels are side by side in one open-addressing table, half full
+//! at most, so that a look-up is one step into memory.
 
 use super::Labels;
 use crate::hashtag::{Key, Tag};

@@ -1,4 +1,5 @@
-//! What labels stand for, one after another in a few long buffers: there may be tens of millions.
+//! The names and tags of labels, one after another in a few long buffers: there may be tens of
+//! millions.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,7 +14,7 @@ use crate::{Error, Result};
 pub struct Entry<'a, T> {
     /// What the label is called.
     pub name: &'a str,
-    /// The WordNet synset it stands for, where one is known.
+    /// Its WordNet synset, where one is known.
     pub synset: Option<&'a str>,
     /// Occurrences of its tags when the vocabulary was made; 0 for classes.
     pub tag_count: u64,
@@ -43,7 +44,7 @@ impl Texts {
     }
 }
 
-/// From the end of what stands before a place to its own.
+/// From the end of what is before a place to its own.
 fn span(ends: &[usize], place: usize) -> Option<Range<usize>> {
     let start = place.checked_sub(1).map_or(0, |before| ends[before]);
     ends.get(place).map(|&end| start..end)
@@ -53,7 +54,7 @@ fn span(ends: &[usize], place: usize) -> Option<Range<usize>> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels {
     names: Texts,
-    /// The synsets of those labels that stand for one.
+    /// The synsets of those labels that have one.
     synsets: BTreeMap<u32, String>,
     tag_counts: Vec<u64>,
     tags: Texts,

@@ -5,7 +5,7 @@
 //! and model that belongs together carries the same [fingerprint](Vocabulary::fingerprint).
 //!
 //! Besides its name a label has the raw tags that are merged into it: the name alone here, several
-//! where tags of one meaning are brought together, with the synset that says which meaning. A class
+//! where tags of one meaning are joined, with the synset of that meaning. A class
 //! vocabulary has no counts: its labels are the class numbers of a data set, with their names.
 //!
 //! Tables of columns `label` (u32), `name` (text), `synset` (text, nullable), `tag_count` (u64),
@@ -75,7 +75,7 @@ impl Vocabulary {
         Self::new(labels)
     }
 
-    /// What the labels stand for.
+    /// What the labels mean.
     pub fn labels(&self) -> &Labels {
         &self.labels
     }
