@@ -48,7 +48,7 @@ pub struct Factors {
 #[derive(Debug)]
 enum Bytes {
     Memory(Vec<u8>),
-    /// With what stands before them in the file.
+    /// With what is before them in the file.
     Mapped(Map, File, usize),
 }
 
@@ -185,7 +185,7 @@ impl Factors {
         self.largest_sum
     }
 
-    /// The factors of a block, of which there are `number`; `few` says that little is looked up.
+    /// The factors of a block, of which there are `number`; `few` means that little is looked up.
     #[inline]
     pub(super) fn block<'a>(
         &'a self,

@@ -51,7 +51,7 @@ pub(crate) fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A hash of some words, the first of which says what it is for.
+/// A hash of some words, the first of which is its purpose.
 #[inline]
 pub(crate) fn hash<const N: usize>(words: [u64; N]) -> u64 {
     words.iter().fold(0, |state: u64, &word| hash_on(state, word))
@@ -122,7 +122,7 @@ pub struct EpochOrder {
 }
 
 impl EpochOrder {
-    /// An order over samples 0..`num_samples`, each once an epoch, or as often as `factors` say.
+    /// An order over samples 0..`num_samples`, each once an epoch, or as often as by `factors`.
     pub fn new(
         num_samples: u64,
         factors: Option<Factors>,
@@ -327,8 +327,8 @@ impl EpochOrder {
         Ok(Epoch { number, length, starts, rounding, shuffle })
     }
 
-    /// What `look` makes of what is remembered; `None` where another thread holds it and does not let
-    /// go, as in a process that was forked at that moment.
+    /// What `look` makes of what is remembered; `None` where another thread has locked it and does
+    /// not unlock it, as in a process that was forked at that moment.
     fn remembered<T>(&self, look: impl FnOnce(&mut Memory) -> T) -> Option<T> {
         for _ in 0..10_000 {
             match self.memory.try_lock() {

@@ -52,7 +52,7 @@ impl LabelNoise {
         Ok(Self { share, seed, before })
     }
 
-    /// Replaces labels of `sample`, which are distinct and ascending, in place; the new ones stand in
+    /// Replaces labels of `sample`, which are distinct and ascending, in place; the new ones are in
     /// the slots of the old.
     pub fn apply(&self, sample: u64, labels: &mut [u32], tally: &mut NoiseTally) -> Result<()> {
         let num_known = self.before.len() as u64 - 1;

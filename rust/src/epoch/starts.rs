@@ -1,10 +1,10 @@
 //! Where the blocks of an epoch begin in its list of repeated samples.
 //!
 //! For each group of blocks the table keeps the lower 32 bits of the place at which it begins, and for
-//! every 2^shift-th place the group that holds it. A look-up goes from a place to the groups that hold
-//! the marks before and after it, and seeks between them, about [`NEIGHBOURS`] groups however uneven the
-//! factors are. What begins between two marks is told apart by lower bits, as marks lie at most 2^31
-//! apart and no group is longer than that.
+//! every 2^shift-th place the group that contains it. A look-up goes from a place to the groups
+//! that contain the marks before and after it, and seeks between them, about [`NEIGHBOURS`] groups
+//! however uneven the factors are. What begins between two marks is distinguished by lower bits, as
+//! marks are at most 2^31 apart and no group is longer than that.
 //!
 //! A group is one block where the table takes at most 64 MiB so (a billion samples), else up to 16.
 
@@ -28,9 +28,9 @@ pub(super) struct Starts {
     stride: usize,
     /// The lower 32 bits of the place at which each group begins.
     starts: Vec<u32>,
-    /// Marks stand at the multiples of 2^shift.
+    /// Marks are at the multiples of 2^shift.
     shift: u32,
-    /// The group that holds each mark, and the last group once more.
+    /// The group that contains each mark, and the last group once more.
     holders: Vec<u32>,
     /// Places in all.
     pub(super) length: u64,
@@ -83,7 +83,8 @@ impl Starts {
         prefetch(&self.starts, low + 16);
     }
 
-    /// The block that holds `place`, which is below the length, and the places of the block before it.
+    /// The block that contains `place`, which is below the length, and the places of the block
+    /// before it.
     #[inline]
     pub(super) fn find(
         &self,
