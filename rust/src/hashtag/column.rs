@@ -1,4 +1,4 @@
-//! The column of hashtags of a record batch, in every form that holds text or lists of text.
+//! The column of hashtags of a record batch, in every form that has text or lists of text.
 
 use std::ops::Range;
 
@@ -108,7 +108,7 @@ impl Views {
     }
 }
 
-/// A text as it lies in its column.
+/// A text as it is in its column.
 pub(super) enum Raw<'a> {
     /// No text.
     Null,
@@ -281,7 +281,7 @@ impl TagColumn {
         Self { rows: Rows::Small(OffsetBuffer::new(starts.into())), nulls: None, len, ..self }
     }
 
-    /// One record whose texts lie in `bytes` and end where `ends` says.
+    /// One record whose texts are in `bytes`, each up to its end in `ends`.
     pub(crate) fn of_one_record(bytes: Vec<u8>, ends: Vec<i64>) -> Self {
         let rows = Rows::Fixed(ends.len());
         let offsets: Vec<i64> = std::iter::once(0).chain(ends).collect();
@@ -318,7 +318,7 @@ impl TagColumn {
     }
 
     /// The texts of some records as views, and in `lens` how many each record has; `None` where a text
-    /// or record is null, a record has more than [`FEW`] texts, or they lie in another layout.
+    /// or record is null, a record has more than [`FEW`] texts, or they are in another layout.
     #[inline]
     pub(crate) fn views(&self, rows: Range<usize>, lens: &mut [u8]) -> Option<&[u128]> {
         let Texts::View(texts) = &self.texts else { return None };
@@ -333,8 +333,8 @@ impl TagColumn {
         texts.views.get(range?)
     }
 
-    /// The key of the tag that a text is, if it is a tag in normal form and a view that holds itself; else
-    /// the key of no tag, or of one that the text does not stand for.
+    /// The key of the tag that a text is, if it is a tag in normal form and a view that has its
+    /// text itself; else the key of no tag, or of another one.
     #[inline(always)]
     pub(crate) fn key(&self, text: usize) -> Key {
         match &self.texts {

@@ -2,32 +2,32 @@
 //!
 //! Most hashtags have at most 15 bytes. Such a tag *is* its [`Key`]: the bytes, padded with zeros,
 //! and the length as the last byte, so that comparing and hashing it takes a few instructions and no
-//! look anywhere else. A longer tag's key says where its bytes lie.
+//! look anywhere else. A longer tag's key has the place of its bytes.
 //!
 //! The hash of a short tag is two folded multiplications of the key's words, that of a long one the
 //! XXH3 hash (64 bits) of its bytes. Files of counts are in the order of this hash, so it is part of
 //! their format.
 //!
-//! Tags of plain characters, what nearly all are, are brought into their normal form here as well,
+//! Tags of plain characters, what nearly all are, are normalized here as well,
 //! 16 bytes at a time: [`Tag::plain`].
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::MAX_BYTES;
 
-/// Bytes of a tag that a key holds itself.
+/// Bytes of a tag that a key has in itself.
 pub(crate) const INLINE: usize = 15;
 
-/// Bytes that a view of Arrow's holds itself.
+/// Bytes that a view of Arrow's has in itself.
 pub(crate) const VIEW_INLINE: usize = 12;
 
-/// What the last byte of a long tag's key says.
+/// The last byte of a long tag's key.
 const LONG: u64 = 0xff << 56;
 
 const SEEDS: [u64; 4] =
     [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93];
 
-/// A short tag itself, or where a long one lies: its place, and as the second word the mark of a
+/// A short tag itself, or where a long one is: its place, and as the second word the mark of a
 /// long tag, its length (one byte) and 32 bits of its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Key {
@@ -43,7 +43,7 @@ impl Key {
         Self { low: bits as u64, high: (bits >> 64) as u64 | (length as u64) << 56 }
     }
 
-    /// The key of the tag whose text lies in `view`, a view of Arrow's, if that is in normal form;
+    /// The key of the tag whose text is in `view`, a view of Arrow's, if that is in normal form;
     /// else the key of no tag, or of one that `view` is not the text of.
     #[inline(always)]
     pub(crate) fn of_view(view: u128) -> Self {
@@ -80,7 +80,7 @@ impl Key {
         (self.low ^ other.low) | (self.high ^ other.high) == 0
     }
 
-    /// Whether this is the key of `tag`; long tags lie in `arena`.
+    /// Whether this is the key of `tag`; long tags are in `arena`.
     #[inline]
     pub(crate) fn is(self, tag: &Tag<'_>, arena: &[u8]) -> bool {
         if self.high != tag.key.high {
@@ -98,7 +98,7 @@ impl Key {
         arena.get(start..start + self.long_len()).unwrap_or_default()
     }
 
-    /// The order of the tags' bytes; long tags lie in `arena`.
+    /// The order of the tags' bytes; long tags are in `arena`.
     #[inline]
     pub(crate) fn compare(self, other: Self, arena: &[u8]) -> std::cmp::Ordering {
         if self.is_long() || other.is_long() {
@@ -106,7 +106,7 @@ impl Key {
             let (a, b) = (self.hashed_tag(0, arena), other.hashed_tag(0, arena));
             return a.bytes(&mut [0; 16]).cmp(b.bytes(&mut [0; 16]));
         }
-        // No tag holds a zero byte, so the padding sorts a tag before those that begin with it.
+        // No tag has a zero byte, so the padding sorts a tag before those that begin with it.
         let words = |key: Self| (key.low.swap_bytes(), key.high.swap_bytes());
         words(self).cmp(&words(other))
     }
@@ -118,7 +118,7 @@ impl Key {
         Tag { hash, key: self, long }
     }
 
-    /// The tag of this key; long tags lie in `arena`.
+    /// The tag of this key; long tags are in `arena`.
     #[inline]
     pub(crate) fn tag(self, arena: &[u8]) -> Tag<'_> {
         if self.is_long() {
@@ -223,7 +223,7 @@ impl<'a> Tag<'a> {
         if length == 0 || length > INLINE {
             return None;
         }
-        // What lies outside is zero, which is not plain and does not matter.
+        // What is outside is zero, which is not plain and does not matter.
         let [low_mask, high_mask] = WITHIN[length];
         let (low, high) = (bits as u64 & low_mask, (bits >> 64) as u64 & high_mask);
         if unplain(low) & low_mask | unplain(high) & high_mask != 0 {
@@ -254,20 +254,20 @@ impl<'a> Tag<'a> {
         Some(Self::of_bytes(text))
     }
 
-    /// Whether `view`, a view of Arrow's that holds its text itself, is this tag in normal form.
+    /// Whether `view`, a view of Arrow's that has its text in itself, is this tag in normal form.
     #[inline]
     pub(crate) fn is_view(&self, view: u128) -> bool {
         view as u32 as usize <= VIEW_INLINE && self.key.equals(Key::of_view(view))
     }
 
-    /// The tag as it was before it was stored: the key of a long one says nothing of where it lies.
+    /// The tag as it was before it was stored: the key of a long one has no place yet.
     #[inline]
     pub(crate) fn unstored(self) -> Self {
         let low = if self.is_long() { 0 } else { self.key.low };
         Self { key: Key { low, ..self.key }, ..self }
     }
 
-    /// Its key; that of a long tag says where its bytes lie only once it is stored.
+    /// Its key; that of a long tag has the place of its bytes only once it is stored.
     #[inline]
     pub(crate) fn key(&self) -> Key {
         self.key

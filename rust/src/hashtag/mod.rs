@@ -1,4 +1,4 @@
-//! Hashtags as people write them, brought into one form.
+//! Hashtags as people write them, in one normal form.
 //!
 //! `#Straße`, `STRASSE` and `ｓｔｒａｓｓｅ` are one tag. [`normalize`] makes them so in this order:
 //!
@@ -12,7 +12,7 @@
 //! until nothing changes; that makes normalization idempotent. Plain ASCII, most of what is seen,
 //! takes a path of its own: nothing but case and the ends can change there.
 //!
-//! [`TagColumn`] reads the tags out of every form of Arrow column that holds text or lists of text,
+//! [`TagColumn`] reads the tags out of every form of Arrow column that has text or lists of text,
 //! and [`RecordReader`] turns one record into its kept tags and keeps the books: tags in = kept +
 //! duplicates + rejected, for every record. A null list or null text is a record without tags; a
 //! null among a list's tags is rejected as [`Rejection::Null`].
@@ -111,7 +111,7 @@ const CLASS: [u8; 256] = {
     class
 };
 
-/// Brings one tag into its normal form, which lies in `raw` itself or in `scratch`.
+/// Brings one tag into its normal form, which is in `raw` itself or in `scratch`.
 ///
 /// Idempotent: the result is its own normal form.
 ///

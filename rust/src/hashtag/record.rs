@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// Reads records: splits, normalizes, rejects, drops duplicates, and keeps the books.
 ///
-/// One reader serves one thread; its buffers are used again for every record.
+/// One reader is for one thread; its buffers are used again for every record.
 #[derive(Debug, Default)]
 pub struct RecordReader {
     separator: Option<String>,
@@ -60,7 +60,7 @@ impl Forms {
 /// The distinct tags of the records read and not yet forgotten.
 #[derive(Debug, Default)]
 struct Record {
-    /// Hash and key; the key of a long tag says where its bytes lie.
+    /// Hash and key; the key of a long tag has the place of its bytes.
     tags: Vec<(u64, Key)>,
     bytes: Vec<u8>,
     /// Where the tags of the record being read begin.
@@ -135,7 +135,7 @@ impl Record {
     }
 }
 
-/// Some records whose texts are views and lie one after another.
+/// Some records whose texts are views and are one after another.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block<'a> {
     pub(crate) views: &'a [u128],
@@ -241,7 +241,7 @@ impl RecordReader {
     }
 
     /// Gathers those texts of a block of records that `others` names, record by record. The rest of them
-    /// are tags in normal form that are kept already, and a text that stands for one of those is a
+    /// are tags in normal form that are kept already, and a text that becomes one of those is a
     /// duplicate. Adds to `num_kept` what it keeps of each record.
     pub(crate) fn gather_others(
         &mut self,
