@@ -1,6 +1,6 @@
-//! Records held in the shards themselves: hashtags in `.json` or `.txt` members.
+//! Records within the shards themselves: hashtags in `.json` or `.txt` members.
 //!
-//! A sample's members stand together and share its key. Its hashtags are a field of its `.json`
+//! A sample's members are together and share its key. Its hashtags are a field of its `.json`
 //! member, named by a path of keys with dots between them (`meta.tags`), as a list of texts or one
 //! text to be split; or all of its `.txt` member, split. A sample that lacks the member or the field
 //! is a record without hashtags, as is one whose field is null.
@@ -21,7 +21,7 @@ use crate::{Error, Result};
 /// The largest member that is read.
 pub const MAX_MEMBER_BYTES: u64 = 1 << 20;
 
-/// The name that stands for the whole `.txt` member instead of a field.
+/// The name of the whole `.txt` member instead of a field.
 pub const TEXT_MEMBER: &str = ".txt";
 
 /// Rows and bytes that end a batch.
@@ -134,7 +134,7 @@ impl MemberRecords {
         Ok(Some(RecordBatch::try_new(Self::schema(&self.options), columns)?))
     }
 
-    /// Reads one member, and says whether there may be more.
+    /// Reads one member, and returns whether there may be more.
     fn read_member(&mut self) -> Result<bool> {
         let (path, mut scanner) = match self.scanner.take() {
             Some(open) => open,

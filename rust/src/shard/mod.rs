@@ -1,10 +1,10 @@
 //! Tar shards, scanned by their headers alone.
 //!
-//! A shard is an uncompressed tar archive in WebDataset's layout: the members of a sample stand
+//! A shard is an uncompressed tar archive in WebDataset's layout: the members of a sample are
 //! together and share the key, which is the name up to the first dot of its last part. A scan reads
-//! headers (and the small members that hold labels) through a window that grows while members are
+//! headers (and the small members that have labels) through a window that grows while members are
 //! small and shrinks where content is skipped, so image bytes are hardly touched. A shard in a store is
-//! scanned in the same way by requests of ranges: what lies nearer than a request would take is read
+//! scanned in the same way by requests of ranges: what is nearer than a request would take is read
 //! over, and every answer must be of the object that the first one was of.
 //!
 //! Understood: POSIX ustar with its prefix field, GNU long names, PAX `path` and `size`, sizes in
@@ -30,7 +30,7 @@ pub const BLOCK: usize = 512;
 /// Longer member names are refused: no file system makes them.
 pub const MAX_NAME_BYTES: usize = 4096;
 
-/// Shards in stores that are scanned at once; each holds a window of at most a request.
+/// Shards in stores that are scanned at once; each has a window of at most a request.
 pub(crate) const MAX_SCANS: usize = 16;
 
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
@@ -40,7 +40,7 @@ const LARGE_WINDOW: usize = 1 << 20;
 /// The first window of a shard in a store, and of what follows a gap.
 const SMALL_REQUEST: usize = 64 << 10;
 
-/// Extensions (in lower case) of members that hold an image.
+/// Extensions (in lower case) of members that are an image.
 pub const IMAGE_EXTENSIONS: [&str; 10] =
     ["jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff"];
 
@@ -185,7 +185,7 @@ impl<'a> Scanner<'a> {
         Ok(self.next_into(&mut member)?.then_some(member))
     }
 
-    /// The same into `member`, whose memory is used again; says whether there was one.
+    /// The same into `member`, whose memory is used again; returns whether there was one.
     pub fn next_into(&mut self, member: &mut Member) -> Result<bool> {
         let mut extension = Extension::default();
         let mut start = None;
@@ -228,7 +228,7 @@ impl<'a> Scanner<'a> {
                     if member.name.len() > MAX_NAME_BYTES {
                         return Err(self.bad(at, "the name of the member is over 4096 bytes"));
                     }
-                    // Before POSIX a folder was a file whose name ends so; its size says nothing.
+                    // Before POSIX a folder was a file whose name ends so; its size means nothing.
                     if kind == 0 && member.name.last() == Some(&b'/') {
                         (self.position, start) = (content, None);
                         continue;
@@ -239,7 +239,7 @@ impl<'a> Scanner<'a> {
                     return Ok(true);
                 }
 
-                // Links and devices have no content, whatever their size says.
+                // Links and devices have no content, whatever their size is.
                 b'1'..=b'6' => {
                     self.num_links += u64::from(kind <= b'2');
                     self.num_devices += u64::from(matches!(kind, b'3' | b'4' | b'6'));
@@ -343,7 +343,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// A global header may say nothing that would change members one by one.
+    /// A global header may have nothing that would change members one by one.
     fn read_global(&self, at: u64, bytes: &[u8]) -> Result<()> {
         let mut extension = Extension::default();
         self.read_pax(at, bytes, &mut extension)?;
@@ -467,7 +467,7 @@ pub fn members(path: &Path, storage: &Storage, job: &Job) -> Result<(Vec<Member>
 }
 
 /// Whether `header`, the block before the content of a member of sample `key`, states `size` and
-/// belongs to the sample. A name that does not fit the header stands outside it, in an extension,
+/// belongs to the sample. A name that does not fit the header is outside it, in an extension,
 /// and only the size is compared then.
 pub fn header_matches(header: &[u8], key: &[u8], size: u32) -> bool {
     let Some(header) = header.first_chunk::<BLOCK>() else { return false };
@@ -492,7 +492,7 @@ fn name_continues(header: &[u8; BLOCK], key: &[u8]) -> bool {
     }
 }
 
-/// What stands before the name of a member and a slash.
+/// What is before the name of a member and a slash.
 fn prefix(header: &[u8; BLOCK]) -> Option<&[u8]> {
     let there = &header[257..263] == b"ustar\0" && header[345] != 0;
     there.then(|| until_nul(&header[345..500]))
