@@ -18,7 +18,7 @@ pub(super) fn values<T: Element>(py: Python<'_>, buffer: &PyBuffer<T>) -> PyResu
     buffer.to_vec(py)
 }
 
-/// The numbers of a C-contiguous buffer where they lie, for as long as it is held; nothing where it
+/// The numbers of a C-contiguous buffer where they are, for as long as it is held; nothing where it
 /// is not contiguous.
 ///
 /// For what must be read as fast as memory gives it. Whoever lends a buffer must not write to it
@@ -73,7 +73,7 @@ pub(super) fn room<'py>(
         length.ok_or_else(|| UsageError::new_err(format!("no room is made of {size} bytes")))?;
     // SAFETY: without a source Python makes a new object of this size, which nobody else refers to, and
     // its memory stays in place as long as the object is held, which is longer than the slice is used.
-    // Whatever bytes stand there are valid ones, and none are read before they are written.
+    // Whatever bytes are there are valid ones, and none are read before they are written.
     unsafe {
         let object = ffi::PyBytes_FromStringAndSize(std::ptr::null(), length);
         let object = Bound::from_owned_ptr_or_err(py, object)?.cast_into::<PyBytes>()?;

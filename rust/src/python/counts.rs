@@ -22,7 +22,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(member_records, module)?)
 }
 
-/// The records held in the `.json` or `.txt` members of shards: columns of keys and of hashtags.
+/// The records in the `.json` or `.txt` members of shards: columns of keys and of hashtags.
 #[pyfunction]
 #[pyo3(signature = (
     shards, *, key_column, hashtags_column, separator=None, shard_column=None, storage=None
@@ -128,7 +128,7 @@ impl HashtagCounts {
         Ok(Self { inner: long_call(py, None, |job| Counts::load(path, memory, job))? })
     }
 
-    /// All tags and their counts, most frequent first; streamed from disk where they lie there.
+    /// All tags and their counts, most frequent first; streamed from disk where they are on disk.
     fn table(&mut self, py: Python<'_>) -> PyResult<Table> {
         let inner = &mut self.inner;
         let ranked = long_call(py, None, |job| inner.ranked(job))?;
@@ -207,12 +207,12 @@ impl HashtagCounts {
         ))
     }
 
-    /// The share of all occurrences held by the most frequent tags.
+    /// The share of all occurrences of the most frequent tags.
     fn head_shares(&mut self, heads: Vec<u64>) -> PyResult<Vec<f64>> {
         Ok(zipf::head_shares(&*self.inner.multiplicities()?, &heads))
     }
 
-    /// How many of the most frequent tags hold at least each share of all occurrences.
+    /// How many of the most frequent tags have at least each share of all occurrences.
     fn head_sizes(&mut self, shares: Vec<f64>) -> PyResult<Vec<u64>> {
         Ok(zipf::head_sizes(&*self.inner.multiplicities()?, &shares))
     }

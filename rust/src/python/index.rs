@@ -103,7 +103,7 @@ impl IndexBuilder {
         Ok(Self { inner, label_kind, prepared: None })
     }
 
-    /// Whether a killed build goes on.
+    /// Whether a killed build is resumed.
     #[getter]
     fn is_resumed(&mut self) -> PyResult<bool> {
         Ok(self.builder()?.is_resumed())
@@ -178,7 +178,7 @@ impl IndexBuilder {
         long_call(py, progress, |job| builder.index_spooled(spool, labels, job))
     }
 
-    /// Scans shards, pairs of where each lies and what the index calls it.
+    /// Scans shards, pairs of where each is and what the index calls it.
     #[pyo3(signature = (paths, *, progress=None))]
     fn add_shards(
         &mut self,
@@ -314,7 +314,7 @@ impl Index {
         Ok((row.key.to_owned(), path, row.offset, row.size))
     }
 
-    /// Where each shard lies.
+    /// Where each shard is.
     fn shard_paths(&self) -> PyResult<Vec<OsString>> {
         let numbers = 0..self.inner.shards().len() as u32;
         let place = |number| Ok(self.inner.shard_path(number)?.into_os_string());
@@ -383,7 +383,7 @@ impl Index {
         Ok(self.inner.find_all(key)?)
     }
 
-    /// The samples that were taken down, ascending: uint64.
+    /// The samples that were removed, ascending: uint64.
     fn dropped<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         let samples: Vec<u64> = self.inner.dropped().iter().map(|row| row.sample).collect();
         buffer::bytes(py, &samples)
@@ -435,7 +435,7 @@ impl Index {
         })
     }
 
-    /// Reads every byte and holds it against the checksums.
+    /// Reads every byte and checks it against the checksums.
     #[pyo3(signature = (*, progress=None))]
     fn verify(&self, py: Python<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         long_call(py, progress, |job| self.inner.verify(job))

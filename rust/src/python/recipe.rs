@@ -58,7 +58,7 @@ impl Recipe {
         Ok(KeyScope::parse(&self.key_scope)?)
     }
 
-    /// Which columns of records hold what, beside the hashtags.
+    /// Which columns of records have what, beside the hashtags.
     pub(super) fn columns(&self) -> PyResult<Columns> {
         let key_format = self.key_format.as_deref().map(KeyFormat::parse).transpose()?;
         Ok(Columns { key: self.key_column.clone(), shard: self.shard_column.clone(), key_format })

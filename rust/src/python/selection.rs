@@ -147,7 +147,7 @@ impl TopK {
                 }
             })
         });
-        // An exception of the caller's may come when the update is through; say so all the same.
+        // An exception of the caller's may come when the update is through; it counts all the same.
         outcome.inspect_err(|_| self.selection.abandon())
     }
 
@@ -165,7 +165,7 @@ impl TopK {
             let Some(pairs) = ParquetPairs::open(&files) else { return Ok(false) };
             threads.run(|| selection.update_parquet(&pairs, job))
         });
-        // An exception of the caller's may come when the update is through; say so all the same.
+        // An exception of the caller's may come when the update is through; it counts all the same.
         outcome.inspect_err(|_| self.selection.abandon())
     }
 

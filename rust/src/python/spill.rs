@@ -30,7 +30,7 @@ impl SpillFolder {
         Ok(Self { path: folder.path().to_path_buf(), folder: Some(folder) })
     }
 
-    /// Where it lies.
+    /// Where it is.
     #[getter]
     fn path(&self) -> PathBuf {
         self.path.clone()

@@ -97,8 +97,8 @@ fn save_known(
     long_call(py, None, |job| steps::save_known(&folder, &taking, &memory, &out, job))
 }
 
-/// Samples that are taken of each shard, for each file of samples, which may lie in a store; of a file of
-/// rows one number.
+/// Samples that are taken of each shard, for each file of samples, which may be in a store; of a
+/// file of rows one number.
 #[pyfunction]
 #[pyo3(signature = (places, *, storage=None))]
 fn num_samples_taken(
@@ -110,7 +110,7 @@ fn num_samples_taken(
     long_call(py, None, |job| steps::num_samples(&places, &storage, job))
 }
 
-/// Joins some buckets of files, which may lie in a store, into a file of labels.
+/// Joins some buckets of files, which may be in a store, into a file of labels.
 #[pyfunction]
 #[pyo3(signature = (
     records, samples, out, *, known=None, first_bucket, stop_bucket, resources, storage=None

@@ -17,7 +17,8 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Storage>()
 }
 
-/// The limits of stores where nothing else is said, by name: the one place where Python has them from.
+/// The limits of stores where no others are given, by name: the one place where Python has them
+/// from.
 fn limits(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let Limits { timeout_s, retry_s, request_bytes, gap_bytes, num_requests } = Limits::default();
     let found = PyDict::new(py);
@@ -42,13 +43,13 @@ fn seen(object: Object) -> Seen {
     (object.uri, object.size, object.etag, object.modified_ms)
 }
 
-/// How stores are reached; holds no connection.
+/// How stores are reached; has no connection.
 #[pyclass(module = "wsl._core", frozen)]
 pub(super) struct Storage {
     pub(super) inner: store::Storage,
 }
 
-/// The storage that is given, or what the environment says.
+/// The storage that is given, or that of the environment.
 pub(super) fn given(storage: Option<PyRef<'_, Storage>>) -> store::Storage {
     storage.map_or_else(store::Storage::default, |storage| storage.inner.clone())
 }
