@@ -1,8 +1,8 @@
-//! What can go wrong, sorted by who can mend it.
+//! What can go wrong, sorted by who can repair it.
 //!
 //! The binding maps every variant to one Python exception and the command line to one exit code,
-//! so a caller can tell a wrong option from a corrupt file. Messages are one paragraph: what was
-//! attempted, on what, what was expected and found, and what to do.
+//! so a caller can distinguish a wrong option from a corrupt file. Messages are one paragraph: what
+//! was attempted, on what, what was expected and found, and what to do.
 
 use std::fmt;
 use std::io;
@@ -16,11 +16,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// Options that make no sense, alone or with this input (exit code 2).
     Usage(String),
-    /// Input that is corrupt, cut short, of another version or not what it says (exit code 3).
+    /// Input that is corrupt, cut short, of another version or of another kind (exit code 3).
     Data(String),
     /// The operating system refused something on a file (exit code 1).
     Io { path: PathBuf, source: io::Error },
-    /// An object store refused something (exit code 1); `errno` is what a file system would say.
+    /// An object store refused something (exit code 1); `errno` is what a file system would return.
     Store { uri: String, errno: i32, message: String },
     /// The caller asked to stop (exit code 130).
     Cancelled,
@@ -76,7 +76,7 @@ impl std::error::Error for Error {
 impl From<arrow_schema::ArrowError> for Error {
     fn from(error: arrow_schema::ArrowError) -> Self {
         let text = error.to_string();
-        // What the engine itself said comes back from a stream with a word before it.
+        // The engine's own message comes back from a stream with a word before it.
         if let Some((_, own)) = text.rsplit_once("External error: ") {
             return Self::data(own);
         }

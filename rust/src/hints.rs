@@ -29,8 +29,8 @@ pub(crate) fn prefer_large_pages<T>(memory: &mut [T]) {
         let (first, end) = (start.next_multiple_of(HUGE), start + size_of_val(memory));
         if first + HUGE <= end {
             let length = (end - first) / HUGE * HUGE;
-            // SAFETY: the range lies inside memory that is borrowed, begins and ends where pages do, and the
-            // advice changes nothing of what stands there.
+            // SAFETY: the range is inside memory that is borrowed, begins and ends where pages do,
+            // and the advice changes nothing of what is there.
             unsafe { libc::madvise(first as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
         }
     }

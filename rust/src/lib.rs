@@ -5,12 +5,12 @@
 //! the K best images of every class. Nothing here knows of Python except the [`python`] folder,
 //! which is compiled only with the feature `python`.
 //!
-//! Three rules hold in every module:
+//! Three rules apply in every module:
 //!
 //! * **The result is a function of the input and the options alone.** Threads, memory limits and
 //!   the partition of the input never change a byte of it.
 //! * **Bytes from outside are hostile.** Lengths are capped, arithmetic is checked, and the answer
-//!   to bad input is an [`Error`] that says where, what was expected and what to do.
+//!   to bad input is an [`Error`] with the place, what was expected and what to do.
 //! * **A file becomes visible only when it is whole** ([`publish`]).
 
 pub mod count;

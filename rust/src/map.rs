@@ -1,7 +1,7 @@
 //! Files mapped into memory; with the crate's `hints` the only place of the engine with `unsafe`.
 //!
 //! Safety contract. A mapped file must not be made shorter or altered while it is mapped. Everything
-//! wsl writes is published by rename and never altered after ([`crate::publish`]), so this holds
+//! wsl writes is published by rename and never altered after ([`crate::publish`]), so this is true
 //! unless somebody else edits an index in place, which is outside the contract. Lengths are checked
 //! when a file is opened, and every offset read from it is checked before it is followed.
 
@@ -59,7 +59,7 @@ impl Map {
         Ok((Self { path, bytes }, seen))
     }
 
-    /// Where the file lies.
+    /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
     }

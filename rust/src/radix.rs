@@ -1,6 +1,6 @@
 //! Sorting by a number first: a radix sort from the lowest digit, which touches every record a few times
-//! however many there are, and then the few that share a number. More records than a cache holds are brought
-//! near their places by their highest digit first, where they lie.
+//! however many there are, and then the few that share a number. More records than fit in a cache
+//! are moved near their places by their highest digit first, where they are.
 
 /// Bits of a digit at most.
 const DIGIT: u32 = 11;
@@ -25,7 +25,7 @@ pub(crate) fn sort<R: Copy + Ord>(
     sort_equal(records, number);
 }
 
-/// The same where they lie.
+/// The same where they are.
 pub(crate) fn sort_slice<R: Copy + Ord>(
     records: &mut [R],
     scratch: &mut Vec<R>,
@@ -101,13 +101,14 @@ fn bounds<R>(records: &[R], number: &impl Fn(&R) -> u64) -> (u64, u64) {
     })
 }
 
-/// Sorts those of one number, which stand together.
+/// Sorts those of one number, which are together.
 fn sort_equal<R: Copy + Ord>(records: &mut [R], number: impl Fn(&R) -> u64) {
     let same = |a: &R, b: &R| number(a) == number(b);
     records.chunk_by_mut(same).filter(|some| some.len() > 1).for_each(<[R]>::sort_unstable);
 }
 
-/// Places records by their number; says whether they are in `scratch` then, which is made as long.
+/// Places records by their number; returns whether they are in `scratch` then, which is made as
+/// long.
 fn place<R: Copy + Ord>(
     records: &mut [R],
     scratch: &mut Vec<R>,
@@ -139,7 +140,7 @@ fn place<R: Copy + Ord>(
             rest >>= digit;
         }
     }
-    // What stands there is written over.
+    // What is there is written over.
     scratch.resize(records.len(), records[0]);
     let (mut from, mut to) = (records, scratch.as_mut_slice());
     for (pass, places) in (0..).zip(places) {
