@@ -5,10 +5,10 @@
     tasks.py        what a worker does to make a part; it calls the verbs of one machine
     index_tasks.py  the same for the parts of an index, and its manifest
     address.py      where a cluster is, asked before Ray is
-    running.py      the one module that imports Ray: connecting, checking the nodes, keeping them busy
-    seen.py         the progress line, and what `wsl cluster status` shows
+    ray.py          the one module that imports Ray: connecting, checking the nodes, keeping them busy
+    status.py       the progress line, and what `wsl cluster status` shows
     counting.py     counting on a cluster
-    indexing.py     building an index on a cluster: the join, the parts, the manifest
+    index_plan.py   building an index on a cluster: the join, the parts, the manifest
     scoring.py      scoring and selecting on a cluster
 
 State travels as files in a folder that all nodes see, or in a store, never through Ray's object store: a
