@@ -190,6 +190,8 @@ def _new_inputs(
         for name, stamp in known.get(kind, {}).items():
             if now[kind].get(name) != stamp:
                 changed.append(f"{kind[:-1]} {name}")
+
+    # Records of one file may be of any sample, so a new file could change labels that are in the index.
     beside = settings.key_scope == "shard" and settings.shard_column is None
     if added["records"] and not (beside or settings.shards is None):
         changed += [f"record file {name}" for name in added["records"]]

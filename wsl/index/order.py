@@ -125,6 +125,9 @@ class EpochOrder:
         length = self.epoch_length(0)
         batch_size = min(batch_size, length)
         starts = np.linspace(0, length - batch_size, num_batches).astype(np.int64)
+
+        # What is expected is the shares over the epoch, which repeat factors make differ from the shards'
+        # sizes.
         counts = np.zeros(len(self._shards))
         for start in range(0, length, 1 << 20):
             counts += self._per_shard(start, min(start + (1 << 20), length))
@@ -183,6 +186,8 @@ class MixedOrder:
         shares = np.asarray(weights, dtype=np.float64)
         if not (np.isfinite(shares).all() and (shares > 0).all()):
             raise UsageError(f"weights {list(weights)}: expected positive numbers")
+
+        # The largest remainders get the slots that are left, so that each share is off by less than one slot.
         exact = shares / shares.sum() * CYCLE
         slots = np.floor(exact).astype(np.int64)
         for order in np.argsort(slots - exact, kind="stable")[: CYCLE - int(slots.sum())]:

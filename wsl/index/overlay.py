@@ -41,6 +41,8 @@ def overlay(jobs: list[Job], given: Given, out: Path | None = None) -> list[Job]
     """
     if len(jobs) > 1:
         _check_several(jobs, given if out is None else {**given, "out": out})
+
+    # An option is refused only where no index can use it: with several, each takes what is for it.
     used: set[str] = set()
     found = []
     why: dict[str, dict[str, str]] = {}

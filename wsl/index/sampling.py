@@ -86,6 +86,8 @@ def balance(index: Index, factors: npt.NDArray[np.float32]) -> Balance:
     before = np.zeros(num_labels)
     after = np.zeros(num_labels)
     num_labelled = 0
+
+    # In chunks, so that the labels of a large index need not fit in memory.
     for start in range(0, len(index), CHUNK):
         ordinals = np.arange(start, min(start + CHUNK, len(index)), dtype=np.int64)
         labels, offsets = index.flat_labels(ordinals)

@@ -123,6 +123,8 @@ def write_shards(
             shard.write(key, members)
         if shard is not None:
             shard.publish()
+
+    # Also where it is interrupted: an unfinished shard must not stay.
     except BaseException:
         if shard is not None:
             shard.abandon()
