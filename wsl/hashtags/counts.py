@@ -128,6 +128,8 @@ def count_hashtags(
 
     Raises UsageError for an unknown column and DataError for files that cannot be read.
     """
+    # The engine reads plain Parquet by itself, which is faster; for all else Polars reads and the engine
+    # counts.
     counts = HashtagCounts(_core.HashtagCounts(memory_bytes=memory_bytes, spill_dir=spill_dir))
     files = [] if separator is not None or storage_options else plain_parquet(source)
     if files and counts.core.update_parquet(
