@@ -83,6 +83,8 @@ class KeyedPredictions:
         for number in range(len(self._cuts) + 1):
             rows = self._piece(number)
             keys = rows["key"].unique().sort()
+
+            # Pieces come in the order of keys, so numbers continue from piece to piece.
             if self._index is None:
                 first = self._firsts[-1]
                 samples = pl.Series("sample", np.arange(first, first + len(keys)), dtype=pl.UInt64)
@@ -93,6 +95,8 @@ class KeyedPredictions:
                 if samples.null_count():
                     unknown = keys.filter(samples.is_null())[0]
                     raise DataError(f"the predictions name {unknown!r}, which is no key of the index")
+
+            # The sort keeps the order of a sample's rows, so the result does not depend on runs or memory.
             named = pl.DataFrame([keys, samples.alias("sample")])
             joined = rows.join(named, on="key", how="left", maintain_order="left").drop("key")
             yield joined.sort("sample", maintain_order=True).select("sample", pl.exclude("sample"))

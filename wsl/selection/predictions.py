@@ -187,6 +187,8 @@ def _count_classes(files: Sequence[File]) -> int:
                 "of classes beside it, or arrays of one size with a score for every class"
             )
         return int(kind.size)
+
+    # Pairs name their classes, so the highest one is all that is known.
     column = pl.col("class") if fits[0] == layouts[0] else pl.col("classes").explode()
     highest = frame.select(column.max()).collect().item()
     if highest is None:
