@@ -76,6 +76,8 @@ class Scorer:
         self.index = Index.open(index)
         self.flip, self.temperature, self.batch_size = flip, temperature, batch_size
         self.num_classes = int(self.loaded.info["num_labels"])
+
+        # All that changes a score: files with other values are of another scoring.
         self.provenance: dict[str, Any] = {
             "teacher": str(run),
             "teacher_fingerprint": fingerprint(run / WEIGHTS),
@@ -189,6 +191,8 @@ def score_into_states(
     """Scores the ranges that are not done into selections, and saves their states in `job.folder`."""
     job.folder.mkdir(parents=True, exist_ok=True)
     rank = rank or Rank()
+
+    # Ranges that a mark names are done, whichever worker scored them.
     known = job.done()
     worker = uuid.uuid4().hex[:12]
     tops = {order: job.new(order) for order in job.orders}
@@ -205,6 +209,9 @@ def score_into_states(
             progress(done)
         scorer.corrupt.check()
         ranges.append((samples.start, samples.stop))
+
+        # Saving takes time, so it waits until its share is small; what is not saved is scored again after a
+        # kill.
         now = time.monotonic()
         if saving_s <= SAVING_SHARE * (now - begun):
             _save_states(job, tops, worker, scorer.index, ranges, num_saved)

@@ -394,6 +394,9 @@ def _feed(top: TopK, files: Sequence[File], dropped: Dropped | None, progress: P
     """Gives the files to a selection, one after another; scattered pairs together, where it matters."""
     if dropped is None and top.update_files([str(file) for file in files], progress=progress):
         return
+
+    # Image-first needs all scores of an image at once; single pairs may be in any file, so all are sorted
+    # together.
     columns = _columns(files)
     scattered = top.order == "image-first" and "score" in columns
     groups = [files] if scattered else [[file] for file in files]

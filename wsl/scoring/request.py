@@ -84,6 +84,9 @@ def find_source(request: SelectionRequest, out: File, folder: Path | None) -> Sc
         files = find_predictions(request.predictions)
         made_by = metadata_of(files, None if request.index is None else Index.open(request.index))
         return ScoreSource(made_by, request.index, files, num_images=_num_images(request, files, made_by))
+
+    # With a network and an index of one's own the workspace has no place for the scores: they go beside the
+    # output.
     wanted = None
     if request.checkpoint is not None and request.index is not None:
         beside = Path(Path(out).name) if isinstance(out, str) else out
@@ -94,6 +97,8 @@ def find_source(request: SelectionRequest, out: File, folder: Path | None) -> Sc
     index = Index.open(paths.index)
     if request.keep is not None:
         return ScoreSource(made_by | {"keep": parse_keep(request.keep)}, paths.index, files, paths)
+
+    # Without --keep, scores that are there are used where they fit, so that nothing is scored twice.
     usable, keep = common_keep(files, made_by, index)
     if not usable:
         return ScoreSource(made_by, paths.index, [], paths)
