@@ -162,6 +162,8 @@ class ShardsPlan(Plan):
                 yield Stage("known", [[known]], folder=wanted.folder, is_last=False)
             joins = self._join_parts(records, samples, () if known is None else (known.name,))
             yield Stage("join", [joins], is_last=False)
+
+        # The parts can be cut only now, since what was read has the number of samples.
         made = self._index_parts(recipe, self._groups(scans, samples), joins)
         if made:
             yield Stage("index", [[part for part, _ in made]], is_last=False)

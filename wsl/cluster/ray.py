@@ -100,6 +100,7 @@ def make_part(folder: str, part: Part, store_options: str | None) -> Outcome:
 
     parts = Parts(folder)
     try:
+        # Another try may have made it since this one was scheduled.
         mark = parts.finished(part)
         if mark is None:
             tasks.make(parts, part)
@@ -152,6 +153,7 @@ def connect(settings: ClusterConfig) -> Iterator[Cluster]:
         require_token(address)
     ray = import_ray()
     probe(address)
+
     started = os.environ.pop("RAY_ADDRESS", None)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="wsl")

@@ -64,12 +64,16 @@ def _scorer(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Any:
 
     options = {name: given[name] for name in ("flip", "temperature", "batch_size")}
     key = json.dumps([given["run"], given["index"], options, given["made_by"]], sort_keys=True)
+
+    # One network at a time: two may not fit on a GPU.
     if key not in _scorers:
         torch.set_num_threads(limits.get("num_threads") or 1)
         _scorers.clear()
         scorer = Scorer(Path(given["run"]), Path(given["index"]), **options)
         _scorers[key] = scorer
     scorer = _scorers[key]
+
+    # The driver named what it saw; a worker that sees other files would mix scores of two networks.
     found = {name: scorer.provenance[name] for name in given["made_by"]}
     spans = [(given["start"], given["stop"])]
     if found != given["made_by"] or scored_parts(scorer.index, spans) != given["parts"]:
