@@ -246,6 +246,8 @@ def load(engine: Any, checkpoint: Path, *, converted: Path | None, ema: Ema | No
             loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
             if loaded is None:
                 raise DataError(f"{checkpoint} lacks DeepSpeed's files; remove it and run again")
+
+        # With other ranks there is no own state to restore.
         if marker["world_size"] == world_size:
             own = _read_own(checkpoint, rank)
             _restore_generators(own)
@@ -253,6 +255,8 @@ def load(engine: Any, checkpoint: Path, *, converted: Path | None, ema: Ema | No
         else:
             _restore_buffers(engine.module, _mean_buffers(checkpoint, marker["world_size"]))
             seed_rank(seed, rank, marker["step"])
+
+        # The average is the same on all ranks, and rank 0 keeps it.
         if ema is not None:
             ema.load(_read_own(checkpoint, 0)["ema"])
     except (OSError, EOFError, KeyError, TypeError, RuntimeError, ValueError) as error:

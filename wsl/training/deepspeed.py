@@ -154,6 +154,7 @@ def initialize(
     tree = resolve_settings(config, settings, micro, world_size)
     if universal:
         tree["checkpoint"] = {**tree.get("checkpoint", {}), "load_universal": True}
+
     options = config.optimizer
     optimizer = torch.optim.SGD(
         [weight for weight in model.parameters() if weight.requires_grad],
@@ -162,6 +163,8 @@ def initialize(
         nesterov=options.nesterov and options.momentum > 0,
         weight_decay=options.weight_decay,
     )
+
+    # DeepSpeed checks its own settings; what it refuses is an error in the user's file.
     with contextlib.redirect_stdout(sys.stderr):
         try:
             engine, *_ = deepspeed.initialize(
@@ -194,12 +197,16 @@ def read_settings(path: Path, beside: Path | None = None) -> dict[str, Any]:
         raise UsageError(f"{file}: expected DeepSpeed's settings as JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{file}: expected a JSON object, found {type(tree).__name__}")
+
+    # A value that is set in both files would have two truths.
     ours = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer"}
     doubled = sorted((ours | {"scheduler", "gradient_clipping"}) & set(tree))
     if doubled:
         raise UsageError(
             f"{file}: {', '.join(doubled)} come from the stage's YAML; take them out of the JSON"
         )
+
+    # Refused here, and not deep inside DeepSpeed.
     zero = tree.get("zero_optimization", {})
     if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
         raise UsageError(f"{file}: zero_optimization: expected a group with a stage from 0 to 3, got {zero}")

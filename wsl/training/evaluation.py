@@ -43,6 +43,8 @@ def evaluate_model(
     weight = next(model.parameters())
     training = model.training
     model.eval()
+
+    # Past the end a rank passes one image that does not count, for under ZeRO 3 the others wait for its pass.
     num_batches = math.ceil(len(index) / batch_size)
     with torch.inference_mode():
         for number in range(rank, math.ceil(num_batches / world_size) * world_size, world_size):
@@ -58,9 +60,13 @@ def evaluate_model(
                 labels, weights = _labels(index, ordinals, num_labels)
                 accuracy.update(logits, labels, weights * pixels.valid[:, None])
                 accuracy.sums[3] += int(pixels.corrupt.sum())
+
+    # Counts are added up, not shares, so that ranks with fewer images weigh less.
     if world_size > 1:
         for sums in (accuracy.sums, accuracy.of_class, accuracy.confusion):
             deepspeed.add_over_ranks(sums)
+
+    # Training may continue after this.
     model.train(training)
     return accuracy.finish()
 

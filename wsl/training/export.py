@@ -64,6 +64,9 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: expected tensors alone, as safetensors or a state dict: {reason}") from None
+
+    # Training scripts save the state dict within another dict, and that of DistributedDataParallel with a
+    # prefix.
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

@@ -95,6 +95,8 @@ def fork_ranks(
         if not adopts:
             os.close(writing)
             raise NotForkedError(NOT_FORKED)
+
+        # The server is a process of its own, with one thread when it forks.
         try:
             server = subprocess.Popen(
                 command,
@@ -107,6 +109,8 @@ def fork_ranks(
             os.close(writing)
         ranks = [Adopted(pid) for pid in _process_ids(reports.fileno(), server, interrupted)]
         code = server.wait()
+
+    # A part of the ranks is of no use: they would wait for the others.
     if code or interrupted() or len(ranks) < num_ranks:
         for rank in ranks:
             kill(rank)

@@ -67,6 +67,8 @@ class Guard:
         step, part = self._armed
         self._armed = None
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+        # One sum over ranks has the loss, and a place for each rank in which it notes what is not finite.
         own = float(part)
         values = [own] + [0.0] * (2 * world_size)
         values[1 + rank] = float(not math.isfinite(own))

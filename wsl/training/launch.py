@@ -77,6 +77,8 @@ def launch_program(
     """
     given = dict(environment or os.environ)
     command = [sys.executable, "-m", module, *arguments]
+
+    # CUDA does not work in a process that was forked after it was used, so with a GPU ranks are started anew.
     if forked is None:
         forked = not is_gpu_visible(given)
 
@@ -93,6 +95,8 @@ def launch_program(
                 )
                 return
             except NotForkedError as error:
+                # Only where forking is not possible are ranks started instead; a signal or a crash stays an
+                # error.
                 if signals.received or error.code < 0:
                     raise
         yield from _started(command, num_ranks, own)

@@ -87,6 +87,8 @@ class Accuracy:
             [h / n if n else None for n, h in zip(occurrences, found, strict=True)]
             for found in (hits, hits_at_10)
         )
+
+        # A class without images has no recall, and does not count in the mean.
         known = [recall for recall in recalls if recall is not None]
         return Evaluation(
             top1=top1 / max(num, 1),

@@ -274,6 +274,9 @@ def _find_checkpoint(
                 f"{', '.join(have) or 'none'}"
             )
         checkpoint.check_whole(path)
+
+        # A checkpoint that was named must be of this run with these options, or it would not resume bit for
+        # bit.
         run = path.parents[1]
         if run != inputs.out.resolve() or not (run / "run.json").is_file():
             raise UsageError(
@@ -284,6 +287,8 @@ def _find_checkpoint(
         if changed:
             raise UsageError(f"{path} was made with other options: {', '.join(changed)} differ")
         return path
+
+    # The newest one that is complete; one that was being written when the run was killed is passed over.
     if overwrite or not (inputs.out / "run.json").is_file():
         return None
     return next(reversed(checkpoint.find_all(inputs.out / "checkpoints")), None)
@@ -328,6 +333,8 @@ def _info(config: StageConfig, task: Task, state: str) -> dict[str, Any]:
 def _publish(trainer: Trainer, summary: RunSummary, evaluation: Evaluation | None) -> None:
     """Writes the weights, then `run.json` with state complete, and drops the checkpoints."""
     config, task, out = trainer.config, trainer.task, trainer.inputs.out
+
+    # Under ZeRO 3 every rank has a part of the weights, so all of them take part.
     with trainer.published_weights():
         trainer.write_weights(WEIGHTS)
     if trainer.sampler.rank == 0:
@@ -337,6 +344,9 @@ def _publish(trainer: Trainer, summary: RunSummary, evaluation: Evaluation | Non
             "evaluation": evaluation.to_dict() if evaluation else None,
         }
         publish_text(out / "run.json", json.dumps(info, indent=2) + "\n")
+
+        # The run is complete from here on, so nothing needs its checkpoints but those of its best
+        # evaluations.
         checkpoints = out / "checkpoints"
         if config.keep_best:
             checkpoint.remove_others(checkpoints, checkpoint.Keep(0, config.keep_best))
@@ -344,4 +354,6 @@ def _publish(trainer: Trainer, summary: RunSummary, evaluation: Evaluation | Non
             shutil.rmtree(checkpoints, ignore_errors=True)
         with contextlib.suppress(OSError):
             (out / FILE).unlink()
+
+    # No rank returns before the run is complete.
     deepspeed.barrier()

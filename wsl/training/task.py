@@ -188,11 +188,15 @@ def make_model(config: StageConfig, inputs: StageInputs, task: Task) -> torch.nn
     if inputs.init is not None and inputs.init.is_dir():
         loaded = load_run(inputs.init)
         _same_network(config.model, loaded.config.model, inputs.init)
+
+        # With another label set the last layer's outputs would mean other classes.
         before = loaded.info.get("vocabulary_fingerprint")
         same = loaded.info["num_labels"] == task.num_labels and before in (None, task.vocabulary_fingerprint)
         load_weights(model, inputs.init / WEIGHTS, skip=None if same else name)
     elif inputs.init is not None:
         state = read_weights(inputs.init)
+
+        # A file of weights has no vocabulary, so the shape of the last layer is all there is to compare.
         own = model.state_dict()[f"{name}.weight"].shape
         found = state.get(f"{name}.weight")
         same = found is not None and found.shape == own

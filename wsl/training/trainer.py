@@ -81,6 +81,8 @@ class Trainer:
         self.engine.train()
         if config.train == "last-layer":
             freeze_statistics(self.engine.module)
+
+        # Whatever ends the loop, the log is closed and the handlers of signals are as before.
         with contextlib.ExitStack() as ending:
             request = ending.enter_context(StopRequest())
             log = MetricsLog(self.inputs.out, start) if self.sampler.rank == 0 else None
@@ -99,6 +101,8 @@ class Trainer:
                 note = self._note(result.loss, lr)
                 progress.update(bar, advance=1, note=note)
                 self._after(step + 1, start, result, lr, note, log)
+
+                # The step agrees over ranks on stopping, so all ranks stop after the same step.
                 if result.stop:
                     self._stop(step + 1, request)
         self.corrupt.check()
@@ -221,6 +225,7 @@ class Trainer:
 
     def evaluate(self, done: int) -> Evaluation:
         """Accuracy on the held-out index, of the average of the weights where there is one."""
+        # Opened once, as later evaluations find its images decoded.
         if self._held_out is None:
             assert self.inputs.evaluate is not None
             opened = Index.open(self.inputs.evaluate)
@@ -240,6 +245,8 @@ class Trainer:
             if self.config.keep_best > 0 and (self.best is None or result.top1 > self.best):
                 self.best = result.top1
                 self.write_weights(BEST)
+
+        # The evaluation has set the whole network back to training, frozen statistics too.
         if self.config.train == "last-layer":
             freeze_statistics(self.engine.module)
         return result
