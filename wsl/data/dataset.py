@@ -132,6 +132,7 @@ class Images:
 
     def load(self, ordinals: Ordinals, crops: npt.NDArray[np.float64] | None = None) -> Pixels:
         """The images of `ordinals`; with `crops` (N x 4, `transforms.crop_boxes`) random crops of them."""
+        # A random crop differs each time, so only whole images are taken from the cache and kept in it.
         known = self._cache.images
         missing = [i for i, o in enumerate(ordinals.tolist()) if crops is not None or o not in known]
         contents = self.index.read(ordinals[missing]) if missing else []
@@ -145,11 +146,15 @@ class Images:
             image = decoded[i] if i in decoded else known[ordinal]
             if image is None:
                 valid[i] = False
+
+                # Its memory has arbitrary bytes, and the batch goes to the network as it is.
                 images[i].zero_()
                 continue
             images[i] = image
             if crops is None:
                 self._cache.keep(ordinal, image, self.cache_bytes)
+
+        # Removed samples have no image either, and must not count as damage.
         corrupt = ~valid
         corrupt[corrupt] = ~self._taken_down(ordinals[corrupt])
         return Pixels(images, torch.from_numpy(valid), torch.from_numpy(corrupt))
