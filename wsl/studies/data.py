@@ -63,6 +63,8 @@ class StudyData:
     def make(self, plan: IndexPlan, places: Mapping[str, Place], note: Note) -> Path:
         """Builds an index of the study, whose inputs `places` are built; its folder."""
         settings = self._settings(plan, places)
+
+        # The folder is named by all that the index is made of, so a changed study makes another one.
         told: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "draw": None}
         keys: list[str] | None = None
         if plan.settings.draw is not None:
@@ -129,6 +131,8 @@ def lay_out(
             path, chosen.dataset, num_labelled=chosen.num_labelled, source=sources.get(name)
         )
         folders[name] = path.resolve()
+
+    # The study is about the user's own data.
     if study.workspace is None:
         return StudyData(root, Workspace.find(folder), folders)
     workspace = Workspace.find(folders[study.workspace])

@@ -96,6 +96,8 @@ class PeakResult:
 def judge_all(config: StudyConfig, rows: Rows) -> tuple[list[FindingResult], list[PeakResult]]:
     """Every claim of a study; one that cannot be checked is "not measured", with the reason."""
     findings, peaks = [], []
+
+    # A claim that cannot be checked must not cost the others.
     for finding in config.findings:
         try:
             findings.append(judge(finding, rows, config.seeds))

@@ -173,6 +173,7 @@ def _build_indexes(study: StudyConfig, data: StudyData, note: Note) -> dict[str,
                 data.make(plan, {p.name: p for p in plans if set(p.values) <= set(place.values)}, note)
                 built[place] = plan
 
+    # First those indexes that the shares are of, since their sizes give the axes' values.
     if study.shares:
         fixed = {name for axis in study.shares.values() for name in (axis.of, axis.classes)}
         build(plan_indexes(study, bare, only=fixed))
@@ -186,6 +187,8 @@ def _build_indexes(study: StudyConfig, data: StudyData, note: Note) -> dict[str,
         shares[axis] = list(
             dict.fromkeys(max(round(value * number / num_classes), 1) for value in share.values)
         )
+
+    # Now all axes are known, and with them the rest of the indexes.
     axes = axis_values(study, shares)
     build(plan_indexes(study, axes))
     return axes
@@ -203,12 +206,15 @@ def with_axes(study: StudyConfig, changes: Sequence[str]) -> StudyConfig:
         variants = study.axes.get(axis)
         if axis == SEED:
             tree["seeds"] = values
+
+        # A variant is a name for several settings, so only names that the study has can be chosen.
         elif isinstance(variants, dict):
             unknown = [value for value in values if value not in variants]
             if unknown:
                 raise UsageError(f"--axis {change}: expected some of {', '.join(variants)}, got {unknown[0]}")
             tree["axes"][axis] = {value: variants[value] for value in values}
         else:
+            # A share that is given as numbers is an axis like any other.
             tree.get("shares", {}).pop(axis, None)
             tree.setdefault("axes", {})[axis] = values
     return check(StudyConfig, tree, "--axis")
