@@ -103,6 +103,8 @@ def open_records(
             return Records(held, None)
         stream = _collect(scan(files, storage_options, path_column), columns, files)
         return Records(stream, separator, tuple(files))
+
+    # A frame or a stream has no files whose paths could name the shards.
     if path_column is not None:
         raise UsageError(
             "records: keys begin anew in every shard, so each record must say which shard it belongs to; "
@@ -154,6 +156,8 @@ def scan(
         return _with_images(pl.scan_parquet(files, **options), files)
     if kind == "ipc":
         return pl.scan_ipc(files, **options)
+
+    # Polars would read a line of any length into memory.
     for file in files:
         _check_lines(file)
     if kind == "ndjson":
@@ -234,6 +238,8 @@ def _check_lines(path: str) -> None:
         while size - start > MAX_LINE_BYTES:
             end = start + MAX_LINE_BYTES
             place = -1
+
+            # Backwards from the end of the window: the last newline in it is where the next window begins.
             while place < 0 and end > start:
                 begin = max(start, end - step)
                 file.seek(begin)
