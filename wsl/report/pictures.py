@@ -41,6 +41,8 @@ def thumbnail(content: bytes) -> bytes | None:
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     return None
+
+                # Browsers show these formats, so a small image goes into the page as it is.
                 small = max(image.size) <= 2 * MAX_SIDE and len(content) <= MAX_BYTES
                 if small and image.format in ("PNG", "JPEG", "WEBP"):
                     image.load()
@@ -48,6 +50,8 @@ def thumbnail(content: bytes) -> bytes | None:
                 shown = image.convert("RGBA")
         shown.thumbnail((MAX_SIDE, MAX_SIDE))
         out = io.BytesIO()
+
+        # Transparent parts are shown on white, as on the page.
         white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
         Image.alpha_composite(white, shown).convert("RGB").save(out, "WEBP", quality=80)
     except Exception:  # decoders of hostile bytes raise nearly everything

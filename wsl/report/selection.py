@@ -102,6 +102,7 @@ def _truth(
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{file}: expected a table of true classes, found: {error}") from None
     except UsageError:
+        # The workspace's own file may be of something else; only one that was named has to fit.
         if given is None:
             return None
         raise
@@ -228,6 +229,7 @@ def disagreeing(selected: Selected, label: int, best: pl.DataFrame | None) -> pl
 
     Adds the columns other (a class) and why: "truly", "the teacher says" or "also selected for".
     """
+    # The surest reason comes first, and a pair that has one is not asked for another.
     pairs = selected.pairs.filter(pl.col("class") == label)
     found = []
     if selected.has_truth:
