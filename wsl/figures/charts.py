@@ -89,6 +89,8 @@ def _draw(chart: Chart) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
     figure = Canvas(figsize=(7.6, _height(chart)), layout="constrained")
+
+    # Results from elsewhere have a panel and a scale of their own.
     if chart.reference:
         axes, beside = figure.subplots(1, 2, width_ratios=(5, 3))
         _reference(beside, chart)
@@ -103,6 +105,8 @@ def _draw(chart: Chart) -> Figure:
     axes.set_ylabel(plots.plain(chart.ylabel))
     if chart.percent:
         axes.yaxis.set_major_formatter(_percent())
+
+    # One line needs no legend; with long names fewer fit side by side.
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         widest = max(map(len, labels))

@@ -253,6 +253,8 @@ def confusion(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(shares.shape):
         share = shares[row, column]
+
+        # Smaller shares would read as 0.
         if share >= 0.005:
             colour = "white" if share > 0.55 else "#1d2733"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8)
