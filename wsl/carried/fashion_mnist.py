@@ -119,6 +119,8 @@ def read_parts(file: Path, source: Path | None, sizes: Sizes) -> dict[str, Part]
     if source is not None:
         images, labels = read_original(source, "train")
         test_images, test_labels = read_original(source, "t10k")
+
+        # What is not chosen as labelled is unlabelled: no image is in both sets.
         chosen = balanced(labels, sizes.labelled)
         rest = np.setdiff1d(np.arange(len(labels)), chosen)
         labelled = Part(images[chosen], labels[chosen], chosen)
