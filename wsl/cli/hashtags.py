@@ -74,6 +74,7 @@ def stats(
     """Count hashtags: how many, how Zipf-like, what the head holds."""
     from wsl.hashtags.counts import fit_zipf
 
+    # Whether the plot may be written is asked before the counting, which can take hours.
     check_plot(plot, overwrite)
     if counts:
         refuse(context, (*OF_RECORDS, *OF_CLUSTER), "with --counts no records are read")
@@ -97,6 +98,8 @@ def stats(
             title="Hashtags by rank",
         )
         note(f"plot: {plot}")
+
+    # With --json standard output has JSON alone; tables are for people.
     content: dict[str, Any] = {
         "records": counted.num_records,
         "hashtags": counted.num_hashtags,
@@ -227,6 +230,7 @@ def build_vocabulary(
     """Make a vocabulary of records or counts, and say what it covers."""
     from wsl.hashtags.vocabulary import Vocabulary
 
+    # Asked before the counting, which can take hours.
     check_free(out, overwrite)
     columns = _columns(hashtags)
     if counts:
@@ -235,6 +239,8 @@ def build_vocabulary(
     else:
         sources = _sources(hashtags)
         counted = _count(sources, columns, memory.resources(threads.number))
+
+    # str.splitlines would split at other characters than newlines too.
     left_out = [] if exclude_tags is None else exclude_tags.read_text(encoding="utf-8").split("\n")
     min_count = labels.min_count or 1
     made = Vocabulary.build(
@@ -248,6 +254,8 @@ def build_vocabulary(
     coverage = made.coverage
     if not len(made):
         raise UsageError(f"no hashtag is on --min-count {min_count} records; lower it")
+
+    # Counts do not know which tags are on one record, so the share of records needs the records once more.
     covered = None
     if sources:
         with progress("cover", total=counted.num_records, unit="records") as advance:

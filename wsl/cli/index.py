@@ -96,6 +96,8 @@ def build(
     given = {key: value for key, value in (vars(options) | vars(labels)).items() if value is not None}
     if limit:
         given["limits"] = _shares(limit)
+
+    # All options are checked against all indexes before the first one is built.
     to_build = _to_build(name, shards, records, out, given, workspace)
     resources = memory.resources(threads.number)
     beside = None if out is None else out.with_name(f"{out.name}.parts")

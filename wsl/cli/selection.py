@@ -94,6 +94,8 @@ def pseudolabel(
             "--k and --p are needed: 'wsl pseudolabel --k 8000 --p 10' keeps the 8,000 best "
             "images of every class and at most 10 classes of an image"
         )
+
+    # Options without effect are refused, since who gives one expects something of it.
     if predictions is not None:
         scoring_alone = ("checkpoint", "keep", "flip", "temperature", "num_accelerators")
         refuse(context, scoring_alone, "with --predictions nothing is scored")
@@ -111,6 +113,8 @@ def pseudolabel(
             "--cluster-group is for files of predictions; images that are scored now are divided by "
             "cluster.group_samples in wsl.yaml"
         )
+
+    # What the options contradict in one another is checked with the request, for callers of Python too.
     request = SelectionRequest(
         k=k,
         p=p,
@@ -193,6 +197,8 @@ def _show(report: dict[str, Any], as_json: bool, plot: Path | None) -> None:
         from wsl.figures.plots import save_selection
 
         save_selection(plot, rows, report["images_by_classes"])
+
+    # With --json standard output has JSON alone.
     if as_json:
         print_json(report)
         return

@@ -45,6 +45,8 @@ def init(
 
     if dataset not in DATASETS:
         raise UsageError(f"--dataset {dataset}: expected one of {', '.join(DATASETS)}")
+
+    # Options without effect are refused, since who gives one expects something of it.
     if dataset != "fashion-mnist":
         refuse(context, ["num_labelled"], f"this is for --dataset fashion-mnist, and not for {dataset}")
     if dataset == "none":
