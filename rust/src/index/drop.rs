@@ -97,6 +97,9 @@ pub(super) fn carry_over(
             let shard =
                 fresh.shards().get(place.shard as usize).filter(|_| place.shard != NO_SHARD);
             let shard = shard.map_or("", |shard| shard.path.as_str());
+
+            // Keys that begin anew in every shard are those of a sample only together with its
+            // shard.
             let same = shard_stem(shard) == shard_stem(&row.shard);
             if fresh.manifest().key_scope == KeyScope::Global || same {
                 rows.push(Dropped { sample, shard: shard.to_owned(), key: row.key.clone() });

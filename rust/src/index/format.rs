@@ -178,6 +178,9 @@ impl Manifest {
         let tree: serde_json::Value = serde_json::from_slice(&text).map_err(|error| {
             bad(format!("expected the manifest of an index as JSON, found: {error}"))
         })?;
+
+        // Format and version come before the other keys: a newer index may have keys that this one
+        // does not know.
         if tree.get("format").and_then(|format| format.as_str()) != Some(FORMAT) {
             return Err(bad(format!("expected \"format\": \"{FORMAT}\"; this is no index of wsl")));
         }

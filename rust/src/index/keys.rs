@@ -207,6 +207,8 @@ fn packed(hash: u64, ordinal: u64, bits: u32) -> u64 {
 fn sorted(mut entries: Vec<u64>) -> Vec<u64> {
     const BUCKETS: usize = 1 << BUCKET_BITS;
     let bucket = |entry: u64| (entry >> (u64::BITS - BUCKET_BITS)) as usize;
+
+    // A small table is sorted sooner as it is.
     if entries.len() < 64 * BUCKETS {
         entries.sort_unstable();
         return entries;
@@ -230,6 +232,9 @@ fn sorted(mut entries: Vec<u64>) -> Vec<u64> {
         buckets.push(first);
         rest = others;
     }
+
+    // The buckets do not overlap, so threads sort them side by side, and their order is that of
+    // all.
     buckets.into_par_iter().for_each_init(Vec::new, |spare, bucket| sort_bucket(bucket, spare));
     near
 }

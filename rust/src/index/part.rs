@@ -225,6 +225,9 @@ fn read_layout(file: &File, size: u64) -> Parsed<Vec<Batch>> {
     if read(file, 0, MAGIC.len())? != MAGIC || &end[4..] != MAGIC {
         return Err("it is not an Arrow IPC file".to_owned());
     }
+
+    // Nothing here is trusted: lengths are checked before they are used, for the file may be
+    // damaged.
     let length = u32_at(&end, &(0..4), 0).unwrap_or_default();
     let start = tail.checked_sub(u64::from(length)).ok_or("its footer is longer than the file")?;
     let footer = read(file, start, length as usize)?;

@@ -26,6 +26,8 @@ impl Index {
             open_checked(self.folder(), entry)?;
             job.advance(entry.size);
         }
+
+        // Read once more for its checksum; the fingerprint is of vocabulary and parts alone.
         Manifest::read(self.folder())?;
         if self.manifest().computed_fingerprint() != self.manifest().fingerprint {
             return Err(Error::data(format!(
@@ -55,6 +57,9 @@ impl Index {
         let shard = &self.shards.rows()[number as usize];
         let (found, etag) = shard::summarize(&path, self.shards.storage(), job)?;
         job.advance(found.size);
+
+        // A copy in another place has another etag, so etags count only where the shards are where
+        // they were.
         let is_replaced =
             !self.shards.is_moved() && shard.etag.is_some() && etag.is_some() && shard.etag != etag;
         if is_replaced || (found.size, found.header_checksum) != (shard.size, shard.header_checksum)

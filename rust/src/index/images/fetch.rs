@@ -206,6 +206,9 @@ impl Fetch<'_> {
         if self.bytes.len() < length {
             self.bytes.resize(length, 0);
         }
+
+        // The memory goes back whatever comes of the reading, so that the next chunk need not make
+        // it anew.
         let mut bytes = std::mem::take(&mut self.bytes);
         let done = match way {
             Way::Request => self.read_stored(first..next, &mut bytes[..length], job),

@@ -247,6 +247,9 @@ impl Sections {
             let what = format!("expected the sections {start} to {end}, it has {}", self.len());
             return Err(self.damaged(&what));
         }
+
+        // An entry is where its section ends, so the one before is needed for where the first
+        // begins.
         let from = start.saturating_sub(1);
         let bytes = ENTRY * from..ENTRY * end;
         let table = match &self.table {
@@ -258,6 +261,8 @@ impl Sections {
         let (mut places, mut checksums) = (vec![first], Vec::new());
         for entry in entries {
             let place = u64_of(entry);
+
+            // The table may be damaged: sections must follow one another, and end before the table.
             if place < places[places.len() - 1] || place > self.table_at {
                 return Err(self.damaged("its table leads outside it"));
             }

@@ -94,6 +94,9 @@ impl Builder {
                 _ => return Err(file.damaged("it holds neither records nor labels")),
             }
         }
+
+        // Records that are all of the index's again replace its earlier counts; new ones are added
+        // to them.
         self.set_counts(fresh, again);
         Ok(())
     }

@@ -253,6 +253,9 @@ impl Thread {
         let codes = self.lookup.numbers(entries, entries.range(0), &mut encoder);
         std::mem::swap(codes, &mut self.entries);
         self.alike.clear();
+
+        // Only tags outside the vocabulary have no label by which two entries of one tag could be
+        // known as one.
         if !self.entries.contains(&UNKNOWN) {
             return;
         }

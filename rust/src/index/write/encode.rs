@@ -136,6 +136,8 @@ pub(in crate::index) fn each_record(
         let keys = Keys::new(&batch, columns, true)?;
         encoder.encode(&batch, job, |row, labels| {
             let (shard, key) = (keys.shard(row)?, keys.get(row)?);
+
+            // What the lists leave out takes no room among the records.
             let key = join_key(&shard, &key, &mut scratch);
             if let Some(cause) = lists.cause(key) {
                 *counts.entry(format!("records_{cause}")).or_insert(0) += 1;

@@ -14,9 +14,13 @@ impl Builder {
         if !self.records.is_spilled() {
             return Ok(None);
         }
+
+        // Taken out of the builder for as long as the names are borrowed.
         let (shards, scope) = (std::mem::take(&mut self.shards), self.options.key_scope);
         let names = |shard| scoped_name(&shards, scope, shard);
         let mut probes = Probes::new(&self.options.memory, &names)?;
+
+        // Parts that were there before have their labels, and only use up their records.
         for entry in &self.parts[..self.num_parts_kept] {
             probes.mark(&Part::open(&self.folder, entry)?, job)?;
         }
@@ -25,6 +29,8 @@ impl Builder {
         }
         let records = std::mem::take(&mut self.records).into_partitions()?;
         let labels = probes.join(&records, &self.options.memory, job)?;
+
+        // Their disk space is not needed any more.
         drop(records);
         self.shards = shards;
         *self.count("records_doubled") += labels.num_doubled;

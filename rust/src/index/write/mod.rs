@@ -356,9 +356,14 @@ impl Builder {
         let scope = self.options.key_scope;
         let storage = self.options.storage.clone();
         let storage = &storage;
+
+        // Shards of the journal are done already.
         let num_done = self.shards.len() - self.num_shards_kept;
         job.advance(num_done as u64);
         let left = paths.get(num_done..).unwrap_or_default();
+
+        // A few shards for each thread at a time: they are scanned in any order, and taken in
+        // theirs.
         for some in left.chunks(2 * num_threads) {
             let scans: Vec<Result<Scan>> = pool.install(|| {
                 some.par_iter()
