@@ -97,6 +97,7 @@ impl<'a> Feed<'a> {
         }
         let Some(reader) = &mut self.reader else { return Ok(false) };
         let Some(pairs) = reader.next_pairs(piece)? else {
+            // Its buffers are used again for the next group.
             self.done = self.reader.take();
             return Ok(true);
         };

@@ -333,10 +333,14 @@ impl Selection {
     pub fn finish(&mut self, k: Option<u32>, p: Option<u32>, job: &Job) -> Result<Selected> {
         self.check_usable()?;
         let (k, p) = self.check_cuts(k, p)?;
+
+        // The row that is open is looked at, not closed, so that more scores may come after this.
         let mut open = self.open_pairs()?;
         open.sort_unstable_by_key(|(class, _)| *class);
         job.check()?;
         self.make_room()?;
+
+        // Both ways give the same pairs; which one is used depends on the memory alone.
         let in_memory = self.classes.spill.limit().is_none() && self.classes.runs.is_empty();
         let cuts = (k as usize, p as usize);
         let shelves =

@@ -126,6 +126,7 @@ impl Selection {
 
     /// Whether the parts of a file that was read fit each other.
     fn check_loaded(&self, input: &Input<'_>) -> Result<()> {
+        // The file has a checksum, but may come from elsewhere: what contradicts itself is refused.
         let unseen = |sample| input.fault(&format!("it keeps sample {sample} and has not seen it"));
         let mut num_kept = 0;
         if let Some(open) = &self.open {
@@ -236,6 +237,8 @@ impl Input<'_> {
             other => return Err(self.fault(&format!("it has an unknown order, {other}"))),
         };
         let (num_classes, k, p) = (self.small()?, self.small()?, self.small()?);
+
+        // Checked before memory is taken for so many classes.
         if num_classes == 0 || num_classes > MAX_CLASSES || k == 0 || p == 0 {
             return Err(self.fault(&format!("it has {num_classes} classes, K = {k} and P = {p}")));
         }

@@ -237,12 +237,16 @@ impl TopK {
         if num_waiting == 0 {
             return Ok(());
         }
+
+        // Before the entries are taken, so that the limit is kept at every moment.
         if self.spill.limit().is_some() {
             let needed: usize = (0..self.parts.len()).map(|part| self.needed(waiting, part)).sum();
             if self.bytes_used() + needed > self.budget.entries {
                 self.spill()?;
             }
         }
+
+        // A part is touched by one thread alone, so no class needs a lock.
         let (k, waits) = (self.k, &*waiting);
         let parts = self.parts.par_iter_mut().zip(self.floors.par_chunks_mut(1 << self.shift));
         parts.enumerate().for_each_init(Vec::new, |scratch, (number, (part, floors))| {

@@ -98,6 +98,8 @@ impl Selection {
         }
         self.check_matrix(samples, logits)?;
         let width = self.num_classes as usize;
+
+        // In blocks, so that the scores take little memory beside the logits.
         let rows = rayon::current_num_threads() * rows_per_block(width);
         let mut block = vec![0.0; logits.len().min(rows * width)];
         self.guarded(|selection| {
