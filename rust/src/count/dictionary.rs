@@ -84,6 +84,8 @@ impl Dictionary {
         for numbers in records.records() {
             self.num_records = self.num_records.wrapping_add(1);
             let mut kept = 0;
+
+            // Most dictionaries have each tag once, and need no detour.
             if self.stands_for.is_empty() {
                 for &number in numbers {
                     kept += u64::from(self.cells[number as usize].see(self.num_records));
@@ -103,6 +105,8 @@ impl Dictionary {
             num_texts += numbers.len() as u64;
             sizes.add(kept, 1);
         }
+
+        // What is neither kept nor rejected was a duplicate.
         tally.num_records += records.records().len() as u64;
         tally.num_hashtags += num_kept;
         tally.num_duplicates += num_texts - num_kept - num_rejected;

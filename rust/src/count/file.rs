@@ -89,6 +89,8 @@ impl HashtagCounts {
                 "it is of format version {version}, and this wsl reads version {FORMAT_VERSION}"
             )));
         }
+
+        // The sums come first, so that what follows can be checked against them as it is read.
         let mut counts = Self::new(memory);
         input.read_tally(&mut counts)?;
         let num_sized = input.read_sizes(&mut counts)?;

@@ -119,6 +119,8 @@ impl HotTags {
             let stamp = first_row + row as u32;
             let key = Key::of_view(view);
             let slot = &mut slots[key.place(*bits)];
+
+            // Written without branches, since whether a tag is hot cannot be predicted.
             let is_hot = slot.key.equals(key) & (view as u32 as usize <= VIEW_INLINE);
             let is_new = is_hot & (slot.row != stamp);
             slot.count += u32::from(is_new);
@@ -209,6 +211,7 @@ impl HotLongTags {
         others: &mut [Other],
         long: &mut [u16],
     ) -> (usize, usize) {
+        // Few tags are long, and only these have to be looked up here.
         let mut num_long = 0;
         for (number, other) in (0_u16..).zip(&*others) {
             long[num_long] = number;
@@ -228,6 +231,8 @@ impl HotLongTags {
             let Some(text) = column.long_text(views[other.place()]) else { continue };
             let slot = &mut slots[place_of(text) & mask];
             let stamp = first_row + other.row() as u32;
+
+            // Written without branches, since whether a tag is hot cannot be predicted.
             let is_hot = slot.is(text);
             let is_new = is_hot & (slot.hot.row != stamp);
             slot.hot.row = if is_hot { stamp } else { slot.hot.row };
@@ -252,6 +257,9 @@ impl HotLongTags {
             slot.hot.count += 1;
             return true;
         }
+
+        // Most tags are rare, so only one in so many may challenge: that costs little, and a common
+        // one soon gets its turn.
         self.num_others += 1;
         if self.num_others < CHALLENGERS {
             return false;

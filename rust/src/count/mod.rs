@@ -225,6 +225,9 @@ impl HashtagCounts {
         for batch in batches {
             let batch = batch?;
             let column = tag_column(&batch, options)?;
+
+            // Each thread has rows of its own, and continues in them after the table has taken in
+            // what waits.
             let share = column.len().div_ceil(num_threads).max(1);
             for (number, local) in locals.iter_mut().enumerate() {
                 let first = (number * share).min(column.len());
@@ -234,6 +237,9 @@ impl HashtagCounts {
                 pool.install(|| {
                     locals.par_iter_mut().try_for_each(|local| local.count(&column, job))
                 })?;
+
+                // A thread stops where too much waits; the rest of its rows comes in the next
+                // round.
                 if !locals.iter().any(Local::is_full) {
                     break;
                 }

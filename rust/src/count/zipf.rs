@@ -150,6 +150,9 @@ impl Tail {
         let (mut low, mut high) = (MIN_ALPHA, MAX_ALPHA);
         let mut alpha = guess.clamp(low, high);
         let mut curvature = 1.0;
+
+        // The likelihood is concave, so its derivative shows on which side of the maximum a step
+        // is.
         for _ in 0..100 {
             let log_zeta = hurwitz(alpha, x_min as f64).ln();
             let gradient = -mean - log_zeta.first;
@@ -159,6 +162,8 @@ impl Tail {
             } else {
                 high = alpha;
             }
+
+            // Newton's step where it stays within the bounds; halving always does.
             let newton = alpha + gradient / curvature;
             let next = if newton > low && newton < high { newton } else { 0.5 * (low + high) };
             let step = (next - alpha).abs();
