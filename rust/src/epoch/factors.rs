@@ -271,6 +271,9 @@ fn add_sums(some: &[f32], first: u64, sums: &mut Vec<f64>) -> Result<()> {
             some[at]
         )));
     }
+
+    // Several blocks side by side: a sum of floats has to be in order, so one alone would wait for
+    // each addition.
     let mut groups = some.chunks_exact(LANES * BLOCK);
     for group in &mut groups {
         let mut totals = [0.0; LANES];
@@ -331,6 +334,7 @@ fn bytes_of(sums: &[f64]) -> Vec<u8> {
 
 /// The sums beside a file of factors, where they are whole and of this very file.
 fn open_sums(path: &Path, head: [u64; 3]) -> Option<(u128, Bytes)> {
+    // The file only saves time, so whatever is wrong with it, the sums are made anew.
     let file = File::open(path).ok()?;
     let blocks = usize::try_from(head[0]).ok()?.div_ceil(BLOCK);
     let size = blocks.checked_mul(8)?.checked_add(HEADER)?;

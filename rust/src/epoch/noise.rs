@@ -62,6 +62,8 @@ impl LabelNoise {
             )));
         }
         tally.num_labels += labels.len() as u64;
+
+        // A label must not come twice in a sample, so those drawn are taken too.
         let mut taken = labels.to_vec();
         for (slot, label) in (0_u64..).zip(labels.iter_mut()) {
             if unit(hash([CHOICE, self.seed, sample, slot])) >= self.share {

@@ -50,6 +50,9 @@ impl Starts {
         let last = u32::try_from(groups.saturating_sub(1)).map_err(|_| {
             Error::usage("repeat factors: so many samples do not fit the table of an epoch's order")
         })?;
+
+        // A mark for every few groups on average, so that a look-up seeks among a few, however
+        // uneven they are.
         let spread = (NEIGHBOURS * factors.total() / groups as f64).clamp(1.0, MAX_LENGTH);
         let shift = spread.log2() as u32;
         let mut starts = Vec::with_capacity(groups);

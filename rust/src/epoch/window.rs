@@ -97,12 +97,18 @@ impl Windows {
             let starts = &self.starts[begin..=end];
             let length = starts[starts.len() - 1] - starts[0];
             let number = (begin / self.size) as u64;
+
+            // The permutation is keyed by the window, so that every position can be had without
+            // those before it.
             let within = Permutation::keyed(length, |round| {
                 hash([WITHIN, self.seed, self.epoch, number, round])
             });
             let left = starts[starts.len() - 1] - position;
             let (now, later) = rest.split_at_mut(left.min(rest.len() as u64) as usize);
             within.fill(position - starts[0], now);
+
+            // The permutation is over the samples of the window; its shards need not be neighbours
+            // in the index.
             for slot in now.iter_mut() {
                 let inside = *slot + starts[0];
                 let at = starts.partition_point(|&start| start <= inside) - 1;
