@@ -153,6 +153,7 @@ impl MemberRecords {
         };
         let name = std::str::from_utf8(&member.name).ok().and_then(split_name);
         if let Some((key, extension)) = name {
+            // A sample ends where the next key begins.
             if self.sample.as_ref().is_none_or(|(known, _)| known != key) {
                 self.leave_sample();
                 self.sample = Some((key.to_owned(), None));

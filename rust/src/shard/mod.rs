@@ -549,6 +549,7 @@ fn usual_number(field: &[u8]) -> Option<u64> {
 /// A number field: octal text, or base 256 where the first bit is set.
 #[inline]
 fn number(field: &[u8]) -> Option<u64> {
+    // Sizes over 8 GiB do not fit the octal digits: GNU tar writes them in base 256.
     if field[0] == 0x80 && field.len() > 8 {
         let (high, low) = field[1..].split_at(field.len() - 9);
         return high
