@@ -126,6 +126,7 @@ pub fn normalize<'a>(
     raw: &'a [u8],
     scratch: &'a mut Scratch,
 ) -> std::result::Result<&'a str, Rejection> {
+    // One look at all bytes decides how much there is to do; for most tags it is nothing.
     let mut classes = 0;
     for &byte in raw {
         classes |= CLASS[usize::from(byte)];
@@ -146,6 +147,8 @@ pub fn normalize<'a>(
             scratch.text.as_str()
         }
     };
+
+    // After normalizing, which may remove all of a tag, or make it longer.
     if text.is_empty() {
         return Err(Rejection::Empty);
     }

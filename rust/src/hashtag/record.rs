@@ -339,6 +339,9 @@ impl RecordReader {
             }
             return;
         }
+
+        // At ASCII white space first: a piece that is no UTF-8 must not cost the other tags of its
+        // text.
         for piece in text.split(|&byte| matches!(byte, 0x09..=0x0d | b' ')) {
             match std::str::from_utf8(piece) {
                 Ok(piece) => {
