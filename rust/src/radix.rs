@@ -46,6 +46,9 @@ pub(crate) fn sort_where_they_lie<R: Copy + Ord>(
     if records.len() <= MANY {
         return sort_slice(records, scratch, number);
     }
+
+    // One pass by the highest digit, after which each range fits the cache better and is sorted by
+    // itself.
     let (low, high) = bounds(records, number);
     let bits = u64::BITS - (high - low).leading_zeros();
     if bits == 0 {
