@@ -560,6 +560,7 @@ def _look() -> Any:
             version = f"none that can be imported ({error})"
         missing: dict[str, int | None] = {}
         for path, size in wanted.items():
+            # The size of a folder means nothing, so -1 is for one that is there.
             found = None
             if "://" in path:
                 found = in_store(path, store_options)
