@@ -45,7 +45,7 @@ def _root(
     ] = False,
 ) -> None:
     context.obj = {"debug": debug}
-    # The workspace that one is in holds for commands that need no workspace too.
+    # The workspace that one is in applies to commands that need no workspace too.
     folder = Path(os.environ.get("WSL_WORKSPACE") or ".")
     file = folder / "wsl.yaml"
     if file.is_file() and b"storage" in file.read_bytes():
@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> int:
         return EXIT_FAILURE
     except Exception as error:
         return _report(error, debug="--debug" in arguments)
-    # Typer turns Ctrl-C into its code and says nothing.
+    # Typer turns Ctrl-C into its code without a message.
     if result == EXIT_INTERRUPTED:
         print_error(explain(KeyboardInterrupt()))
     return result if isinstance(result, int) else 0

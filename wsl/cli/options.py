@@ -145,7 +145,7 @@ def use_stores_of(context: typer.Context, folder: Path | None) -> Path | None:
         return folder
     from wsl.workspace.layout import Workspace
 
-    # A command that needs the workspace says what is wrong with it.
+    # A command that needs the workspace reports what is wrong with it.
     with contextlib.suppress(UsageError):
         context.with_resource(Workspace.find(folder).stores())
     return folder

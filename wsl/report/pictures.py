@@ -51,7 +51,7 @@ def thumbnail(content: bytes) -> bytes | None:
         shown.thumbnail((MAX_SIDE, MAX_SIDE))
         out = io.BytesIO()
 
-        # Transparent parts are shown on white, as on the page.
+        # RGB has no transparency, so transparent parts become white.
         white = Image.new("RGBA", shown.size, (255, 255, 255, 255))
         Image.alpha_composite(white, shown).convert("RGB").save(out, "WEBP", quality=80)
     except Exception:  # decoders of hostile bytes raise nearly everything
