@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wsl.hashtags.counting import Columns
     from wsl.hashtags.counts import HashtagCounts
     from wsl.index.build import Wanted
-    from wsl.selection.topk import TopK
+    from wsl.selection.topk import Cut, TopK
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,26 @@ class ClusterExecutor:
         self,
         job: Mapping[str, Any],
         made_by: Mapping[str, Any],
-        selection: Mapping[str, Any],
+        cut: Cut,
         resources: Resources,
     ) -> tuple[TopK, str]:
         """Lets the network score all samples into one selection; and where its parts are."""
         from wsl.cluster import scoring
 
-        top = scoring.score_into_state(job, made_by, selection, resources, self.settings, self.folder)
+        top = scoring.score_into_state(job, made_by, cut, resources, self.settings, self.folder)
         return top, self.folder
 
     def select(
         self,
         files: Sequence[str],
         columns: Sequence[str],
-        selection: Mapping[str, Any],
+        cut: Cut,
         resources: Resources,
     ) -> TopK:
         """A selection that has taken all pairs of the files."""
         from wsl.cluster import scoring
 
-        return scoring.select(files, columns, selection, resources, self.settings, self.folder)
+        return scoring.select(files, columns, cut, resources, self.settings, self.folder)
 
     def _run(self, name: str | None) -> Run | None:
         return None if name is None else self._runs.setdefault(name, Run(name))

@@ -1,4 +1,4 @@
-"""Parts of an index: what a worker reads, joins and writes of it. The engine's `steps` explains them.
+"""Parts of an index: what a worker reads, joins and writes of it. What they are: the engine's `index::steps`.
 
     scan       of a group of shards: their headers
     records    of a group of tables: keys and labels, in buckets by the hash of the key

@@ -22,7 +22,7 @@ from wsl.files import stores
 from wsl.files.resources import UNLIMITED, Resources
 from wsl.index.mapped import Index
 from wsl.selection.predictions import SCORED_BY, gaps, scored_parts
-from wsl.selection.topk import TopK
+from wsl.selection.topk import Cut, TopK
 from wsl.workspace.config import ClusterConfig
 
 ACTORS = frozenset({"score", "scorestate"})
@@ -71,17 +71,17 @@ def score(job: Mapping[str, Any], made_by: Mapping[str, Any], settings: ClusterC
 def score_into_state(
     job: Mapping[str, Any],
     made_by: Mapping[str, Any],
-    selection: Mapping[str, Any],
+    cut: Cut,
     resources: Resources,
     settings: ClusterConfig,
     folder: stores.Place,
 ) -> TopK:
-    """Lets the network score all samples into one selection; `selection` has its options."""
+    """Lets the network score all samples into one selection."""
     index = Index.open(Path(job["index"]))
     size = settings.group_samples
     limits = _limits(settings, resources)
     leaves = [
-        Part("scorestate", number, _range(job, made_by, index, found) | dict(selection), (), limits)
+        Part("scorestate", number, _range(job, made_by, index, found) | cut.to_json(), (), limits)
         for number, found in enumerate(gaps([], len(index), size))
     ]
     inputs = [job["run"], job["index"], *index.shard_paths()]
@@ -91,7 +91,7 @@ def score_into_state(
 def select(
     files: Sequence[str],
     columns: Sequence[str],
-    selection: Mapping[str, Any],
+    cut: Cut,
     resources: Resources,
     settings: ClusterConfig,
     folder: stores.Place,
@@ -105,7 +105,7 @@ def select(
         Part(
             "select",
             number,
-            {"files": {path: stores.stamp(path) for path in group}, "columns": list(columns), **selection},
+            {"files": {path: stores.stamp(path) for path in group}, "columns": list(columns)} | cut.to_json(),
             (),
             limits,
         )

@@ -17,7 +17,7 @@ from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps, resources_of
 from wsl.files.tables import open_stream
 from wsl.selection.predictions import scored_parts
-from wsl.selection.topk import TopK
+from wsl.selection.topk import Cut, TopK
 
 
 def make(parts: Parts, part: Part) -> None:
@@ -94,8 +94,7 @@ def _score(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _top(part: Part) -> TopK:
-    given = part.arguments
-    return TopK(given["num_classes"], given["k"], given["p"], given["order"], **resources_of(part).options())
+    return Cut.from_json(part.arguments).new(resources_of(part))
 
 
 def _score_state(parts: Parts, part: Part, out: Path) -> None:

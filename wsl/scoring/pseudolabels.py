@@ -38,7 +38,7 @@ from wsl.selection.dropped import Dropped
 from wsl.selection.keyed import KeyedPredictions, samples_of
 from wsl.selection.predictions import SCORED_BY, are_ranges
 from wsl.selection.states import StateJob
-from wsl.selection.topk import LAYOUT, Order, Selection, TopK
+from wsl.selection.topk import LAYOUT, Cut, Order, Selection, TopK
 from wsl.workspace.layout import Workspace
 
 Progress = Callable[[int], object]
@@ -148,12 +148,12 @@ def _take(
         if executor is not None:
             reason = _why_together(files, order, keyed, dropped)
             if reason is None:
-                options = _options(request, num_classes, order)
+                cut = request.cut(num_classes, order)
                 names = [str(file) for file in files]
-                tops[order] = executor.select(names, _columns(files), options, request.resources)
+                tops[order] = executor.select(names, _columns(files), cut, request.resources)
                 continue
             warn(f"{files[0]}: {reason}, so this process selects {order} by itself")
-        tops[order] = request.new(num_classes, order)
+        tops[order] = request.cut(num_classes, order).new(request.resources)
         if keyed is None:
             _feed(tops[order], files, dropped, progress, warn)
         else:
@@ -205,7 +205,7 @@ def _score_into_states(
         if not job.is_valid_for(index):
             job.forget()
         job.tidy()
-        about = {"num_classes": job.num_classes, "k": job.k, "p": job.p, "orders": job.orders}
+        about = job.cut.to_json() | {"orders": job.orders}
         publish_text(job.folder / "job.json", json.dumps(about | {"made_by": source.made_by}))
         states = job_of(source.paths, request.scoring) | {"states": job.to_json()}
         score_on_ranks(states, request.scoring, job.folder)
@@ -224,13 +224,8 @@ def _without(
         return tops
     where = f"{folder} (remove it, and the teacher scores again)"
     return {
-        order: dropped.out_of_state(top, request.k, where, **request.resources.memory())
-        for order, top in tops.items()
+        order: dropped.out_of_state(top, request.k, where, request.resources) for order, top in tops.items()
     }
-
-
-def _options(request: SelectionRequest, num_classes: int, order: str) -> dict[str, Any]:
-    return {"num_classes": num_classes, "k": request.k, "p": request.p, "order": order}
 
 
 def _why_together(
@@ -258,8 +253,8 @@ def _score_elsewhere(
     job = job_of(source.paths, request.scoring)
     tops: dict[str, TopK] = {}
     for order in _orders_scored(request, num_classes):
-        options = _options(request, num_classes, order)
-        top, folder = executor.score_into_state(job, source.made_by, options, request.resources)
+        cut = request.cut(num_classes, order)
+        top, folder = executor.score_into_state(job, source.made_by, cut, request.resources)
         tops |= _without(dropped, {order: top}, request, folder)
     return tops
 
@@ -273,8 +268,10 @@ def _state_job(request: SelectionRequest, source: ScoreSource, orders: list[Orde
         known = json.loads(found.read_text())
         if not _serves(known, request, source, orders):
             continue
-        chosen = {key: known[key] for key in ("num_classes", "k", "p")}
-        job = StateJob(found.parent, orders=tuple(known["orders"]), resources=request.resources, **chosen)
+        orders_there: tuple[Order, ...] = tuple(known["orders"])
+        # A job that was begun before it noted an order has those of its states.
+        cut = Cut.from_json({"order": orders_there[0]} | known)
+        job = StateJob(found.parent, cut, orders_there, request.resources)
         num_done = sum(stop - start for start, stop in job.done())
         if num_done > most and job.is_valid_for(index):
             best, most = job, num_done
@@ -282,7 +279,7 @@ def _state_job(request: SelectionRequest, source: ScoreSource, orders: list[Orde
         return best
     num_classes = int(source.made_by["num_classes"])
     name = f"{'-and-'.join(orders)}-k{request.k}-p{request.p}-{_short(source.made_by)}"
-    return StateJob(parent / name, num_classes, request.k, request.p, tuple(orders), request.resources)
+    return StateJob(parent / name, request.cut(num_classes), tuple(orders), request.resources)
 
 
 def _serves(
@@ -342,7 +339,7 @@ def merge_states(
 
     # These samples were removed after the states were saved.
     if dropped is not None:
-        top = dropped.out_of_state(top, provenance["k"], "the merged state", **limits)
+        top = dropped.out_of_state(top, provenance["k"], "the merged state", resources)
     selection = top.finish(k, p)
 
     # Where P is no less than the number of classes nothing is cut, and the orders are the same.

@@ -18,7 +18,7 @@ from wsl.index.mapped import Index
 from wsl.scoring.verbs import ScoringOptions, ScoringPaths, parse_keep, scoring_paths, teacher_of
 from wsl.selection.output import truth_of
 from wsl.selection.predictions import common_keep, is_whole, metadata_of, read_metadata
-from wsl.selection.topk import Order, TopK
+from wsl.selection.topk import Cut, Order
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,9 @@ class SelectionRequest:
     resources: Resources = UNLIMITED
     overwrite: bool = False
 
-    def new(self, num_classes: int, order: str | None = None) -> TopK:
-        """An empty selection."""
-        chosen = cast("Order", order or self.order)
-        return TopK(num_classes, self.k, self.p, chosen, **self.resources.options())
+    def cut(self, num_classes: int, order: str | None = None) -> Cut:
+        """What the selection keeps, in the order that is wanted or another one."""
+        return Cut(num_classes, self.k, self.p, cast("Order", order or self.order))
 
 
 @dataclass(frozen=True)

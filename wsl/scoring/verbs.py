@@ -20,7 +20,7 @@ from wsl.files.resources import Resources
 from wsl.index.mapped import Index
 from wsl.selection.predictions import gaps
 from wsl.selection.states import RANGE, covered_by
-from wsl.selection.topk import TopK
+from wsl.selection.topk import Cut, TopK
 from wsl.workspace.layout import Workspace
 from wsl.workspace.run import is_complete, read_run
 
@@ -68,17 +68,17 @@ class Executor(Protocol):
         self,
         job: Mapping[str, Any],
         made_by: Mapping[str, Any],
-        selection: Mapping[str, Any],
+        cut: Cut,
         resources: Resources,
     ) -> tuple[TopK, str]:
-        """Lets the network score all samples into one selection of these options; and where its parts are."""
+        """Lets the network score all samples into one selection; and where its parts are."""
         ...
 
     def select(
         self,
         files: Sequence[str],
         columns: Sequence[str],
-        selection: Mapping[str, Any],
+        cut: Cut,
         resources: Resources,
     ) -> TopK:
         """A selection that has taken all pairs of the files."""

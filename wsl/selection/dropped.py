@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from wsl._core import UsageError
+from wsl.files.resources import UNLIMITED, Resources
 from wsl.files.tables import scan
 from wsl.index.mapped import Index
 from wsl.selection.topk import TopK
@@ -57,11 +58,10 @@ class Dropped:
             self._see(rows["sample"].filter(taken_down))
         return rows.filter(~taken_down)
 
-    def out_of_state(self, top: TopK, k: int, where: str, **limits: Any) -> TopK:
+    def out_of_state(self, top: TopK, k: int, where: str, resources: Resources = UNLIMITED) -> TopK:
         """`top` without them, exact for up to `k` images of a class; `top` itself where it has none.
 
-        `limits` are those of memory. UsageError where it cannot be: `where` is what it is a state of and
-        how to make it anew.
+        UsageError where it cannot be: `where` is what it is a state of, and how to make it anew.
         """
         if not len(self.samples):
             return top
@@ -83,7 +83,7 @@ class Dropped:
                 f"{int(lost[worst]):,} were taken down since, and it does not say which come after the other "
                 f"{most:,}; lower --k to {most:,} or less, or score again"
             )
-        rest = TopK(top.num_classes, most, top.p, top.order, **limits)
+        rest = replace(top.cut, k=most).new(resources)
         for frame in held.frames():
             rest.update_pairs(self.out_of_rows(frame).select("sample", "class", "score"))
         return rest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from wsl.selection.predictions import (
     scored_parts,
     span_of,
 )
-from wsl.selection.topk import Order, TopK
+from wsl.selection.topk import Cut, Order, TopK
 
 RANGE = 65_536
 """Samples of a file of predictions."""
@@ -63,29 +63,26 @@ class StateJob:
     """
 
     folder: Path
-    num_classes: int
-    k: int
-    p: int
+    cut: Cut
+    """What each of them keeps, in each of the orders."""
     orders: tuple[Order, ...]
     resources: Resources = UNLIMITED
 
     def new(self, order: Order) -> TopK:
         """An empty selection."""
-        return TopK(self.num_classes, self.k, self.p, order, **self.resources.options())
+        return replace(self.cut, order=order).new(self.resources)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for the processes that score."""
-        about = {"num_classes": self.num_classes, "k": self.k, "p": self.p, "orders": self.orders}
-        return about | {"folder": str(self.folder), "resources": self.resources.to_json()}
+        about = {"cut": self.cut.to_json(), "orders": self.orders, "resources": self.resources.to_json()}
+        return about | {"folder": str(self.folder)}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         """What `to_json` made."""
         return cls(
             Path(tree["folder"]),
-            tree["num_classes"],
-            tree["k"],
-            tree["p"],
+            Cut.from_json(tree["cut"]),
             tuple(tree["orders"]),
             Resources.from_json(tree["resources"]),
         )

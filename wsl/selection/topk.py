@@ -16,7 +16,8 @@ of memory the rest goes to sorted runs in a private folder, which is gone at the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
@@ -25,6 +26,7 @@ import numpy.typing as npt
 from wsl import _core
 from wsl._core import UsageError
 from wsl.files.globs import plain_parquet
+from wsl.files.resources import UNLIMITED, Resources
 
 if TYPE_CHECKING:
     import polars as pl
@@ -119,6 +121,32 @@ def with_probability(pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs.select("sample", "class", "score", probability.alias("probability"), "rank")
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What a selection keeps: K images of each class, P classes of each image, in an order.
+
+    One record for all who begin one: a request, the states of a network that scores, the parts on a cluster.
+    """
+
+    num_classes: int
+    k: int
+    p: int
+    order: Order = "class-first"
+
+    def new(self, resources: Resources = UNLIMITED) -> TopK:
+        """An empty selection."""
+        return TopK(self.num_classes, self.k, self.p, self.order, **resources.options())
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, for another process."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """What `to_json` made; other names are passed over."""
+        return cls(**{each.name: tree[each.name] for each in fields(cls)})
+
+
 class TopK:
     """The state of a selection: give it scores as they come, then `finish`.
 
@@ -154,6 +182,11 @@ class TopK:
             spill_dir=spill_dir,
             num_threads=num_threads,
         )
+
+    @property
+    def cut(self) -> Cut:
+        """What it keeps."""
+        return Cut(self.num_classes, self.k, self.p, self.order)
 
     @property
     def num_classes(self) -> int:

@@ -81,7 +81,7 @@ impl Recipe {
     }
 }
 
-/// What a verb may take of the machine: `wsl.files.memory.Resources`.
+/// What a verb may take of the machine: `wsl.files.resources.Resources`.
 #[derive(FromPyObject)]
 pub(super) struct Resources {
     memory_bytes: Option<usize>,
