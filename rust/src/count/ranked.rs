@@ -10,7 +10,7 @@ use arrow_array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use rayon::prelude::*;
 
-use super::run::{FAN_IN, Merge, Segment, SegmentWriter, by_rank};
+use super::run::{FAN_IN, Segment, SegmentMerge, SegmentWriter, by_rank};
 use crate::hashtag::{Key, Tag};
 use crate::job::Job;
 use crate::spill::Memory;
@@ -49,7 +49,7 @@ impl Ranked {
     pub fn iter(&self) -> RankedIter {
         let merge = match &self.content {
             Content::Table { .. } => None,
-            Content::Runs(runs) => Some(Merge::new(runs, by_rank)),
+            Content::Runs(runs) => Some(SegmentMerge::new(runs, by_rank)),
         };
         RankedIter { ranked: self.clone(), merge, place: 0, ended: false }
     }
@@ -79,7 +79,7 @@ impl Ranked {
 /// Reads [`Ranked`] from the first rank on.
 pub struct RankedIter {
     ranked: Ranked,
-    merge: Option<Merge>,
+    merge: Option<SegmentMerge>,
     place: usize,
     ended: bool,
 }
@@ -191,7 +191,7 @@ impl<'a> Ranker<'a> {
 
     fn join_runs(&mut self) -> Result<()> {
         let mut writer = SegmentWriter::new(Arc::new(self.memory.spill_file()?));
-        let mut merge = Merge::new(&self.runs, by_rank);
+        let mut merge = SegmentMerge::new(&self.runs, by_rank);
         while let Some(entry) = merge.next()? {
             writer.push(entry.tag(), entry.count())?;
         }

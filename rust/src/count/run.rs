@@ -5,13 +5,12 @@
 //! of a [`SpillFile`], which hold entries: the tag's length (u8), its bytes, its count (LEB128). What
 //! is read back is checked against the hash of what was written.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::hashtag::{MAX_BYTES, Tag};
-use crate::spill::SpillFile;
+use crate::spill::{Merge, Source, SpillFile};
 use crate::{Error, Result, leb128};
 
 /// Bytes of a block.
@@ -158,71 +157,52 @@ fn decode_count(bytes: &[u8]) -> Option<(u64, usize)> {
     leb128::get(bytes).filter(|&(count, _)| count > 0)
 }
 
-/// By which rule a merge goes.
-pub(super) type Compare = fn(&SegmentReader, &SegmentReader) -> Ordering;
+/// The order of a merge: a number of each entry, the smaller first; ties go by bytes.
+pub(super) type Order = fn(&SegmentReader) -> u64;
 
 /// By ascending hash, ties by bytes.
-pub(super) fn by_hash(a: &SegmentReader, b: &SegmentReader) -> Ordering {
-    a.hash().cmp(&b.hash()).then_with(|| a.tag().cmp(b.tag()))
+pub(super) fn by_hash(entry: &SegmentReader) -> u64 {
+    entry.hash()
 }
 
 /// By descending count, ties by bytes.
-pub(super) fn by_rank(a: &SegmentReader, b: &SegmentReader) -> Ordering {
-    b.count().cmp(&a.count()).then_with(|| a.tag().cmp(b.tag()))
+pub(super) fn by_rank(entry: &SegmentReader) -> u64 {
+    !entry.count()
+}
+
+/// A segment whose entries are in an order.
+struct Ordered {
+    reader: SegmentReader,
+    order: Order,
+}
+
+impl Source<u64> for Ordered {
+    const HOLDS_MORE: bool = true;
+
+    #[inline]
+    fn next_record(&mut self) -> Result<Option<u64>> {
+        Ok(self.reader.advance()?.then(|| (self.order)(&self.reader)))
+    }
+
+    #[inline]
+    fn is_before(&self, other: &Self) -> bool {
+        self.reader.tag() < other.reader.tag()
+    }
 }
 
 /// Several segments read as one, in order.
-pub(super) struct Merge {
-    readers: Vec<SegmentReader>,
-    /// A binary heap of places in `readers`, the first entry at its root.
-    heap: Vec<usize>,
-    compare: Compare,
-    started: bool,
-}
+pub(super) struct SegmentMerge(Merge<u64, Ordered>);
 
-impl Merge {
-    pub(super) fn new(segments: &[Segment], compare: Compare) -> Self {
-        let readers = segments.iter().map(SegmentReader::new).collect();
-        Self { readers, heap: Vec::new(), compare, started: false }
+impl SegmentMerge {
+    pub(super) fn new(segments: &[Segment], order: Order) -> Self {
+        let readers = segments.iter().map(SegmentReader::new);
+        Self(Merge::new(readers.map(|reader| Ordered { reader, order }).collect()))
     }
 
     /// Goes to the next entry, which is returned; equal tags come one after another.
     pub(super) fn next(&mut self) -> Result<Option<&SegmentReader>> {
-        if !self.started {
-            self.started = true;
-            for place in 0..self.readers.len() {
-                if self.readers[place].advance()? {
-                    self.heap.push(place);
-                }
-            }
-            for root in (0..self.heap.len() / 2).rev() {
-                self.sift_down(root);
-            }
-        } else if let Some(&first) = self.heap.first() {
-            if !self.readers[first].advance()? {
-                self.heap.swap_remove(0);
-            }
-            self.sift_down(0);
-        }
-        Ok(self.heap.first().map(|&first| &self.readers[first]))
-    }
-
-    fn sift_down(&mut self, mut root: usize) {
-        let Self { readers, heap, compare, .. } = self;
-        let before = |a: usize, b: usize| compare(&readers[a], &readers[b]).is_lt();
-        loop {
-            let mut least = root;
-            for child in [2 * root + 1, 2 * root + 2] {
-                if child < heap.len() && before(heap[child], heap[least]) {
-                    least = child;
-                }
-            }
-            if least == root {
-                return;
-            }
-            heap.swap(root, least);
-            root = least;
-        }
+        let found = self.0.next_record()?;
+        Ok(found.and_then(|_| self.0.source()).map(|source| &source.reader))
     }
 }
 
@@ -231,7 +211,7 @@ pub(super) fn add_up(
     segments: &[Segment],
     mut each: impl FnMut(&[u8], u64) -> Result<()>,
 ) -> Result<()> {
-    let mut merge = Merge::new(segments, by_hash);
+    let mut merge = SegmentMerge::new(segments, by_hash);
     let mut tag: Vec<u8> = Vec::new();
     let mut sum = 0_u64;
     while let Some(entry) = merge.next()? {

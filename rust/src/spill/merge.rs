@@ -6,6 +6,14 @@ use crate::Result;
 pub trait Source<R> {
     /// The next record, not smaller than the one before.
     fn next_record(&mut self) -> Result<Option<R>>;
+
+    /// Whether a source holds more of an entry than its record, such as a text of any length.
+    const HOLDS_MORE: bool = false;
+
+    /// Where it does: whether this source goes first although its record equals the other's.
+    fn is_before(&self, _other: &Self) -> bool {
+        false
+    }
 }
 
 impl<R: super::Record> Source<R> for super::RunReader<R> {
@@ -41,13 +49,21 @@ impl<R: Copy + Ord, S: Source<R>> Merge<R, S> {
     pub fn next_record(&mut self) -> Result<Option<R>> {
         if !self.started {
             self.start()?;
+        } else if let Some(&(_, player)) = self.tree.first() {
+            // Only now, so that until now its source held what it returned last.
+            match self.sources[self.players[player as usize] as usize].next_record()? {
+                Some(next) => self.play((next, player)),
+                None => self.leave(player),
+            }
         }
-        let Some(&(record, player)) = self.tree.first() else { return Ok(None) };
-        match self.sources[self.players[player as usize] as usize].next_record()? {
-            Some(next) => self.play((next, player)),
-            None => self.leave(player),
-        }
-        Ok(Some(record))
+        Ok(self.tree.first().map(|&(record, _)| record))
+    }
+
+    /// The source of the record that was returned last, where it has not gone on yet.
+    #[inline]
+    pub fn source(&self) -> Option<&S> {
+        let &(_, player) = self.tree.first()?;
+        self.sources.get(self.players[player as usize] as usize)
     }
 
     /// The sources, as far as they were read: each is one record ahead of what was merged at most.
@@ -68,14 +84,21 @@ impl<R: Copy + Ord, S: Source<R>> Merge<R, S> {
         Ok(())
     }
 
+    /// Whether the first of two players goes before the second.
+    #[inline]
+    fn is_before(&self, one: (R, u32), other: (R, u32)) -> bool {
+        let source = |player: u32| &self.sources[self.players[player as usize] as usize];
+        let is_tie = || S::HOLDS_MORE && one.0 == other.0;
+        one.0 < other.0 || is_tie() && source(one.1).is_before(source(other.1))
+    }
+
     /// Plays the matches of the last winner's way up, with its next record.
     #[inline]
     fn play(&mut self, mut best: (R, u32)) {
         let mut place = (best.1 as usize + self.players.len()) / 2;
         while place > 0 {
-            let other = &mut self.tree[place];
-            if other.0 < best.0 {
-                std::mem::swap(other, &mut best);
+            if self.is_before(self.tree[place], best) {
+                std::mem::swap(&mut self.tree[place], &mut best);
             }
             place /= 2;
         }
@@ -102,7 +125,7 @@ impl<R: Copy + Ord, S: Source<R>> Merge<R, S> {
         for place in (1..num).rev() {
             let (one, other) = (winners[2 * place], winners[2 * place + 1]);
             (winners[place], self.tree[place]) =
-                if other.0 < one.0 { (other, one) } else { (one, other) };
+                if self.is_before(other, one) { (other, one) } else { (one, other) };
         }
         // A single player has no match.
         self.tree[0] = winners[1];
@@ -144,6 +167,52 @@ mod tests {
             }
             assert_eq!(merge.next_record().unwrap(), None);
             assert_eq!(merge.next_record().unwrap(), None);
+        }
+    }
+
+    /// Numbers, each with a text that the record does not hold.
+    struct Texts(std::vec::IntoIter<(u8, String)>, String);
+
+    impl Source<u8> for Texts {
+        const HOLDS_MORE: bool = true;
+
+        fn next_record(&mut self) -> Result<Option<u8>> {
+            let Some((number, text)) = self.0.next() else { return Ok(None) };
+            self.1 = text;
+            Ok(Some(number))
+        }
+
+        fn is_before(&self, other: &Self) -> bool {
+            self.1 < other.1
+        }
+    }
+
+    #[test]
+    fn what_a_record_does_not_hold_orders_equal_ones_and_is_there_until_the_next() {
+        for num_sources in 1..20_u32 {
+            let sources: Vec<Vec<(u8, String)>> = (0..num_sources)
+                .map(|number| {
+                    let mut entries: Vec<(u8, String)> = (0..number % 7 * 5)
+                        .map(|place| {
+                            let mixed = (number * 31 + place).wrapping_mul(2_654_435_761);
+                            ((mixed >> 30) as u8, format!("{}", mixed >> 8))
+                        })
+                        .collect();
+                    entries.sort_unstable();
+                    entries
+                })
+                .collect();
+            let mut expected = sources.concat();
+            expected.sort_unstable();
+            let readers = sources.into_iter().map(|all| Texts(all.into_iter(), String::new()));
+            let mut merge = Merge::new(readers.collect());
+            assert!(merge.source().is_none());
+            for (number, text) in expected {
+                assert_eq!(merge.next_record().unwrap(), Some(number));
+                assert_eq!(merge.source().unwrap().1, text);
+            }
+            assert_eq!(merge.next_record().unwrap(), None);
+            assert!(merge.source().is_none());
         }
     }
 }
