@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from wsl.train import SHARED
-from wsl.training import launch
+from wsl.training import forking, launch
 from wsl.training.forking import NOT_FORKED, Adopted, NotForkedError, fork_ranks, is_gpu_visible
 from wsl.training.launch import launch_program
 
@@ -139,6 +139,20 @@ def test_the_exit_code_is_that_of_the_rank_that_failed_and_the_others_are_ended(
 def test_what_a_rank_registers_for_its_end_is_done(run: Run, tmp_path: Path) -> None:
     assert run("import atexit; atexit.register(write, 'end', rank)") == (0, [])
     assert read(tmp_path, "end") == [0, 1]
+
+
+def test_ranks_are_known_by_their_number_whichever_runs_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import os, sys, time\n"
+    script += "os.write(int(sys.argv[1]), b'2 30\\n0 10\\n'); time.sleep(0.2)\n"
+    script += "os.write(int(sys.argv[1]), b'1 20\\n')\n"
+    reading, writing = os.pipe()
+    server = subprocess.Popen([sys.executable, "-c", script, str(writing)], pass_fds=(writing,))
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as reports:
+        assert forking._process_ids(reports.fileno(), server, lambda: False) == [10, 20, 30]
+    assert server.wait() == 0
 
 
 def test_a_rank_that_a_signal_ended_is_named(run: Run) -> None:

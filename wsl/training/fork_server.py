@@ -3,8 +3,8 @@
     python -m wsl.training.fork_server REPORT MODULE SHARED... -- ARGUMENT...
 
 `wsl.training.forking` starts it, and is the parent of the ranks when it has ended. Each rank writes its
-process id to the file descriptor REPORT, waits for that moment, and calls `MODULE.main(ARGUMENTS)`. The
-modules SHARED are imported before the fork.
+number and process id to the file descriptor REPORT, waits for that moment, and calls
+`MODULE.main(ARGUMENTS)`. The modules SHARED are imported before the fork.
 
 A fork copies memory and one thread. A lock that another thread holds would stay locked in the ranks, and
 a pool of threads would have none; and CUDA cannot be used after a fork by who asked it before. So no
@@ -65,16 +65,16 @@ def _fork(report: int, num_ranks: int) -> int:
         except OSError:
             os._exit(NOT_FORKED)
         if pid == 0:
-            _leave(server, report)
+            _leave(server, report, rank)
             return rank
     # What the imports registered for the end is the ranks' to do.
     os._exit(0)
 
 
-def _leave(server: int, report: int) -> None:
+def _leave(server: int, report: int, rank: int) -> None:
     """Makes a fork a process of the launcher: in a session of its own, known by its id, its child."""
     os.setsid()
-    os.write(report, f"{os.getpid()}\n".encode())
+    os.write(report, f"{rank} {os.getpid()}\n".encode())
     os.close(report)
     while os.getppid() == server:
         time.sleep(POLL_S)

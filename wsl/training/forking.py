@@ -119,7 +119,7 @@ def fork_ranks(
 
 
 def _process_ids(reports: int, server: subprocess.Popen[bytes], interrupted: Callable[[], bool]) -> list[int]:
-    """The ids that the ranks write, until the server and all that it forked are ready or dead."""
+    """The ids of the ranks, in their order, when the server and all that it forked are ready or dead."""
     text = b""
     while True:
         if interrupted():
@@ -128,7 +128,9 @@ def _process_ids(reports: int, server: subprocess.Popen[bytes], interrupted: Cal
         if select.select([reports], [], [], POLL_S)[0]:
             read = os.read(reports, 1 << 16)
             if not read:
-                return [int(line) for line in text.split()]
+                # Ranks write when they run first, which may be in another order than they were forked.
+                numbered = sorted(tuple(map(int, line.split())) for line in text.splitlines())
+                return [pid for _, pid in numbered]
             text += read
 
 
