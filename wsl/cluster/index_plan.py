@@ -126,11 +126,11 @@ class Plan:
             self._wanted.vocabulary.write(file)
             return self._parts.keep("vocabulary", file.read_bytes()).name
 
-    def _record_parts(self, kind: str, recipe: str, **about: Any) -> list[Part]:
+    def _record_parts(self, kind: str, recipe: str) -> list[Part]:
         """Parts of groups of tables."""
         inputs = (self._keep_vocabulary(), recipe)
         return [
-            Part(kind, number, {"records": _stamps(group), **about}, inputs, self._limits)
+            Part(kind, number, {"records": _stamps(group)}, inputs, self._limits)
             for number, group in enumerate(record_groups(self.records, self._settings.group_bytes))
         ]
 
@@ -153,8 +153,7 @@ class ShardsPlan(Plan):
         samples = [self._sample_part(scan, recipe) for scan in scans]
         records, joins = [], []
         if is_joined:
-            is_by_path = wanted.recipe.key_scope == "shard" and wanted.recipe.shard_column is None
-            records = self._record_parts("records", recipe, is_by_path=is_by_path)
+            records = self._record_parts("records", recipe)
         yield Stage("read", [scans, [*records, *samples]], is_last=False)
         if is_joined:
             known = self._known_part()

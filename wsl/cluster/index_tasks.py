@@ -26,10 +26,9 @@ from wsl._core import DataError
 from wsl.cluster.parts import Part, Parts
 from wsl.cluster.plan import check_stamps, resources_of
 from wsl.files import stores
-from wsl.files.globs import plain_parquet
 from wsl.files.locking import held_by_task
 from wsl.hashtags.vocabulary import Vocabulary
-from wsl.index.build import BUILDING, Ending, as_read, open_recipe_records, prepare
+from wsl.index.build import BUILDING, Ending, files_read_by_the_engine, open_by, prepare
 from wsl.index.mapped import MANIFEST
 from wsl.workspace.recipe import Recipe
 
@@ -60,12 +59,11 @@ def _scan(parts: Parts, part: Part, out: Path) -> None:
 
 
 def _records(parts: Parts, part: Part, out: Path) -> None:
-    files, is_by_path = part.arguments["records"], part.arguments["is_by_path"]
+    files = part.arguments["records"]
     check_stamps(files)
     labels, recipe = _vocabulary(parts, part.inputs[0]), _recipe(parts, part.inputs[1])
-    found = open_recipe_records(list(files), recipe, is_by_path)
+    found, read = open_by(recipe, list(files))
     with found.reading():
-        read = as_read(recipe, found, is_by_path)
         _core.save_records(found.stream, out, read, vocabulary=labels.core, resources=resources_of(part))
     check_stamps(files)
 
@@ -75,11 +73,11 @@ def _rows(parts: Parts, part: Part, out: Path) -> None:
     check_stamps(stamps)
     labels, recipe = _vocabulary(parts, part.inputs[0]), _recipe(parts, part.inputs[1])
     about: dict[str, Any] = {"vocabulary": labels.core, "num_threads": part.limits["num_threads"]}
-    files = [] if recipe.separator or recipe.key_format else plain_parquet(list(stamps))
+    files = files_read_by_the_engine(recipe, list(stamps))
     if not (files and _core.save_parquet_rows(files, out, recipe, **about)):
-        found = open_recipe_records(list(stamps), recipe, is_by_path=False)
+        found, read = open_by(recipe, list(stamps))
         with found.reading():
-            _core.save_rows(found.stream, out, as_read(recipe, found, is_by_path=False), **about)
+            _core.save_rows(found.stream, out, read, **about)
     check_stamps(stamps)
 
 

@@ -306,7 +306,7 @@ class _Counting:
     def count(self) -> HashtagCounts:
         """The counts; `spool` has the records from then on, if it can."""
         wanted, resources = self._wanted, self._wanted.resources
-        files = _files_read_by_the_engine(wanted)
+        files = _files_alone(wanted)
         if files:
             # Beside the index, which takes more than the spool does.
             beside = replace(resources, spill_dir=resources.spill_dir or Path(wanted.folder))
@@ -322,10 +322,15 @@ class _Counting:
         )
 
 
-def _files_read_by_the_engine(wanted: Wanted) -> list[str | os.PathLike[str]]:
-    """The files of records that are a whole index by themselves, where the engine may read them itself."""
-    others = wanted.shards or wanted.recipe.separator is not None or wanted.recipe.key_format is not None
-    return [] if others else plain_parquet(wanted.records)
+def files_read_by_the_engine(recipe: Recipe, records: object) -> list[str | os.PathLike[str]]:
+    """The files of records without shards, where the engine may read them itself."""
+    others = recipe.separator is not None or recipe.key_format is not None
+    return [] if others else plain_parquet(records)
+
+
+def _files_alone(wanted: Wanted) -> list[str | os.PathLike[str]]:
+    """The same where the records are a whole index by themselves; with shards they are joined instead."""
+    return [] if wanted.shards else files_read_by_the_engine(wanted.recipe, wanted.records)
 
 
 def _build_vocabulary(recipe: Recipe, count: Counter) -> Vocabulary:
@@ -393,37 +398,35 @@ def _add_records(
     if spool is not None:
         builder.index_spooled(spool, vocabulary=vocabulary.core, progress=progress)
         return
-    recipe, files = wanted.recipe, _files_read_by_the_engine(wanted)
+    recipe, files = wanted.recipe, _files_alone(wanted)
     if files and builder.index_parquet(files, recipe, vocabulary=vocabulary.core, progress=progress):
         return
-    is_by_path = recipe.key_scope == "shard" and recipe.shard_column is None
-    found = open_recipe_records(wanted.records, recipe, is_by_path)
+    found, read = open_by(recipe, wanted.records)
     with found.reading():
-        read = as_read(recipe, found, is_by_path)
         if wanted.shards:
             builder.add_records(found.stream, read, vocabulary=vocabulary.core, again=wanted.again)
         else:
             builder.index_records(found.stream, read, vocabulary=vocabulary.core, progress=progress)
 
 
-def open_recipe_records(source: object, recipe: Recipe, is_by_path: bool) -> Records:
-    """Records with the columns that a recipe names; where they are known by their path, with one more."""
-    return open_records(
+def open_by(recipe: Recipe, source: object) -> tuple[Records, Recipe]:
+    """Records with the columns that a recipe names, and the recipe for them as they are read.
+
+    That has how their text is split, and which column names the shard: one more, where tables have the names
+    of their shards.
+    """
+    records = open_records(
         source,
         key_column=recipe.key_column,
         hashtags_column=recipe.hashtags_column,
         separator=recipe.separator,
         shard_column=recipe.shard_column,
-        path_column=SHARD if is_by_path else None,
+        path_column=SHARD if recipe.is_by_path else None,
     )
-
-
-def as_read(recipe: Recipe, records: Records, is_by_path: bool) -> Recipe:
-    """The recipe for records that were opened: how their text is split, and which column names the shard."""
     shard = None
     if recipe.key_scope == "shard":
-        shard = SHARD if is_by_path else recipe.shard_column
-    return recipe.model_copy(update={"separator": records.separator, "shard_column": shard})
+        shard = recipe.shard_column or SHARD
+    return records, recipe.model_copy(update={"separator": records.separator, "shard_column": shard})
 
 
 def _resume_key(

@@ -192,8 +192,7 @@ def _new_inputs(
                 changed.append(f"{kind[:-1]} {name}")
 
     # Records of one file may be of any sample, so a new file could change labels that are in the index.
-    beside = settings.key_scope == "shard" and settings.shard_column is None
-    if added["records"] and not (beside or settings.shards is None):
+    if added["records"] and not (settings.is_by_path or settings.shards is None):
         changed += [f"record file {name}" for name in added["records"]]
     if changed or not (added["shards"] or added["records"]):
         raise UsageError(
@@ -202,7 +201,7 @@ def _new_inputs(
         )
     names = sorted(added["shards"], key=os.fsencode)
     shards = [name if stores.is_remote(name) else root / name for name in names]
-    if records is None or beside or settings.shards is None:
+    if records is None or settings.is_by_path or settings.shards is None:
         return _Inputs(shards, None if records is None else added["records"], "new records")
     return _Inputs(shards, records, "all records")
 

@@ -36,6 +36,11 @@ class IndexOptions(Config):
     limits: dict[str, Share] = {}
     """Shares above which the build is refused, such as {samples_without_record: 0.5}."""
 
+    @property
+    def is_by_path(self) -> bool:
+        """Whether tables of records are beside their shards and have their names."""
+        return self.key_scope == "shard" and self.shard_column is None
+
 
 class Recipe(IndexOptions):
     """What an index is built from, but for its inputs."""
